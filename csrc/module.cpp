@@ -1,0 +1,13 @@
+// The extension module. Each bind_*.cpp checks arguments, releases the GIL and calls a core in kernels/ or sync.hpp.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+void bind_kernels(py::module_ &m);  // bind_kernels.cpp
+void bind_sync(py::module_ &m);     // bind_sync.cpp
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Compiled core of xcfast";
+  bind_kernels(m);
+  bind_sync(m);
+}
