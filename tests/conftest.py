@@ -1,0 +1,40 @@
+"""Shared helpers: a small configuration that trains in a second or two."""
+
+import pytest
+import torch
+
+SMALL = {
+    "env_id": "InvertedPendulum-v4",
+    "vectorize": "DummyVecEnv",
+    "device": "cpu",
+    "parallels": 4,
+    "horizon_size": 32,
+    "running_steps": 512,
+    "n_epochs": 2,
+    "n_minibatch": 4,
+    "eval_interval": 256,
+    "test_episode": 2,
+    "representation_hidden_size": [16],
+    "actor_hidden_size": [16],
+    "critic_hidden_size": [16],
+    "logger": "tensorboard",
+    "num_threads": 1,
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """``small(**keys)``: the small configuration, with its output under the test's own folder."""
+    from xcfast import load_config
+
+    def make(**keys):
+        folders = {"log_dir": str(tmp_path / "logs"), "model_dir": str(tmp_path / "models")}
+        return load_config(overrides={**SMALL, **folders, **keys})
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread():
+    """Tests compare bits: torch on the CPU is reproducible at a fixed number of threads."""
+    torch.set_num_threads(1)

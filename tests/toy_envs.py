@@ -1,0 +1,87 @@
+"""Small environments for tests, made by id: ``toy_envs:toy/NAME-v0``."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+BOX1 = Box(-np.inf, np.inf, (1,), np.float64)
+
+
+class RewardOne(gym.Env):
+    """Reward 1 for ever; the observation never changes. With a time limit, V must go to 1 / (1 - gamma)."""
+
+    observation_space = BOX1
+    action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1), {}
+
+    def step(self, action):
+        return np.zeros(1), 1.0, False, False, {}
+
+
+class Target(gym.Env):
+    """One-step episodes: the reward is highest where the action equals the observation."""
+
+    observation_space = BOX1
+    action_space = Box(-2.0, 2.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._obs = self.np_random.uniform(-1.0, 1.0, 1)
+        return self._obs, {}
+
+    def step(self, action):
+        reward = 1.0 - float(np.square(action - self._obs).sum())
+        return self._obs, reward, True, False, {}
+
+
+class Choice(gym.Env):
+    """One-step episodes: the right choice is the sign of the observation."""
+
+    observation_space = BOX1
+    action_space = Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._obs = self.np_random.uniform(-1.0, 1.0, 1)
+        return self._obs, {}
+
+    def step(self, action):
+        right = 2 if self._obs[0] > 0 else 0
+        return self._obs, float(action == right), True, False, {}
+
+
+class Poisoned(RewardOne):
+    """Delivers NaN as an observation after ``healthy`` steps."""
+
+    def __init__(self, healthy=40, poison="obs"):
+        self._healthy, self._poison, self._steps = healthy, poison, 0
+
+    def step(self, action):
+        self._steps += 1
+        bad = self._steps > self._healthy
+        obs = np.full(1, np.nan) if bad and self._poison == "obs" else np.zeros(1)
+        return obs, float("nan") if bad and self._poison == "reward" else 1.0, False, False, {}
+
+
+class Raises(RewardOne):
+    """Raises after ``healthy`` steps."""
+
+    def __init__(self, healthy=40):
+        self._healthy, self._steps = healthy, 0
+
+    def step(self, action):
+        self._steps += 1
+        if self._steps > self._healthy:
+            raise ValueError("the simulator broke")
+        return super().step(action)
+
+
+gym.register("toy/RewardOne-v0", RewardOne, max_episode_steps=20)
+gym.register("toy/Target-v0", Target)
+gym.register("toy/Choice-v0", Choice)
+gym.register("toy/Poisoned-v0", Poisoned, max_episode_steps=10_000)
+gym.register("toy/PoisonedReward-v0", Poisoned, max_episode_steps=10_000, kwargs={"poison": "reward"})
+gym.register("toy/Raises-v0", Raises, max_episode_steps=10_000)

@@ -1,0 +1,117 @@
+"""Checkpoints: one self-contained file each, written atomically, read without executing anything from it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FORMAT = "xcfast-checkpoint"
+VERSION = 1
+BEST_MODEL = "best_model.pth"
+FINAL_MODEL = "final_train_model.pth"
+_PERIODIC = re.compile(r"checkpoint_(\d+)\.pth")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message names the file and the reason."""
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` to ``path``: to a temporary name first, flushed to the disk, then renamed.
+
+    Args:
+        path: where to; its folder must exist.
+        state: nested dicts and lists of tensors, numpy arrays, numbers, strings, booleans and None.
+
+    Raises:
+        CheckpointError: the file cannot be written; what was at ``path`` before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **_plain(state)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: not saved: {error}") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; arrays come back as CPU tensors.
+
+    Raises:
+        CheckpointError: missing, truncated, damaged, not a checkpoint of this program, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path}: truncated, or not a checkpoint ({error})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged (checksum of {damaged!r} does not match)")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: not a checkpoint of xcfast ({reason})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of xcfast")
+    if state["version"] > VERSION:
+        raise CheckpointError(
+            f"{path}: format version {state['version']}; this xcfast reads up to {VERSION}, please upgrade"
+        )
+    return state
+
+
+def checkpoint_path(model_dir: Path, step: int) -> Path:
+    """Name of the periodic checkpoint of that step."""
+    return model_dir / f"checkpoint_{step}.pth"
+
+
+def periodic_checkpoints(model_dir: Path) -> list[Path]:
+    """The periodic checkpoints in a folder, oldest step first."""
+    found = [(int(match[1]), path) for path in model_dir.glob("*.pth") if (match := _PERIODIC.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def prune_checkpoints(model_dir: Path, keep: int) -> None:
+    """Delete all but the last ``keep`` periodic checkpoints."""
+    for path in periodic_checkpoints(model_dir)[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any) -> Any:
+    """Numpy arrays as tensors and numpy scalars as numbers: what ``weights_only`` loading admits."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.array(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    return value

@@ -1,0 +1,119 @@
+"""Collectors: the env loop that fills a rollout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from xcfast import kernels
+from xcfast.policy import CategoricalActor
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+    from xcfast.normalize import ObservationNormalizer
+    from xcfast.policy import ActionMap, ActorCritic
+    from xcfast.rollout import Rollout
+
+
+class ActionNoise:
+    """Counter-based noise: a function of (seed, global env index, that env's step count) and nothing else."""
+
+    def __init__(self, policy: ActorCritic, seed: int, num_envs: int, env_offset: int = 0) -> None:
+        self.counters = np.zeros(num_envs, np.int64)
+        self._seed, self._env_offset = seed, env_offset
+        self._out: np.ndarray
+        if isinstance(policy.actor, CategoricalActor):
+            self._draw, self._out = kernels.uniform_noise, np.empty(num_envs, np.float64)
+        else:
+            self._draw = kernels.gaussian_noise
+            self._out = np.empty((num_envs, policy.actor.logstd.numel()), np.float32)
+
+    def next(self) -> np.ndarray:
+        """Noise of every env's next step: float32 [N, A], or float64 [N] in (0, 1). Overwritten by the next call."""
+        self._draw(self._seed, self._env_offset, self.counters, self._out)
+        self.counters += 1
+        return self._out
+
+
+class TorchCollector:
+    """Collects with any vector env and any policy; the actor runs in torch on the policy's device.
+
+    Observations are normalised with statistics that stay frozen until the rollout is full, then merged.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        policy: ActorCritic,
+        normalizer: ObservationNormalizer,
+        action_map: ActionMap,
+        seed: int,
+    ) -> None:
+        self.envs = envs
+        self.policy = policy
+        self.noise = ActionNoise(policy, seed, envs.num_envs)
+        self._normalizer = normalizer
+        self._action_map = action_map
+        self._obs: np.ndarray | None = None
+
+    def reset(self, seed: int | list[int] | None) -> None:
+        """Start new episodes in every env."""
+        self._obs, _ = self.envs.reset(seed=seed)
+
+    @torch.inference_mode()
+    def collect(self, rollout: Rollout, num_steps: int | None = None) -> None:
+        """Fill the next ``num_steps`` rows of the rollout (default: all that are left).
+
+        When the rollout becomes full, ``rollout.last_obs`` is written and the observation statistics are merged.
+
+        Raises:
+            NonFiniteError: an env delivered NaN or infinity as an observation.
+            WorkerError: an env failed.
+        """
+        if self._obs is None:
+            raise RuntimeError("collect() called before reset()")
+        obs, policy, noise = self._obs, self.policy, self.noise
+        normalizer, action_map = self._normalizer, self._action_map
+        device = policy.device
+        end = rollout.rewards.shape[0] if num_steps is None else rollout.step + num_steps
+        while rollout.step < end:
+            row = rollout.obs[rollout.step]
+            normalizer.normalize_and_track(obs, out=row)
+            output = policy.act(torch.from_numpy(row).to(device))
+            actions = policy.actor.sample(output, torch.from_numpy(noise.next()).to(device)).cpu().numpy()
+            obs, rewards, terminated, truncated, infos = self.envs.step(action_map(actions))
+            final_obs = None
+            timed_out = truncated & ~terminated
+            if timed_out.any():
+                final_obs = normalizer.normalize(np.stack(infos["final_obs"][timed_out]))
+            rollout.store(
+                row, actions.reshape(rollout.actions.shape[1:]), rewards, terminated, truncated, final_obs=final_obs
+            )
+        self._obs = obs
+        if rollout.full:
+            normalizer.normalize(obs, out=rollout.last_obs)
+            normalizer.commit()
+
+    def warm_up(self, rollout: Rollout) -> None:
+        """Give the observation statistics a start: one rollout with the current policy, then discarded."""
+        self.collect(rollout)
+        rollout.clear()
+
+    def state_dict(self, with_envs: bool = True) -> dict[str, Any]:
+        """Noise counters, and the envs' state and last observations where they can be saved (else None)."""
+        envs = self.envs.get_state() if with_envs and self.envs.state_supported else None
+        return {"noise_counters": self.noise.counters.copy(), "envs": envs, "obs": self._obs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Restore ``state_dict``; returns False where the envs' state was not saved, so that they must be reset."""
+        self.noise.counters[:] = np.asarray(state["noise_counters"])
+        if state["envs"] is None:
+            return False
+        self.envs.set_state(state["envs"])
+        self._obs = np.asarray(state["obs"]).copy()
+        return True

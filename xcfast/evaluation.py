@@ -1,0 +1,92 @@
+"""Evaluation: deterministic actions, frozen statistics, envs of its own, the same number of episodes in every env."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from xcfast.envs import make_envs
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+    from xcfast.config import Config
+    from xcfast.normalize import ObservationNormalizer
+    from xcfast.policy import ActionMap, ActorCritic
+
+MAX_ENVS = 64
+TEST_RUN = 2**31  # the evaluation number of test mode: training never gets there
+
+
+def evaluation_seeds(env_seed: int, number: int, num_envs: int) -> list[int]:
+    """Reset seeds of evaluation ``number``; all are >= 2**32, where no training seed is."""
+    words = np.random.SeedSequence((env_seed, number)).generate_state(num_envs, np.uint64)
+    return [int(word >> np.uint64(1)) | 1 << 62 for word in words]
+
+
+def num_evaluation_envs(episodes: int) -> int:
+    """The most envs, at most MAX_ENVS, that can share the episodes equally."""
+    return next(n for n in range(min(episodes, MAX_ENVS), 0, -1) if episodes % n == 0)
+
+
+class Evaluator:
+    """Runs ``test_episode`` episodes with the policy's most likely actions; leaves no trace in training.
+
+    The envs are made at the first call and kept until ``close``. With ``render_mode`` there is one env, and ``on_frame``
+    gets every picture (``rgb_array`` only).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: ActorCritic,
+        normalizer: ObservationNormalizer,
+        action_map: ActionMap,
+        render_mode: str | None = None,
+        on_frame: Callable[[np.ndarray], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._normalizer = normalizer
+        self._action_map = action_map
+        self._render_mode = render_mode
+        self._on_frame = on_frame
+        self._envs: VectorEnv | None = None
+
+    @torch.inference_mode()
+    def __call__(self, number: int) -> np.ndarray:
+        """Episode returns float64 [test_episode] of evaluation ``number``, which decides the seeds; env by env."""
+        config, policy = self._config, self._policy
+        num_envs = 1 if self._render_mode else num_evaluation_envs(config.test_episode)
+        quota = config.test_episode // num_envs
+        if self._envs is None:
+            self._envs = make_envs(config, num_envs=num_envs, render_mode=self._render_mode)
+        envs = self._envs
+        scores: list[list[float]] = [[] for _ in range(num_envs)]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            obs, _ = envs.reset(seed=evaluation_seeds(config.env_seed, number, num_envs))
+            while True:
+                if self._on_frame is not None:
+                    self._on_frame(envs.render())
+                normalized = torch.from_numpy(self._normalizer.normalize(obs)).to(policy.device)
+                actions = policy.actor.mode(policy.act(normalized)).cpu().numpy()
+                obs, _, _, _, infos = envs.step(self._action_map(actions))
+                if "episode" in infos:
+                    for env in np.flatnonzero(infos["_episode"]):
+                        if len(scores[env]) < quota:
+                            scores[env].append(float(infos["episode"]["r"][env]))
+                    if all(len(score) == quota for score in scores):
+                        return np.array([value for score in scores for value in score])
+        finally:
+            torch.set_num_threads(threads)
+
+    def close(self) -> None:
+        """Close the envs."""
+        if self._envs is not None:
+            self._envs.close()
+            self._envs = None

@@ -1,0 +1,296 @@
+"""Actor-critic networks: representation, Gaussian and Categorical heads, and the map from samples to env actions.
+
+Module names follow XuanCe's checkpoints: ``representation.model.*``, ``actor.mu.*``, ``actor.logstd``,
+``critic.model.*``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from xcfast.config import Config
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "elu": nn.ELU,
+    "softmax": lambda: nn.Softmax(dim=-1),
+}
+
+HIDDEN_GAIN = math.sqrt(2.0)
+ACTOR_GAIN = 0.01  # a first policy that hardly depends on the observation: Andrychowicz et al., arXiv 2006.05990
+CRITIC_GAIN = 1.0
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def _linear(n_in: int, n_out: int, gain: float, generator: torch.Generator | None) -> nn.Linear:
+    layer = nn.Linear(n_in, n_out)
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _hidden_layers(
+    n_in: int, widths: Sequence[int], activation: str, normalize: str | None, generator: torch.Generator | None
+) -> tuple[list[nn.Module], int]:
+    """Linear + activation (+ LayerNorm) per width; returns the modules and the width of the last one."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [_linear(n_in, width, HIDDEN_GAIN, generator), ACTIVATIONS[activation]()]
+        if normalize == "LayerNorm":
+            layers.append(nn.LayerNorm(width))
+        n_in = width
+    return layers, n_in
+
+
+class BasicMLP(nn.Module):
+    """Shared trunk: Linear + activation per width, also after the last; no widths make it the identity."""
+
+    def __init__(
+        self,
+        n_in: int,
+        widths: Sequence[int],
+        activation: str,
+        normalize: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        layers, self.output_size = _hidden_layers(n_in, widths, activation, normalize, generator)
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Features float32 [B, output_size] of observations [B, ...]."""
+        return self.model(obs.flatten(1))
+
+
+class GaussianActor(nn.Module):
+    """Diagonal Gaussian with a state-independent log standard deviation; the head's output is the mean [B, A]."""
+
+    def __init__(
+        self,
+        n_in: int,
+        widths: Sequence[int],
+        action_size: int,
+        activation: str,
+        activation_action: str | None,
+        log_std_init: float,
+        normalize: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        layers, width = _hidden_layers(n_in, widths, activation, normalize, generator)
+        layers.append(_linear(width, action_size, ACTOR_GAIN, generator))
+        if activation_action is not None:
+            layers.append(ACTIVATIONS[activation_action]())
+        self.mu = nn.Sequential(*layers)
+        self.logstd = nn.Parameter(torch.full((action_size,), float(log_std_init)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Mean [B, A]."""
+        return self.mu(features)
+
+    def sample(self, mean: Tensor, noise: Tensor) -> Tensor:
+        """Actions [B, A] from standard normal noise [B, A]."""
+        return torch.addcmul(mean, self.logstd.exp(), noise)
+
+    def mode(self, mean: Tensor) -> Tensor:
+        """The most likely action [B, A]."""
+        return mean
+
+    def log_prob(self, mean: Tensor, actions: Tensor) -> Tensor:
+        """Log-density [B] of raw actions [B, A], summed over dimensions."""
+        z = (actions - mean) * torch.exp(-self.logstd)
+        return -0.5 * z.square().sum(-1) - (self.logstd + _LOG_SQRT_2PI).sum()
+
+    def entropy(self, mean: Tensor) -> Tensor:
+        """Entropy [B], summed over dimensions."""
+        return (self.logstd + (0.5 + _LOG_SQRT_2PI)).sum().expand(mean.shape[0])
+
+
+class CategoricalActor(nn.Module):
+    """Categorical distribution over n actions; the head's output are the logits [B, n]."""
+
+    def __init__(
+        self,
+        n_in: int,
+        widths: Sequence[int],
+        num_actions: int,
+        activation: str,
+        normalize: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        layers, width = _hidden_layers(n_in, widths, activation, normalize, generator)
+        layers.append(_linear(width, num_actions, ACTOR_GAIN, generator))
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, n]."""
+        return self.model(features)
+
+    def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Actions int64 [B] by inversion of the cumulative distribution at uniform noise float64 [B] in (0, 1)."""
+        cumulative = logits.double().softmax(-1).cumsum(-1)
+        return (cumulative < noise.unsqueeze(-1)).sum(-1).clamp_(max=logits.shape[-1] - 1)
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """The most likely action int64 [B]."""
+        return logits.argmax(-1)
+
+    def log_prob(self, logits: Tensor, actions: Tensor) -> Tensor:
+        """Log-probability [B] of actions int64 [B]."""
+        return logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Entropy [B]."""
+        log_p = logits.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1)
+
+
+class Critic(nn.Module):
+    """State value."""
+
+    def __init__(
+        self,
+        n_in: int,
+        widths: Sequence[int],
+        activation: str,
+        normalize: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        layers, width = _hidden_layers(n_in, widths, activation, normalize, generator)
+        layers.append(_linear(width, 1, CRITIC_GAIN, generator))
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Values [B]."""
+        return self.model(features).squeeze(-1)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value function on a shared trunk, or on one trunk each (``shared_representation: False``)."""
+
+    def __init__(
+        self,
+        representation: BasicMLP,
+        actor: GaussianActor | CategoricalActor,
+        critic: Critic,
+        critic_representation: BasicMLP | None = None,
+    ) -> None:
+        super().__init__()
+        self.representation = representation
+        self.actor = actor
+        self.critic = critic
+        self.critic_representation = critic_representation
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def act(self, obs: Tensor) -> Tensor:
+        """The actor head's output: mean [B, A] or logits [B, n]. The critic does not run."""
+        return self.actor(self.representation(obs))
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Values [B]. The actor does not run."""
+        return self.critic((self.critic_representation or self.representation)(obs))
+
+    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [B] of the actions, entropy [B] and values [B]."""
+        features = self.representation(obs)
+        output = self.actor(features)
+        if self.critic_representation is not None:
+            features = self.critic_representation(obs)
+        return self.actor.log_prob(output, actions), self.actor.entropy(output), self.critic(features)
+
+
+def build_policy(config: Config, observation_space: gym.Space, action_space: gym.Space) -> ActorCritic:
+    """The network that the configuration asks for, on the CPU, initialised from ``config.seed`` alone.
+
+    Args:
+        config: the run's configuration.
+        observation_space: Box of one env.
+        action_space: Box or Discrete of one env.
+
+    Raises:
+        ConfigError: the policy does not fit the action space.
+    """
+    from xcfast.config import check_policy
+
+    check_policy(config, action_space)
+    generator = torch.Generator().manual_seed(config.seed)
+    n_in = int(np.prod(observation_space.shape))
+    widths = config.representation_hidden_size if config.representation == "Basic_MLP" else ()
+    shape = (config.activation, config.normalize, generator)
+    representation = BasicMLP(n_in, widths, *shape)
+    n_features = representation.output_size
+    actor: GaussianActor | CategoricalActor
+    if isinstance(action_space, gym.spaces.Box):
+        actor = GaussianActor(
+            n_features,
+            config.actor_hidden_size,
+            int(np.prod(action_space.shape)),
+            config.activation,
+            config.activation_action,
+            config.log_std_init,
+            config.normalize,
+            generator,
+        )
+    else:
+        actor = CategoricalActor(n_features, config.actor_hidden_size, int(action_space.n), *shape)
+    critic = Critic(n_features, config.critic_hidden_size, *shape)
+    separate = None if config.shared_representation else BasicMLP(n_in, widths, *shape)
+    return ActorCritic(representation, actor, critic, separate)
+
+
+class ActionMap:
+    """From the policy's raw sample to the action that the env sees.
+
+    With a tanh mean and finite bounds, [-1, 1] is mapped to [low, high]; then, or otherwise, the result is clipped to
+    the bounds. Discrete actions pass through (shifted by ``start``).
+    """
+
+    def __init__(self, action_space: gym.Space, activation_action: str | None) -> None:
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        self.rescales = False
+        if isinstance(action_space, gym.spaces.Discrete):
+            self._start = int(action_space.start)
+            return
+        assert isinstance(action_space, gym.spaces.Box)
+        self._shape = action_space.shape
+        self._dtype = action_space.dtype
+        self.low, self.high = action_space.low, action_space.high
+        if activation_action == "tanh" and action_space.is_bounded():
+            low, high = self.low.astype(np.float64), self.high.astype(np.float64)
+            self._scale = ((high - low) / 2).astype(np.float32)
+            self._offset = ((high + low) / 2).astype(np.float32)
+            self.rescales = bool((self._scale != 1).any() or (self._offset != 0).any())
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        """Env actions [N, *action_shape] of raw samples float32 [N, A] (or int64 [N])."""
+        if self.discrete:
+            return actions + self._start if self._start else actions
+        actions = actions.reshape(len(actions), *self._shape)
+        if self.rescales:
+            actions = actions * self._scale + self._offset
+        return np.minimum(np.maximum(actions, self.low), self.high).astype(self._dtype, copy=False)
+
+    def describe(self) -> str:
+        """A phrase for the start table."""
+        if self.discrete:
+            return "discrete"
+        if self.rescales:
+            return "tanh range mapped to the bounds, then clipped"
+        return "clipped to the bounds"

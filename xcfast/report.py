@@ -1,0 +1,171 @@
+"""What a run tells the person who started it: the start table, the progress bar, the end table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from xcfast.envs import available_cpus, make_env_fn
+from xcfast.policy import ActionMap, ActorCritic, build_policy
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+    from xcfast.config import Config
+    from xcfast.results import RunFolders, Summary
+
+COLLECTOR_REASON = "serves every environment and policy"
+LEARNER_REASON = "serves every policy and device"
+
+
+def num_threads(config: Config) -> int:
+    """Threads of the update: ``num_threads``, or all the CPUs that this process may use."""
+    return config.num_threads or available_cpus()
+
+
+def resolve_device(config: Config) -> torch.device:
+    """The device of the weights; ``auto`` is CUDA where there is one."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def say(text: str, quiet: bool = False, error: bool = False) -> None:
+    """Print without tearing a progress bar."""
+    if not quiet:
+        tqdm.write(text, file=sys.stderr if error else sys.stdout)
+
+
+class ProgressBar:
+    """Env steps done, steps/s, time left and recent returns; silent when stdout is no terminal."""
+
+    def __init__(self, total: int, initial: int, enabled: bool = True) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            unit=" steps",
+            unit_scale=True,
+            file=sys.stdout,
+            disable=not (enabled and sys.stdout.isatty()),
+            dynamic_ncols=True,
+        )
+
+    def update(self, step: int, recent_returns: Collection[float]) -> None:
+        """Move to ``step`` and show the mean of the recent returns."""
+        if self._bar.disable:
+            return
+        if recent_returns:
+            self._bar.set_postfix_str(f"return {sum(recent_returns) / len(recent_returns):.1f}", refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def describe(config: Config, mode: str) -> str:
+    """The start table without starting: builds one env and the network, and nothing else.
+
+    Raises:
+        ConfigError: the configuration does not fit the environment.
+    """
+    env = make_env_fn(config.env_id)()
+    try:
+        policy = build_policy(config, env.observation_space, env.action_space)
+        action_map = ActionMap(env.action_space, config.activation_action)
+        shapes = f"observation {env.observation_space.shape}, action {_space(env.action_space)}"
+    finally:
+        env.close()
+    return _table(_rows(config, mode, policy, action_map, resolve_device(config), shapes))
+
+
+def start_table(
+    config: Config,
+    mode: str,
+    policy: ActorCritic,
+    action_map: ActionMap,
+    device: torch.device,
+    envs: VectorEnv,
+    folders: RunFolders,
+) -> str:
+    """What will run, with which engines and why, and where the output goes."""
+    shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"
+    rows = _rows(config, mode, policy, action_map, device, shapes)
+    rows += [("logs", str(folders.log_dir)), ("models", str(folders.model_dir))]
+    return _table(rows)
+
+
+def end_table(summary: Summary, stopped_by: str | None) -> str:
+    """Scores, where the time went, and where the files are."""
+    rows = [("stopped by", f"{stopped_by}; continue with --resume {summary.log_dir}")] if stopped_by else []
+    rows.append(("steps", f"{summary.steps:,} ({summary.steps_per_second:,.0f} per second of training)"))
+    if summary.best_mean is not None:
+        rows.append(("best score", f"{summary.best_mean:.2f} +- {summary.best_std:.2f} at step {summary.best_step:,}"))
+        rows.append(("final score", f"{summary.final_mean:.2f} +- {summary.final_std:.2f}"))
+    seconds = (summary.collection_seconds, summary.update_seconds, summary.evaluation_seconds)
+    rows.append(("time", "collection {:.1f} s, update {:.1f} s, evaluation {:.1f} s".format(*seconds)))
+    rows += [("logs", summary.log_dir), ("models", summary.model_dir)]
+    return _table(rows)
+
+
+def _rows(
+    config: Config, mode: str, policy: ActorCritic, action_map: ActionMap, device: torch.device, shapes: str
+) -> list[tuple[str, str]]:
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    batch = f"{config.parallels} envs x {config.horizon_size} steps = {config.batch_size:,}"
+    small, rest = divmod(config.batch_size, config.n_minibatch)
+    sizes = f"{small}-{small + 1}" if rest else f"{small}"
+    updates = f"{config.n_epochs} epochs x {config.n_minibatch} minibatches of {sizes}"
+    trained = config.num_iterations * config.batch_size
+    evaluation = f"{config.test_episode} episodes every {config.eval_interval:,} steps"
+    return [
+        ("mode", mode),
+        ("env", f"{config.env_id}: {shapes} ({action_map.describe()})"),
+        ("envs", f"{config.parallels} x {config.vectorize}{_workers(config)}"),
+        ("collector", f"torch ({COLLECTOR_REASON})"),
+        ("learner", f"torch ({LEARNER_REASON})"),
+        ("device", f"{device}, {num_threads(config)} threads for the update, 1 for inference"),
+        ("network", f"{parameters:,} parameters: {_network(policy)}"),
+        ("rollout", f"{batch} env steps, {updates}"),
+        ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} updates"),
+        (
+            "evaluation",
+            evaluation if mode == "benchmark" else "none" if mode == "train" else f"{config.test_episode} episodes",
+        ),
+        ("seeds", f"seed {config.seed}, env_seed {config.env_seed}"),
+    ]
+
+
+def _workers(config: Config) -> str:
+    if config.vectorize != "SubprocVecEnv":
+        return ""
+    return f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes"
+
+
+def _space(space: object) -> str:
+    n = getattr(space, "n", None)
+    return f"one of {n}" if n is not None else str(getattr(space, "shape", space))
+
+
+def _network(policy: ActorCritic) -> str:
+    def widths(module: torch.nn.Module) -> str:
+        layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+        return (
+            "-".join(str(n) for n in ([layers[0].in_features] + [layer.out_features for layer in layers]))
+            if layers
+            else "identity"
+        )
+
+    trunk = "shared trunk" if policy.critic_representation is None else "one trunk each"
+    return f"{trunk} {widths(policy.representation)}, actor {widths(policy.actor)}, critic {widths(policy.critic)}"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)

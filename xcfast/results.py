@@ -1,0 +1,218 @@
+"""The run's folders and XuanCe's result files: configuration, meta data, learning curve, test scores, best model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xcfast.checkpoint import BEST_MODEL, FINAL_MODEL, CheckpointError, periodic_checkpoints
+from xcfast.metrics import CsvLog, truncate_csv
+
+if TYPE_CHECKING:
+    from xcfast.config import Config
+
+_PACKAGES = ("xcfast", "torch", "numpy", "gymnasium", "mujoco")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run achieved; scores are None where nothing was evaluated, steps_per_second is of training time only."""
+
+    steps: int
+    collection_seconds: float
+    update_seconds: float
+    evaluation_seconds: float
+    steps_per_second: float
+    best_mean: float | None
+    best_std: float | None
+    best_step: int | None
+    final_mean: float | None
+    final_std: float | None
+    log_dir: str
+    model_dir: str
+    collector_backend: str
+    learner_backend: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """Where a run writes: logs and results, and models."""
+
+    log_dir: Path
+    model_dir: Path
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolders:
+        """New folders ``<dir>/<env_id>/seed_<seed>_<time>``; a second run in the same second gets a suffix."""
+        env = env_folder(config.env_id)
+        stamp = f"seed_{config.seed}_{time.strftime('%Y_%m%d_%H%M%S')}"
+        for attempt in itertools.count(1):
+            name = stamp if attempt == 1 else f"{stamp}_{attempt}"
+            folders = cls(Path(config.log_dir) / env / name, Path(config.model_dir) / env / name)
+            try:
+                folders.model_dir.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            folders.log_dir.mkdir(parents=True, exist_ok=True)
+            return folders
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def find(cls, path: Path) -> RunFolders:
+        """The folders of an existing run, from its log folder, its model folder or a checkpoint in it.
+
+        Raises:
+            CheckpointError: ``path`` is none of these.
+        """
+        folder = path.parent if path.suffix == ".pth" else path
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such run folder")
+        pointer = folder / "run.json"
+        if not pointer.is_file():
+            raise CheckpointError(f"{folder}: not a run folder of xcfast (no run.json in it)")
+        try:
+            run = json.loads(pointer.read_text(encoding="utf-8"))
+            log_dir, model_dir = folder / run["log_dir"], folder / run["model_dir"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{pointer}: damaged ({error})") from error
+        return cls(log_dir.resolve(), model_dir.resolve())
+
+    def write_pointers(self) -> None:
+        """Let each of the two folders name the other, so that either leads to the run."""
+        for folder in {self.log_dir, self.model_dir}:
+            pointer = {
+                "log_dir": os.path.relpath(self.log_dir, folder),
+                "model_dir": os.path.relpath(self.model_dir, folder),
+            }
+            write_json(folder / "run.json", pointer)
+
+    def newest_checkpoint(self) -> Path:
+        """The checkpoint of the latest step.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        checkpoints = periodic_checkpoints(self.model_dir)
+        if not checkpoints:
+            raise CheckpointError(f"{self.model_dir}: no checkpoint to resume from")
+        return checkpoints[-1]
+
+
+def env_folder(env_id: str) -> str:
+    """The env id as a folder name."""
+    return env_id.replace("/", "_").replace(":", "_")
+
+
+def find_model(config: Config) -> Path:
+    """The best model (or else the final one) of the newest run with the configured env id and seed.
+
+    Raises:
+        CheckpointError: there is none; the message says where it was looked for, and which seeds are there.
+    """
+    folder = Path(config.model_dir) / env_folder(config.env_id)
+    runs = sorted(folder.glob(f"seed_{config.seed}_*"), key=lambda run: run.stat().st_mtime, reverse=True)
+    for run in runs:
+        for name in (BEST_MODEL, FINAL_MODEL):
+            if (run / name).is_file():
+                return run / name
+    seeds = sorted({run.name.split("_")[1] for run in folder.glob("seed_*_*")})
+    others = f"; seeds with a run there: {', '.join(seeds)}" if seeds else ""
+    raise CheckpointError(f"no {BEST_MODEL} or {FINAL_MODEL} of seed {config.seed} in {folder}{others}")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically; a disk that is full costs the file, with a warning, not the run."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        print(f"warning: {path} not written: {error}", file=sys.stderr)
+
+
+class ResultFiles:
+    """XuanCe's result files of benchmark mode, in its names and columns, kept up to date during the run."""
+
+    def __init__(self, folders: RunFolders, config: Config, device: str, resume_step: int | None = None) -> None:
+        self._log_dir = folders.log_dir
+        self._start = datetime.now().astimezone()
+        self._best_time = self._start
+        write_json(self._log_dir / "config.json", config.to_dict())
+        self._meta: dict[str, Any] = {
+            "algo": config.agent,
+            "env": config.env_name,
+            "env_id": config.env_id,
+            "dl_toolbox": config.dl_toolbox,
+            "device": device,
+            "seed": config.seed,
+            "xcfast_version": package_versions()["xcfast"],
+            "benchmark": {
+                "running_steps": config.running_steps,
+                "eval_interval": config.eval_interval,
+                "test_episodes": config.test_episode,
+            },
+            "system_info": {"platform": platform.platform(), "cpu_count": os.cpu_count(), **package_versions()},
+        }
+        self._write_meta()
+        columns = ["step", *(f"return_episode_{i}" for i in range(config.test_episode))]
+        self._scores = self._csv("test_scores.csv", columns, resume_step)
+        self._curve = self._csv("learning_curve.csv", ["step", "avg_return"], resume_step)
+
+    def _csv(self, name: str, columns: list[str], resume_step: int | None) -> CsvLog:
+        path = self._log_dir / name
+        if resume_step is not None and path.exists():
+            truncate_csv(path, resume_step)
+        return CsvLog(path, columns)
+
+    def add_scores(self, step: int, scores: np.ndarray) -> None:
+        """One evaluation: ``test_scores.csv`` and ``learning_curve.csv``."""
+        self._scores.write([step, *scores.tolist()])
+        self._curve.write([step, float(scores.mean())])
+
+    def new_best(self, mean: float, std: float, step: int) -> None:
+        """A new best model: ``best_model_info.json``."""
+        self._best_time = datetime.now().astimezone()
+        write_json(self._log_dir / "best_model_info.json", {"mean": mean, "std": std, "step": step})
+
+    def close(self, elapsed_seconds: float) -> None:
+        """Write the time stamps and close the files."""
+        self._meta["timestamps"] = {
+            "start_time": self._start.isoformat(),
+            "best_model_time": self._best_time.isoformat(),
+            "end_time": datetime.now().astimezone().isoformat(),
+            "elapsed_seconds": round(elapsed_seconds, 3),
+        }
+        self._write_meta()
+        self._scores.close()
+        self._curve.close()
+
+    def _write_meta(self) -> None:
+        write_json(self._log_dir / "meta_data.json", self._meta)

@@ -1,0 +1,151 @@
+"""Test mode: evaluate a saved model, and show it: an mp4 file or a window where rendering is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcfast import checkpoint as ckpt
+from xcfast.config import Config, ConfigError
+from xcfast.envs import make_env_fn
+from xcfast.evaluation import TEST_RUN, Evaluator
+from xcfast.normalize import ObservationNormalizer
+from xcfast.policy import ActionMap, build_policy
+from xcfast.report import resolve_device, say
+from xcfast.results import RunFolders, Summary, find_model
+
+# What decides the network and what it sees; taken from the model's own configuration, whatever the YAML says now.
+_OF_THE_MODEL = (
+    "policy",
+    "representation",
+    "representation_hidden_size",
+    "actor_hidden_size",
+    "critic_hidden_size",
+    "shared_representation",
+    "activation",
+    "activation_action",
+    "normalize",
+    "use_obsnorm",
+    "obsnorm_range",
+)
+
+
+def run_test(config: Config, resume: Path | None = None, quiet: bool = False) -> Summary:
+    """Evaluate the best (or else final) model of the newest run with this env id and seed, or the one that is named.
+
+    Args:
+        config: decides the env, the number of episodes, seeds, rendering.
+        resume: a run folder, or a model file.
+        quiet: print nothing but warnings.
+    """
+    path = _model_file(config, resume)
+    saved = ckpt.load_checkpoint(path)
+    trained = saved["config"]
+    if trained["env_id"] != config.env_id:
+        raise ConfigError(f"{path} was trained on {trained['env_id']}; env_id is {config.env_id}")
+    config = dataclasses.replace(config, **{key: trained[key] for key in _OF_THE_MODEL})
+    env = make_env_fn(config.env_id)()
+    observation_space, action_space = env.observation_space, env.action_space
+    env.close()
+    policy = build_policy(config, observation_space, action_space)
+    policy.load_state_dict(saved["policy"])
+    policy.to(resolve_device(config))
+    normalizer = ObservationNormalizer(
+        observation_space.shape, num_envs=config.parallels, clip=config.obsnorm_range, enabled=config.use_obsnorm
+    )
+    normalizer.load_state_dict(saved["obs_normalizer"])
+    action_map = ActionMap(action_space, config.activation_action)
+    folders = RunFolders.find(path)
+
+    start = time.perf_counter()
+    say(f"testing {path} (step {saved['step']:,})", quiet)
+    with ExitStack() as stack:
+        render_mode, on_frame = _rendering(config, folders, stack, quiet)
+        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, on_frame)
+        stack.callback(evaluator.close)
+        scores = evaluator(TEST_RUN)
+    mean, std = float(scores.mean()), float(scores.std())
+    say(f"scores {np.array2string(scores, precision=2)}", quiet)
+    say(f"Mean Score: {mean:.2f}, Std: {std:.2f}, Best Score: {scores.max():.2f}", quiet)
+    return Summary(
+        steps=int(saved["step"]),
+        collection_seconds=0.0,
+        update_seconds=0.0,
+        evaluation_seconds=time.perf_counter() - start,
+        steps_per_second=0.0,
+        best_mean=mean,
+        best_std=std,
+        best_step=int(saved["step"]),
+        final_mean=mean,
+        final_std=std,
+        log_dir=str(folders.log_dir),
+        model_dir=str(folders.model_dir),
+        collector_backend="torch",
+        learner_backend="none",
+    )
+
+
+def _model_file(config: Config, resume: Path | None) -> Path:
+    if resume is None:
+        return find_model(config)
+    if resume.suffix == ".pth":
+        return resume
+    folder = RunFolders.find(resume).model_dir
+    for name in (ckpt.BEST_MODEL, ckpt.FINAL_MODEL):
+        if (folder / name).is_file():
+            return folder / name
+    raise ckpt.CheckpointError(f"{folder}: neither {ckpt.BEST_MODEL} nor {ckpt.FINAL_MODEL} there")
+
+
+def _rendering(
+    config: Config, folders: RunFolders, stack: ExitStack, quiet: bool
+) -> tuple[str | None, Callable[[np.ndarray], None] | None]:
+    """Render mode and frame sink; (None, None), with a sentence, where this machine cannot."""
+    if not config.render:
+        return None, None
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo's renderer is first imported
+    problem = _render_problem(config)
+    if problem is not None:
+        say(f"no video: {problem}", error=True)
+        return None, None
+    if config.render_mode == "human":
+        return "human", None
+    try:
+        import imageio.v2 as imageio
+    except ImportError:
+        say('no video: imageio is missing; pip install "xcfast[video]"', error=True)
+        return None, None
+    path = folders.log_dir / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
+    writer: Any = stack.enter_context(imageio.get_writer(path, fps=config.fps, macro_block_size=1))
+    say(f"video {path}", quiet)
+    return "rgb_array", writer.append_data
+
+
+def _render_problem(config: Config) -> str | None:
+    """Try one frame; the reason why there is none, with what to install."""
+    env = None
+    try:
+        env = make_env_fn(config.env_id, render_mode=config.render_mode)()
+        env.reset(seed=0)
+        frame = env.render()
+        if config.render_mode == "rgb_array" and not isinstance(frame, np.ndarray):
+            return f"{config.env_id} does not render pictures"
+    except Exception as error:  # OpenGL loaders fail in many ways: ImportError, AttributeError, GLFWError, FatalError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return (
+            f"this machine cannot render ({reason}); install OpenGL, for example `apt-get install libegl1 libgl1` "
+            "(or libosmesa6 with MUJOCO_GL=osmesa)"
+        )
+    finally:
+        if env is not None:
+            env.close()
+    return None

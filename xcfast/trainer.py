@@ -1,0 +1,332 @@
+"""The run: builds the parts, owns the loop (collect, update, log, evaluate, save), and the three modes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from xcfast import checkpoint as ckpt
+from xcfast.collector import TorchCollector
+from xcfast.config import Config
+from xcfast.envs import WorkerError, make_envs
+from xcfast.evaluation import TEST_RUN, Evaluator, evaluation_seeds
+from xcfast.metrics import make_writer
+from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
+from xcfast.policy import ActionMap, build_policy
+from xcfast.ppo import TorchLearner
+from xcfast.report import ProgressBar, end_table, num_threads, resolve_device, say, start_table
+from xcfast.results import ResultFiles, RunFolders, Summary, package_versions, write_json
+from xcfast.rollout import Rollout
+from xcfast.signals import StopRequest
+
+Mode = Literal["benchmark", "train", "test"]
+RECENT_EPISODES = 100
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says at which step, why, and what was saved."""
+
+
+def run(config: Config, mode: Mode = "benchmark", resume: str | Path | None = None, quiet: bool = False) -> Summary:
+    """Do what the command line does.
+
+    Args:
+        config: from ``load_config``.
+        mode: ``benchmark`` trains and evaluates, ``train`` only trains, ``test`` evaluates a saved model.
+        resume: a run folder or a checkpoint file to continue (in ``test`` mode: to take the model from).
+        quiet: print nothing but warnings.
+
+    Raises:
+        CheckpointError: the run or model asked for cannot be read.
+        ConfigError: the configuration does not fit the environment.
+        RunFailed: training stopped on a failure; a checkpoint was saved where possible.
+    """
+    resume = None if resume is None else Path(resume)
+    if mode == "test":
+        from xcfast.testing import run_test
+
+        return run_test(config, resume, quiet)
+    trainer = Trainer(config, mode, resume, quiet)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One training run. ``run()`` trains to the end, or until it is asked to stop; ``close()`` frees what it holds."""
+
+    def __init__(self, config: Config, mode: Mode, resume: Path | None = None, quiet: bool = False) -> None:
+        self.config, self.mode, self.quiet = config, mode, quiet
+        self.iteration = 0
+        self.evaluations = 0
+        self.collection_seconds = self.update_seconds = self.evaluation_seconds = 0.0
+        self.best: dict[str, Any] | None = None
+        self.last_scores: np.ndarray | None = None
+        self._recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self._threads = torch.get_num_threads()
+        self._closers: list[Callable[[], object]] = []
+
+        checkpoint_file = saved = None
+        if resume is not None:
+            self.folders = RunFolders.find(resume)
+            checkpoint_file = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
+            saved = ckpt.load_checkpoint(checkpoint_file)
+        try:
+            self._build()
+            if saved is None:
+                self.folders = RunFolders.create(config)
+                self.folders.write_pointers()
+            resume_step = None if saved is None else int(saved["step"])
+            self.writer = make_writer(config, self.folders.log_dir, resume_step=resume_step)
+            self._closers.append(self.writer.close)
+            self.results = ResultFiles(self.folders, config, str(self.device), resume_step)
+            if not quiet:
+                say(start_table(config, mode, self.policy, self.action_map, self.device, self.envs, self.folders))
+            if saved is None:
+                self._start()
+            else:
+                self._restore(saved)
+                say(f"resuming {checkpoint_file} at step {self.step}", quiet)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def step(self) -> int:
+        """Env steps trained on so far, over all envs."""
+        return self.iteration * self.config.batch_size
+
+    def _build(self) -> None:
+        config = self.config
+        self.device = resolve_device(config)
+        self.envs = make_envs(config)
+        self._closers.append(self.envs.close)
+        observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
+        self.policy = build_policy(config, observation_space, action_space).to(self.device)
+        self.action_map = ActionMap(action_space, config.activation_action)
+        num_envs = self.envs.num_envs
+        self.obs_normalizer = ObservationNormalizer(
+            observation_space.shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
+        )
+        self.reward_normalizer = RewardNormalizer(
+            num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm
+        )
+        discrete = self.action_map.discrete
+        self.rollout = Rollout(
+            config.num_steps,
+            num_envs,
+            observation_space.shape,
+            () if discrete else (int(np.prod(action_space.shape)),),
+            np.int64 if discrete else np.float32,
+        )
+        self.collector = TorchCollector(self.envs, self.policy, self.obs_normalizer, self.action_map, config.seed)
+        self.learner = TorchLearner(self.policy, config, self.rollout, self.reward_normalizer, num_threads(config))
+        self.evaluator = Evaluator(config, self.policy, self.obs_normalizer, self.action_map)
+        self._closers.append(self.evaluator.close)
+        torch.set_num_threads(1)  # the env loop's inference; the learner takes all of them for the update
+
+    def _start(self) -> None:
+        self.collector.reset([self.config.env_seed + i for i in range(self.envs.num_envs)])
+        if self.config.use_obsnorm:
+            self.collector.warm_up(self.rollout)
+
+    def run(self) -> Summary:
+        """Train until ``running_steps``, or until SIGINT or SIGTERM; returns what was achieved."""
+        config = self.config
+        started = time.perf_counter()
+        bar = ProgressBar(config.num_iterations * config.batch_size, self.step, enabled=not self.quiet)
+        with StopRequest() as stop, bar:
+            try:
+                if self.mode == "benchmark" and self.evaluations == 0:
+                    self._evaluate()
+                while self.iteration < config.num_iterations and stop.signal_name is None:
+                    self._iterate()
+                    finished = self.iteration == config.num_iterations
+                    if self.mode == "benchmark" and (finished or self._passed(config.eval_interval)):
+                        self._evaluate()
+                    if finished or self._passed(config.checkpoint_every) or stop.signal_name is not None:
+                        self._save_checkpoint()
+                    bar.update(self.step, self._recent_returns)
+            except (NonFiniteError, WorkerError) as error:
+                raise RunFailed(self._save_after_failure(error)) from error
+        if self.iteration == config.num_iterations:
+            self._save(ckpt.FINAL_MODEL)
+        self.results.close(time.perf_counter() - started)
+        summary = self._summary()
+        write_json(self.folders.log_dir / "summary.json", summary.to_dict())
+        if not self.quiet:
+            say(end_table(summary, stop.signal_name))
+        return summary
+
+    def _iterate(self) -> None:
+        """One PPO iteration: collect, update, log."""
+        start = time.perf_counter()
+        self.collector.collect(self.rollout)
+        collected = time.perf_counter()
+        metrics = self.learner.update(self.rollout, self.iteration)
+        updated = time.perf_counter()
+        self.collection_seconds += collected - start
+        self.update_seconds += updated - collected
+        self._log_episodes()
+        self.iteration += 1
+        self._log_iteration(metrics, collected - start, updated - collected)
+        self.rollout.clear()
+
+    def _passed(self, interval: int) -> bool:
+        """Whether the last iteration took the step counter past a multiple of ``interval``."""
+        return self.step // interval > (self.step - self.config.batch_size) // interval
+
+    def _evaluate(self) -> None:
+        start = time.perf_counter()
+        scores = self.evaluator(self.evaluations)
+        self.evaluations += 1
+        self.evaluation_seconds += time.perf_counter() - start
+        self.last_scores = scores
+        mean, std = float(scores.mean()), float(scores.std())
+        self.results.add_scores(self.step, scores)
+        tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
+        self.writer.scalars(tags, self.step)
+        say(f"step {self.step:>9,}  score {mean:10.2f} +- {std:.2f}", self.quiet)
+        if self.best is None or mean > self.best["mean"]:
+            self.best = {"mean": mean, "std": std, "step": self.step}
+            self._save(ckpt.BEST_MODEL)
+            self.results.new_best(**self.best)
+
+    def _log_episodes(self) -> None:
+        """XuanCe's two curves per env, at the step at which the episode ended."""
+        num_envs = self.envs.num_envs
+        for row, env, episode_return, length in self.rollout.episodes.tolist():
+            self._recent_returns.append(episode_return)
+            tags = {
+                f"Train-Episode-Rewards/rank_0/env-{env}": episode_return,
+                f"Episode-Steps/rank_0/env-{env}": float(length),
+            }
+            self.writer.scalars(tags, self.step + (row + 1) * num_envs)
+
+    def _log_iteration(self, metrics: dict[str, float], collection: float, update: float) -> None:
+        scalars = {
+            **metrics,
+            "actor_loss": metrics["losses/policy_loss"],
+            "critic_loss": metrics["losses/value_loss"],
+            "entropy": metrics["losses/entropy"],
+            "clip_ratio": metrics["losses/clipfrac"],
+            "charts/SPS": self.config.batch_size / (collection + update),
+            "time/collection_seconds": self.collection_seconds,
+            "time/update_seconds": self.update_seconds,
+            "time/evaluation_seconds": self.evaluation_seconds,
+        }
+        episodes = self.rollout.episodes
+        if len(episodes):
+            scalars["charts/episodic_return"] = float(episodes["ret"].mean())
+            scalars["charts/episodic_length"] = float(episodes["length"].mean())
+        self.writer.scalars(scalars, self.step)
+
+    def _state(self, with_envs: bool = True) -> dict[str, Any]:
+        """Everything that decides how the run goes on; taken between iterations."""
+        return {
+            "config": self.config.to_dict(),
+            "mode": self.mode,
+            "step": self.step,
+            "iteration": self.iteration,
+            "engines": {"collector": self.collector.name, "learner": self.learner.name},
+            "versions": package_versions(),
+            "policy": self.policy.state_dict(),
+            "learner": self.learner.state_dict(),
+            "obs_normalizer": self.obs_normalizer.state_dict(),
+            "reward_normalizer": self.reward_normalizer.state_dict(),
+            "collector": self.collector.state_dict(with_envs),
+            "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
+            "progress": {
+                "evaluations": self.evaluations,
+                "best": self.best,
+                "last_scores": self.last_scores,
+                "recent_returns": list(self._recent_returns),
+                "collection_seconds": self.collection_seconds,
+                "update_seconds": self.update_seconds,
+                "evaluation_seconds": self.evaluation_seconds,
+            },
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.iteration = int(saved["iteration"])
+        self.policy.load_state_dict(saved["policy"])
+        self.learner.load_state_dict(saved["learner"])
+        self.obs_normalizer.load_state_dict(saved["obs_normalizer"])
+        self.reward_normalizer.load_state_dict(saved["reward_normalizer"])
+        progress = saved["progress"]
+        self.evaluations, self.best = progress["evaluations"], progress["best"]
+        if progress["last_scores"] is not None:
+            self.last_scores = np.asarray(progress["last_scores"])
+        self._recent_returns.extend(progress["recent_returns"])
+        self.collection_seconds = progress["collection_seconds"]
+        self.update_seconds = progress["update_seconds"]
+        self.evaluation_seconds = progress["evaluation_seconds"]
+        if self.collector.load_state_dict(saved["collector"]):
+            self.rollout.episode_returns[:] = np.asarray(saved["episodes"]["returns"])
+            self.rollout.episode_lengths[:] = np.asarray(saved["episodes"]["lengths"])
+        else:
+            self.reward_normalizer.reset_returns()
+            seeds = evaluation_seeds(self.config.env_seed, TEST_RUN + 1 + self.iteration, self.envs.num_envs)
+            self.collector.reset(seeds)
+            say("the state of these environments is not in the checkpoint: all episodes start anew", self.quiet)
+
+    def _save_checkpoint(self) -> None:
+        if self._save(ckpt.checkpoint_path(self.folders.model_dir, self.step).name):
+            ckpt.prune_checkpoints(self.folders.model_dir, self.config.keep_checkpoints)
+
+    def _save(self, name: str) -> bool:
+        """Write a model file; a full disk is reported and does not end the run."""
+        try:
+            ckpt.save_checkpoint(self.folders.model_dir / name, self._state())
+        except ckpt.CheckpointError as error:
+            say(f"warning: {error}", error=True)
+            return False
+        return True
+
+    def _save_after_failure(self, error: Exception) -> str:
+        """Save the weights from before the failed iteration; returns the sentence to fail with."""
+        self.obs_normalizer.discard()
+        path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
+        message = f"stopped at step {self.step}: {error}"
+        if path.exists():
+            return f"{message}\nThe last good state is in {path}"
+        try:
+            # A failed worker cannot tell its envs' state; the weights are worth saving without it.
+            ckpt.save_checkpoint(path, self._state(with_envs=not isinstance(error, WorkerError)))
+        except ckpt.CheckpointError as failure:
+            return f"{message}\n{failure}"
+        return f"{message}\nThe last good weights are in {path}"
+
+    def _summary(self) -> Summary:
+        best = self.best or {"mean": None, "std": None, "step": None}
+        scores = self.last_scores
+        seconds = self.collection_seconds + self.update_seconds
+        return Summary(
+            steps=self.step,
+            collection_seconds=self.collection_seconds,
+            update_seconds=self.update_seconds,
+            evaluation_seconds=self.evaluation_seconds,
+            steps_per_second=self.step / seconds if seconds else 0.0,
+            best_mean=best["mean"],
+            best_std=best["std"],
+            best_step=best["step"],
+            final_mean=None if scores is None else float(scores.mean()),
+            final_std=None if scores is None else float(scores.std()),
+            log_dir=str(self.folders.log_dir),
+            model_dir=str(self.folders.model_dir),
+            collector_backend=self.collector.name,
+            learner_backend=self.learner.name,
+        )
+
+    def close(self) -> None:
+        """Close envs and files and give torch its threads back; safe to call twice."""
+        while self._closers:
+            self._closers.pop()()
+        torch.set_num_threads(self._threads)
