@@ -1,0 +1,214 @@
+// Running moments and normalisation: xcfast/normalize.py documents the rules. State is float64; var is the population variance.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/simd.hpp"
+
+namespace xc {
+
+// Running moments of `dim` columns; count is shared by them.
+struct Moments {
+  double *mean, *var;
+  int64_t *count;
+};
+
+namespace detail {
+
+// Columns are handled in blocks: the block's sums stay in the nearest cache, and a large batch's second pass finds its rows in L2.
+constexpr int64_t kBlock = 64;
+
+// (mean_b, m2_b) of count_b samples into (mean, var) of count samples (Chan, Golub, LeVeque 1979).
+XC_INLINE void chan_merge(double &mean, double &var, double count, double mean_b, double m2_b, double count_b) {
+  const double total = count + count_b, delta = mean_b - mean;
+  mean = mean + delta * (count_b / total);
+  var = (var * count + m2_b + delta * delta * (count * count_b / total)) / total;
+}
+
+XC_INLINE double clipped(double x, double clip) {
+  const double low = x < -clip ? -clip : x;  // NaN passes both comparisons
+  return low > clip ? clip : low;
+}
+
+// Sums of the differences from the first row. A member of the batch as the shift bounds the cancellation: (mean - x0)^2 <= B var.
+template <class T>
+XC_INLINE void merge_block(const T *batch, int64_t rows, int64_t dim, int64_t width, double *XC_RESTRICT mean,
+                           double *XC_RESTRICT var, int64_t count) {
+  double shift[kBlock], sum[kBlock], square[kBlock];
+  for (int64_t j = 0; j < width; ++j) {
+    shift[j] = double(batch[j]);
+    sum[j] = square[j] = 0;
+  }
+  int64_t i = 1;
+  for (; i + 4 <= rows; i += 4) {
+    const T *XC_RESTRICT x0 = batch + i * dim, *XC_RESTRICT x1 = x0 + dim, *XC_RESTRICT x2 = x1 + dim, *XC_RESTRICT x3 = x2 + dim;
+    for (int64_t j = 0; j < width; ++j) {
+      const double d0 = double(x0[j]) - shift[j], d1 = double(x1[j]) - shift[j];
+      const double d2 = double(x2[j]) - shift[j], d3 = double(x3[j]) - shift[j];
+      sum[j] += (d0 + d1) + (d2 + d3);
+      square[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+    }
+  }
+  for (; i < rows; ++i) {
+    const T *XC_RESTRICT x = batch + i * dim;
+    for (int64_t j = 0; j < width; ++j) {
+      const double d = double(x[j]) - shift[j];
+      sum[j] += d;
+      square[j] += d * d;
+    }
+  }
+  const double n = double(count), b = double(rows);
+  for (int64_t j = 0; j < width; ++j) {
+    const double mean_d = sum[j] / b;
+    double m2 = square[j] - sum[j] * mean_d;
+    m2 = m2 < 0 ? 0 : m2;
+    double m = mean[j], v = var[j];
+    chan_merge(m, v, n, shift[j] + mean_d, m2, b);
+    mean[j] = m;
+    var[j] = v;
+  }
+}
+
+template <class T>
+XC_INLINE void normalize_block(const T *batch, int64_t rows, int64_t dim, int64_t width, const double *XC_RESTRICT mean,
+                               const double *XC_RESTRICT var, double epsilon, double clip, float *out) {
+  double scale[kBlock];
+  for (int64_t j = 0; j < width; ++j) scale[j] = 1.0 / std::sqrt(var[j] + epsilon);
+  for (int64_t i = 0; i < rows; ++i) {
+    const T *XC_RESTRICT x = batch + i * dim;
+    float *XC_RESTRICT y = out + i * dim;
+    for (int64_t j = 0; j < width; ++j) y[j] = float(clipped((double(x[j]) - mean[j]) * scale[j], clip));
+  }
+}
+
+template <class T, bool kUpdate, bool kNormalize>
+XC_INLINE void moments_body(const T *batch, int64_t rows, int64_t dim, const Moments &m, double epsilon, double clip, float *out) {
+  for (int64_t c = 0; c < dim; c += kBlock) {
+    const int64_t width = dim - c < kBlock ? dim - c : kBlock;
+    if (kUpdate) merge_block(batch + c, rows, dim, width, m.mean + c, m.var + c, *m.count);
+    if (kNormalize) normalize_block(batch + c, rows, dim, width, m.mean + c, m.var + c, epsilon, clip, out + c);
+  }
+  if (kUpdate) *m.count += rows;
+}
+
+// Each env's own Welford recursion: no cancellation, and the result does not depend on how envs are grouped.
+template <class T>
+XC_INLINE void track_body(const T *obs, int64_t num_envs, int64_t dim, const double *XC_RESTRICT mean, const double *XC_RESTRICT var,
+                          double epsilon, double clip, int64_t *counts, double *means, double *m2s, float *out) {
+  for (int64_t c = 0; c < dim; c += kBlock) {
+    const int64_t width = dim - c < kBlock ? dim - c : kBlock;
+    double scale[kBlock];
+    for (int64_t j = 0; j < width; ++j) scale[j] = 1.0 / std::sqrt(var[c + j] + epsilon);
+    for (int64_t n = 0; n < num_envs; ++n) {
+      const double weight = 1.0 / double(counts[n] + 1);
+      const T *XC_RESTRICT x = obs + n * dim + c;
+      double *XC_RESTRICT m = means + n * dim + c, *XC_RESTRICT s = m2s + n * dim + c;
+      float *XC_RESTRICT y = out + n * dim + c;
+      for (int64_t j = 0; j < width; ++j) {
+        const double value = double(x[j]), delta = value - m[j];
+        const double updated = m[j] + delta * weight;
+        s[j] += delta * (value - updated);
+        m[j] = updated;
+        y[j] = float(clipped((value - mean[c + j]) * scale[j], clip));
+      }
+    }
+  }
+  for (int64_t n = 0; n < num_envs; ++n) ++counts[n];
+}
+
+template <class T>
+XC_INLINE void cast_body(const T *XC_RESTRICT x, int64_t size, double *XC_RESTRICT poison, float *XC_RESTRICT out) {
+  for (int64_t i = 0; i < size; ++i) {
+    poison[i] += double(x[i]) * 0.0;  // stays 0 until a value is not finite, then NaN for good
+    out[i] = float(x[i]);
+  }
+}
+
+template <class T>
+XC_INLINE void reward_sums(const T *rewards, const uint8_t *done, int64_t num_steps, int64_t num_envs, double gamma, double *carry,
+                           double *shift, double *sum, double *square) {
+  for (int64_t n = 0; n < num_envs; ++n) {
+    shift[n] = gamma * carry[n] + double(rewards[n]);
+    sum[n] = square[n] = 0;
+  }
+  for (int64_t t = 0; t < num_steps; ++t) {
+    const T *XC_RESTRICT r = rewards + t * num_envs;
+    const uint8_t *XC_RESTRICT d = done + t * num_envs;
+    double *XC_RESTRICT c = carry, *XC_RESTRICT s = sum, *XC_RESTRICT q = square;
+    for (int64_t n = 0; n < num_envs; ++n) {
+      const double ret = gamma * c[n] + double(r[n]), delta = ret - shift[n];
+      s[n] += delta;
+      q[n] += delta * delta;
+      c[n] = d[n] ? 0.0 : ret;
+    }
+  }
+}
+
+template <class T>
+XC_INLINE void scale_body(const T *XC_RESTRICT x, int64_t size, double scale, double clip, float *XC_RESTRICT out) {
+  for (int64_t i = 0; i < size; ++i) out[i] = float(clipped(double(x[i]) * scale, clip));
+}
+
+}  // namespace detail
+
+// Merges a batch [rows >= 1, dim] into the moments.
+template <class T>
+void moments_update_unchecked(const T *batch, int64_t rows, int64_t dim, const Moments &m) {
+  XC_DISPATCH(detail::moments_body<T, true, false>(batch, rows, dim, m, 0, 0, nullptr));
+}
+
+// out = clip((x - mean) / sqrt(var + epsilon)) in float64, then float32. clip may be infinite.
+template <class T>
+void normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, double epsilon, double clip, float *out) {
+  XC_DISPATCH(detail::moments_body<T, false, true>(x, rows, dim, m, epsilon, clip, out));
+}
+
+// Both, the statistics of the batch included in what it is normalised with.
+template <class T>
+void update_and_normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, double epsilon, double clip, float *out) {
+  XC_DISPATCH(detail::moments_body<T, true, true>(x, rows, dim, m, epsilon, clip, out));
+}
+
+// Normalises one vector step with frozen statistics and adds it to each env's own (counts [N], means [N, dim], m2s [N, dim]).
+template <class T>
+void normalize_and_track_unchecked(const T *obs, int64_t num_envs, int64_t dim, const Moments &m, double epsilon, double clip,
+                                   int64_t *counts, double *means, double *m2s, float *out) {
+  XC_DISPATCH(detail::track_body(obs, num_envs, dim, m.mean, m.var, epsilon, clip, counts, means, m2s, out));
+}
+
+// out = float32(x); poison becomes NaN where x is not finite.
+template <class T>
+void cast_and_track_unchecked(const T *x, int64_t size, double *poison, float *out) {
+  XC_DISPATCH(detail::cast_body(x, size, poison, out));
+}
+
+// Merges what each env tracked, in env order.
+inline void merge_tracked_unchecked(const int64_t *counts, const double *means, const double *m2s, int64_t num_envs, int64_t dim,
+                                    const Moments &m) {
+  for (int64_t n = 0; n < num_envs; ++n) {
+    if (counts[n] == 0) continue;
+    for (int64_t j = 0; j < dim; ++j)
+      detail::chan_merge(m.mean[j], m.var[j], double(*m.count), means[n * dim + j], m2s[n * dim + j], double(counts[n]));
+    *m.count += counts[n];
+  }
+}
+
+// The reward rule: carries the discounted returns on, merges their T * N values in env order, then scales the rollout.
+// carry [N] is each env's return so far (0 after an episode's end); scratch holds 3 * N doubles.
+template <class T>
+void normalize_rewards_unchecked(const T *rewards, const uint8_t *done, int64_t num_steps, int64_t num_envs, double gamma,
+                                 double *carry, double *scratch, const Moments &m, double epsilon, double clip, float *out) {
+  double *shift = scratch, *sum = scratch + num_envs, *square = scratch + 2 * num_envs;
+  XC_DISPATCH(detail::reward_sums(rewards, done, num_steps, num_envs, gamma, carry, shift, sum, square));
+  const double steps = double(num_steps);
+  for (int64_t n = 0; n < num_envs; ++n) {
+    const double mean_d = sum[n] / steps, m2 = square[n] - sum[n] * mean_d;
+    detail::chan_merge(*m.mean, *m.var, double(*m.count), shift[n] + mean_d, m2 < 0 ? 0 : m2, steps);
+    *m.count += num_steps;
+  }
+  const double scale = 1.0 / std::sqrt(*m.var + epsilon);
+  XC_DISPATCH(detail::scale_body(rewards, num_steps * num_envs, scale, clip, out));
+}
+
+}  // namespace xc

@@ -1,0 +1,52 @@
+// Which instruction set the kernels run with. One body, compiled once per variant, chosen at run time: a portable wheel then uses
+// wide vectors where the CPU has them. No variant enables fma and every reduction has a fixed order, so all give the same bits.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define XC_X86 1
+#else
+#define XC_X86 0
+#endif
+
+#define XC_INLINE inline __attribute__((always_inline))
+#define XC_RESTRICT __restrict__
+
+namespace xc {
+
+enum class Variant { baseline, avx2 };
+
+inline bool has_avx2() {
+#if XC_X86
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2");
+#else
+  return false;
+#endif
+}
+
+// Written by tests only (use_variant), before they call a kernel.
+inline Variant &chosen_variant() {
+  static Variant variant = has_avx2() ? Variant::avx2 : Variant::baseline;
+  return variant;
+}
+
+}  // namespace xc
+
+// Runs `...`, a call of an XC_INLINE body, in the chosen variant.
+#if XC_X86
+#define XC_DISPATCH(...)                                              \
+  do {                                                                \
+    if (::xc::chosen_variant() == ::xc::Variant::avx2)                \
+      [&]() __attribute__((target("avx2"))) { __VA_ARGS__; }();       \
+    else                                                              \
+      [&]() { __VA_ARGS__; }();                                       \
+  } while (0)
+#else
+#define XC_DISPATCH(...) \
+  do {                   \
+    __VA_ARGS__;         \
+  } while (0)
+#endif
