@@ -1,1 +1,55 @@
-"""Vectorised environments."""
+"""Vector environments: Gymnasium's contract, with autoreset in the same step.
+
+Names are imported on first use, so that a worker process loads only what it needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xcfast.envs.cpus import available_cpus
+    from xcfast.envs.dummy import DummyVecEnv
+    from xcfast.envs.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
+    from xcfast.envs.make import make_env_fn, make_envs
+    from xcfast.envs.subproc import SubprocVecEnv
+    from xcfast.envs.vec_env import VecEnv, check_spaces
+
+_MODULE_OF = {
+    "DummyVecEnv": "dummy",
+    "EnvError": "errors",
+    "SubprocVecEnv": "subproc",
+    "VecEnv": "vec_env",
+    "WorkerDiedError": "errors",
+    "WorkerError": "errors",
+    "WorkerTimeoutError": "errors",
+    "available_cpus": "cpus",
+    "check_spaces": "vec_env",
+    "make_env_fn": "make",
+    "make_envs": "make",
+}
+
+__all__ = [
+    "DummyVecEnv",
+    "EnvError",
+    "SubprocVecEnv",
+    "VecEnv",
+    "WorkerDiedError",
+    "WorkerError",
+    "WorkerTimeoutError",
+    "available_cpus",
+    "check_spaces",
+    "make_env_fn",
+    "make_envs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'xcfast.envs' has no attribute {name!r}")
+    value = getattr(import_module(f"xcfast.envs.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,141 @@
+"""The serial loop over some environments: all of them in DummyVecEnv, a worker's share in SubprocVecEnv.
+
+Both vector environments step through this one class, which is why their trajectories cannot differ.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from xcfast.envs import mujoco_state
+from xcfast.envs.errors import EnvError
+from xcfast.envs.shared_memory import Buffers
+
+EnvFn = Callable[[], gymnasium.Env]
+# Per env: the info of the step (of the reset where the episode ended), and the final info or None.
+StepInfos = list[tuple[dict[str, Any], dict[str, Any] | None]]
+
+
+class EnvSlice:
+    """A few environments, stepped one after the other, that read actions from and write results to buffers.
+
+    Args:
+        infos: whether `step` and `reset` return the envs' infos.
+
+    Attributes:
+        progress: int32 [1], local index of the env at work, -1 between two calls; it keeps its value when an env raises.
+    """
+
+    def __init__(self, *, infos: bool) -> None:
+        self.infos = infos
+        self.progress: NDArray[np.int32] = np.full(1, -1, np.int32)
+        self.envs: list[gymnasium.Env] = []
+
+    def build(self, env_fns: Sequence[EnvFn]) -> None:
+        """Makes the environments, in order."""
+        try:
+            for index, env_fn in enumerate(env_fns):
+                self.progress[0] = index
+                self.envs.append(_checked(env_fn()))
+                for kind in ("observation_space", "action_space"):
+                    first, this = getattr(self.envs[0], kind), getattr(self.envs[index], kind)
+                    if first != this:
+                        raise EnvError(f"{kind} of all envs must be equal; got {first} and {this}")
+        except BaseException:
+            self.close()
+            raise
+        self.progress[0] = -1
+        self._steps = [env.step for env in self.envs]
+
+    def attach(self, buffers: Buffers, progress: NDArray[np.int32]) -> None:
+        """Sets the arrays that hold this slice's rows, and the place that tells which env is at work."""
+        self._buffers, self.progress = buffers, progress
+        self.progress[0] = -1
+
+    def describe(self) -> dict[str, Any]:
+        """What the vector environment must know about its envs."""
+        env = self.envs[0]
+        return {
+            "observation_space": env.observation_space,
+            "action_space": env.action_space,
+            "metadata": dict(env.metadata),
+            "render_mode": env.render_mode,
+            "spec": env.spec,
+            "state_supported": all(mujoco_state.state_supported(env) for env in self.envs),
+        }
+
+    def reset(
+        self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: Sequence[bool] | None
+    ) -> list[dict[str, Any]] | None:
+        """Resets the envs (those in `mask`); returns their infos if these are wanted."""
+        infos: list[dict[str, Any]] = []
+        for index, env in enumerate(self.envs):
+            if mask is not None and not mask[index]:
+                infos.append({})
+                continue
+            self.progress[0] = index
+            self._buffers.obs[index], info = env.reset(seed=seeds[index], options=options)
+            infos.append(info)
+        self.progress[0] = -1
+        return infos if self.infos else None
+
+    def step(self) -> StepInfos | None:
+        """Steps every env with its row of the actions; an env whose episode ends is reset at once."""
+        obs, final_obs, actions, rewards, terminated, truncated = self._buffers
+        progress = self.progress
+        infos: StepInfos | None = [] if self.infos else None
+        terminated.fill(False)
+        truncated.fill(False)
+        # A copy, because an env may keep its action until the next step, when the buffer holds another.
+        for index, (step, action) in enumerate(zip(self._steps, actions.copy(), strict=True)):
+            progress[0] = index
+            ob, rewards[index], is_terminated, is_truncated, info = step(action)
+            final_info = None
+            if is_terminated or is_truncated:
+                terminated[index], truncated[index] = is_terminated, is_truncated
+                final_obs[index], final_info = ob, info
+                ob, info = self.envs[index].reset()
+            obs[index] = ob
+            if infos is not None:
+                infos.append((info, final_info))
+        progress[0] = -1
+        return infos
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """The state of each env; see `mujoco_state`."""
+        return [mujoco_state.get_state(env) for env in self.envs]
+
+    def set_state(self, states: Sequence[dict[str, Any]]) -> None:
+        """Restores what `get_state` returned."""
+        for env, state in zip(self.envs, states, strict=True):
+            mujoco_state.set_state(env, state)
+
+    def call(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """The attribute `name` of each env, called if it can be."""
+        values = [env.get_wrapper_attr(name) for env in self.envs]
+        return [value(*args, **kwargs) if callable(value) else value for value in values]
+
+    def set_attr(self, name: str, values: Sequence[Any]) -> None:
+        """Sets the attribute `name` of each env to its value."""
+        for env, value in zip(self.envs, values, strict=True):
+            env.set_wrapper_attr(name, value)
+        self._steps = [env.step for env in self.envs]
+
+    def render(self) -> Any:
+        """The frame of the first env."""
+        return self.envs[0].render()
+
+    def close(self) -> None:
+        """Closes the envs."""
+        for env in self.envs:
+            env.close()
+        self.envs, self._steps = [], []
+
+
+def _checked(env: Any) -> gymnasium.Env:
+    if not isinstance(env, gymnasium.Env):
+        raise TypeError(f"env_fns must make a gymnasium.Env; got {type(env).__name__}")
+    return env

@@ -1,0 +1,123 @@
+"""Makes environments by their Gymnasium id, and vector environments from a configuration."""
+
+import difflib
+import re
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gymnasium
+from gymnasium.spaces import Discrete
+
+from xcfast.envs.dummy import DummyVecEnv
+from xcfast.envs.errors import EnvError, WorkerError
+from xcfast.envs.subproc import SubprocVecEnv
+from xcfast.envs.vec_env import VecEnv
+
+VECTORIZE = ("DummyVecEnv", "SubprocVecEnv")
+
+
+class EnvConfig(Protocol):
+    """The part of the configuration that decides the environments."""
+
+    @property
+    def env_id(self) -> str: ...  # noqa: D102
+    @property
+    def parallels(self) -> int: ...  # noqa: D102
+    @property
+    def vectorize(self) -> str: ...  # noqa: D102
+    @property
+    def num_workers(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class EnvConstructor:
+    """A picklable constructor of one environment."""
+
+    env_id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> gymnasium.Env:
+        """Makes the environment.
+
+        Raises:
+            EnvError: the id is unknown, or a package that it needs is missing.
+        """
+        try:
+            with warnings.catch_warnings():
+                # Which version of a task to train is the user's choice: v4 is what results are published for.
+                warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
+                return gymnasium.make(self.env_id, disable_env_checker=True, **self.kwargs)
+        except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
+            raise EnvError(unknown_id_message(self.env_id, error)) from None
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+            raise EnvError(missing_dependency_message(self.env_id, error)) from error
+
+
+def make_env_fn(env_id: str, **kwargs: Any) -> EnvConstructor:
+    """A picklable constructor of the environment `env_id`, without Gymnasium's environment checker.
+
+    Args:
+        env_id: a registered id, or "module:id".
+        **kwargs: for `gymnasium.make`.
+    """
+    return EnvConstructor(env_id, kwargs)
+
+
+def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: str | None = None) -> VecEnv:
+    """The vector environment that `config` asks for, with internal buffers handed out (`copy=False`).
+
+    Args:
+        config: its env_id, parallels, vectorize and num_workers (0: as many as there are CPUs) are read. Its
+            render_mode is not: an environment that trains does not render.
+        num_envs: number of environments instead of `config.parallels`.
+        render_mode: for `gymnasium.make`.
+
+    Returns:
+        The vector environment, not yet reset; the caller's `reset(seed=config.env_seed)` seeds env i with env_seed + i.
+
+    Raises:
+        EnvError: the environment cannot be made, or its observations or actions are not supported.
+    """
+    num_envs = config.parallels if num_envs is None else num_envs
+    if num_envs < 1:
+        raise EnvError(f"num_envs must be at least 1; got {num_envs}")
+    env_fns = [make_env_fn(config.env_id, **({"render_mode": render_mode} if render_mode else {}))] * num_envs
+    if config.vectorize not in VECTORIZE:
+        raise EnvError(f"vectorize must be one of {', '.join(VECTORIZE)}; got {config.vectorize!r}")
+    try:
+        if config.vectorize == "DummyVecEnv":
+            envs: VecEnv = DummyVecEnv(env_fns, copy=False)
+        else:
+            envs = SubprocVecEnv(env_fns, config.num_workers or None, copy=False)
+    except WorkerError as error:
+        if error.exception_type != EnvError.__name__:
+            raise
+        raise EnvError(error.exception_message) from None
+    if isinstance(envs.single_observation_space, Discrete):
+        envs.close()
+        raise EnvError(
+            f"{config.env_id} has Discrete observations, which the policy does not take; "
+            "gymnasium.wrappers.FlattenObservation turns them into one-hot vectors"
+        )
+    return envs
+
+
+def unknown_id_message(env_id: str, error: Exception) -> str:
+    """Says that `env_id` is not registered, and which id comes nearest."""
+    known = [str(name) for name in gymnasium.registry]
+    lower = {name.lower(): name for name in known}
+    nearest = difflib.get_close_matches(env_id.lower(), lower, n=1, cutoff=0.6)
+    hint = f"the nearest is {lower[nearest[0]]!r}" if nearest else str(error)
+    return f"env_id {env_id!r} is not a registered Gymnasium id; {hint}"
+
+
+def missing_dependency_message(env_id: str, error: Exception) -> str:
+    """Says which package `env_id` needs and how to install it."""
+    text = " ".join(str(error).split())
+    extra = re.search(r"gymnasium\[([\w-]+)\]", text)
+    if re.search("box2d", text, re.IGNORECASE):
+        return f'env_id {env_id!r} needs Box2D: pip install "gymnasium[box2d]"'
+    if extra:
+        return f'env_id {env_id!r} needs a package that is not installed: pip install "gymnasium[{extra.group(1)}]"'
+    return f"env_id {env_id!r} cannot be made: {text}"

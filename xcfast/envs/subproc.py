@@ -1,0 +1,103 @@
+"""SubprocVecEnv: the environments in worker processes, with everything a step exchanges in shared memory."""
+
+import math
+import os
+import weakref
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from xcfast.envs.cpus import available_cpus
+from xcfast.envs.env_slice import EnvFn, StepInfos
+from xcfast.envs.vec_env import VecEnv, check_spaces
+from xcfast.envs.worker_pool import WorkerPool
+
+
+class SubprocVecEnv(VecEnv):
+    """Steps N environments in K worker processes, each with a contiguous slice of them.
+
+    Gives the same trajectories as DummyVecEnv, bit for bit. Workers are fresh interpreters (a script needs no main
+    guard) that end with this process, however it ends.
+
+    Args:
+        env_fns: constructors of the N environments, anything that cloudpickle can pickle.
+        num_workers: K, at most N; None for as many as this process may use CPUs.
+        timeout: seconds that a step, a reset or any other request may take (the start: at least a minute).
+        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
+        infos: whether to deliver the envs' own infos, as Gymnasium does; they are pickled at every step, which is slow.
+
+    Raises:
+        EnvError: a space is of a kind that is not supported.
+        WorkerError: a constructor raised; the message holds the worker's traceback.
+        WorkerDiedError, WorkerTimeoutError: a worker ended or did not answer; also raised by all methods.
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[EnvFn],
+        num_workers: int | None = None,
+        timeout: float = 60.0,
+        *,
+        copy: bool = True,
+        infos: bool = False,
+    ) -> None:
+        self.closed = True  # until there is something to close
+        if not env_fns:
+            raise ValueError("env_fns must name at least one environment")
+        if num_workers is not None and num_workers < 1:
+            raise ValueError(f"num_workers must be None or at least 1; got {num_workers}")
+        if not (math.isfinite(timeout) and timeout > 0):
+            raise ValueError(f"timeout must be a positive number of seconds; got {timeout}")
+        num_envs = len(env_fns)
+        self.num_workers = min(num_envs, num_workers or available_cpus())
+        bounds = [num_envs * worker // self.num_workers for worker in range(self.num_workers + 1)]
+        self._pool = WorkerPool(env_fns, list(pairwise(bounds)), timeout=timeout, infos=infos)
+        # Closes at garbage collection and at exit, and leaves the workers alone in a fork of this process.
+        self._closer = weakref.finalize(self, _close, self._pool, os.getpid())
+        try:
+            description = self._pool.build()
+            check_spaces(description["observation_space"], description["action_space"])
+            super().__init__(num_envs, description, copy=copy, infos=infos)
+            self._buffers = self._pool.attach(self.single_observation_space, self.single_action_space)
+        except BaseException:
+            self._closer()
+            raise
+        self.closed = False
+
+    def _reset_envs(
+        self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool] | None
+    ) -> list[dict[str, Any]] | None:
+        answers = self._pool.request(
+            [
+                ("reset", (seeds[start:stop], options, None if mask is None else mask[start:stop]))
+                for start, stop in self._pool.slices
+            ]
+        )
+        return [info for answer in answers for info in answer] if self.infos else None
+
+    def _step_envs(self) -> StepInfos | None:
+        answers = self._pool.step()
+        return None if answers is None else [info for answer in answers for info in answer]
+
+    def _ask(self, method: str, *args: Any) -> list[Any]:
+        def part(arg: Any, start: int, stop: int) -> Any:
+            return arg[start:stop] if isinstance(arg, list) else arg
+
+        requests = [(method, tuple(part(arg, *rows) for arg in args)) for rows in self._pool.slices]
+        return [item for answer in self._pool.request(requests) for item in answer or ()]
+
+    def render(self) -> Any:
+        """The frame of the first env, as its `render_mode` says."""
+        self._check_open()
+        idle: list[tuple[str | None, tuple[Any, ...]]] = [(None, ())] * (self.num_workers - 1)
+        return self._pool.request([("render", ()), *idle])[0]
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes the envs and ends the workers."""
+        self._closer()
+        del self._buffers
+
+
+def _close(pool: WorkerPool, owner: int) -> None:
+    if os.getpid() == owner:
+        pool.close()

@@ -1,0 +1,123 @@
+"""A worker process of SubprocVecEnv: ``python -m xcfast.envs.worker SOCKET_FD MEMORY_FD PARENT_PID``.
+
+It is started afresh, not forked, gets its environments' constructors through the socket, and ends with its parent.
+"""
+
+import faulthandler
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+import numpy as np
+
+from xcfast import _core
+from xcfast.envs.channel import Channel
+from xcfast.envs.env_slice import EnvSlice
+from xcfast.envs.shared_memory import array_in, buffers_in, map_memory
+
+STEP, MESSAGE = 1, 2  # commands; 0 means that none has come
+
+_IDLE_SECONDS = 1.0  # how long a wait lasts before Python looks around
+
+
+def ignore_signals() -> None:
+    """Leaves Ctrl-C and SIGTERM, which may go to the whole process group, to the parent: the worker ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # the parent starts workers with SIGINT blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if hasattr(faulthandler, "register") and sys.stderr is not None:
+        faulthandler.register(signal.SIGUSR1)  # sent by the parent to a worker that hangs
+
+
+def failure(env_slice: EnvSlice, error: BaseException) -> tuple[str, dict[str, Any]]:
+    """The answer that reports an exception: the local index of the env at work, and the traceback as text."""
+    return "error", {
+        "env": int(env_slice.progress[0]),
+        "traceback": "".join(traceback.format_exception(error)),
+        "exception_type": type(error).__name__,
+        "exception_message": str(error),
+    }
+
+
+def build(channel: Channel) -> EnvSlice | None:
+    """Makes the environments and describes them to the parent; None if that failed."""
+    setup = channel.receive()
+    sys.path[:] = setup["sys_path"]
+    for name, value in setup["environ"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    env_slice = EnvSlice(infos=setup["infos"])
+    try:
+        env_slice.build(pickle.loads(setup["env_fns"]))
+        description = env_slice.describe()
+    except BaseException as error:
+        channel.send(failure(env_slice, error))
+        return None
+    try:
+        channel.send(("ok", description))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        channel.send(("ok", {**description, "spec": None}))  # its arguments cannot be pickled
+    return env_slice
+
+
+def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
+    """Runs commands until the parent says close."""
+    while True:
+        command = sync.wait_command(_IDLE_SECONDS)
+        if command == STEP:
+            try:
+                infos = env_slice.step()
+            except BaseException as error:
+                sync.finish(True)
+                channel.send(failure(env_slice, error))
+                continue
+            sync.finish(False)
+            if infos is not None:
+                channel.send(("ok", infos))
+        elif command == MESSAGE:
+            method, args = channel.receive()
+            if method is None:  # this one is for another worker
+                answer: tuple[str, Any] = ("ok", None)
+            else:
+                try:
+                    answer = "ok", getattr(env_slice, method)(*args)
+                except BaseException as error:
+                    answer = failure(env_slice, error)
+            sync.finish(False)
+            channel.send(answer)
+            if method == "close":
+                return
+
+
+def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
+    """Builds the environments, attaches them to the shared memory and serves."""
+    ignore_signals()
+    for fd in (socket_fd, memory_fd):
+        os.set_inheritable(fd, False)
+    _core.watch_parent(socket_fd, parent_pid)
+    channel = Channel(socket.socket(fileno=socket_fd))
+    env_slice = build(channel)
+    if env_slice is None:
+        channel.receive()  # ends with the parent's hang-up
+        return
+    plan = channel.receive()
+    memory = map_memory(memory_fd)
+    os.close(memory_fd)
+    buffers, end = buffers_in(memory, _core.Sync.nbytes, plan["num_envs"], *plan["spaces"])
+    progress, _ = array_in(memory, end, (plan["num_workers"],), np.int32)
+    worker = plan["worker"]
+    env_slice.attach(buffers.rows(*plan["rows"]), progress[worker : worker + 1])
+    sync = _core.Sync(memory, plan["spin_seconds"], plan["spin_yields"])
+    channel.send(("ok", None))
+    serve(channel, env_slice, sync)
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:]))
