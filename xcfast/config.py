@@ -55,8 +55,8 @@ def load_config(
         config, machine_notices = _fit_machine(config)
     except ConfigError as error:
         if error.where is None:
-            place = given[error.key][1] if error.key in given else None
-            error.where = place or (None if path is None else os.fspath(path))
+            in_file = None if path is None else os.fspath(path)
+            error.where = given[error.key][1] if error.key in given else in_file
         raise
     source = "" if path is None else os.fspath(path)
     return replace(config, notices=(*notices, *machine_notices), source=source)

@@ -244,6 +244,7 @@ class Config:
 
 @functools.cache
 def hints() -> dict[str, Any]:
+    """The type of each key."""
     return typing.get_type_hints(Config)
 
 
