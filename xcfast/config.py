@@ -1,0 +1,201 @@
+"""Loading the configuration: file and overrides to one `Config`, with a notice or an error for whatever is odd.
+
+`python -m xcfast.config` prints every key with its type, default and meaning.
+"""
+
+import importlib.resources
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from xcfast.config_keys import INERT_KEYS, RENAMED_KEYS, ConfigError, describe_type, keys_of, nearest_name
+from xcfast.config_schema import Config, hints
+from xcfast.config_yaml import Layer, read_file, read_overrides
+
+__all__ = ["Config", "ConfigError", "check_policy", "config_table", "load_config", "shipped_config", "shipped_configs"]
+
+
+def load_config(
+    path: str | os.PathLike[str] | None = None, overrides: Mapping[str, Any] | Iterable[str] = (), **more: Any
+) -> Config:
+    """Reads a configuration: defaults, then the file, then `overrides`, then keyword arguments; later ones win.
+
+    Args:
+        path: A YAML file with any of the keys, or None for the defaults.
+        overrides: A mapping, or texts `key=value` with values in YAML.
+        **more: Further overrides by keyword.
+
+    Returns:
+        The configuration; `notices` holds the lines to show the user.
+
+    Raises:
+        ConfigError: If it cannot be run; the message names file, line, key, what was given and what is allowed.
+    """
+    file_layer = {} if path is None else read_file(path)
+    layers = (file_layer, read_overrides(overrides), read_overrides(more))
+    given: Layer = {}
+    notices: list[str] = []
+    for layer in layers:
+        given.update(_rename(layer, notices))
+    for name in [name for name in given if name in INERT_KEYS]:
+        notices.append(f"{name} has no effect: {INERT_KEYS[name]}")
+        del given[name]
+    for name, (_, where) in given.items():
+        if name not in keys_of(Config):
+            near = nearest_name(name, (*keys_of(Config), *RENAMED_KEYS, *INERT_KEYS))
+            allowed = "the keys that python -m xcfast.config lists"
+            raise ConfigError("unknown key", key=name, allowed=allowed, nearest=near, where=where)
+    try:
+        config = Config(**{name: value for name, (value, _) in given.items()})
+        notices += _value_notices(config, given)
+        config, machine_notices = _fit_machine(config)
+    except ConfigError as error:
+        if error.where is None:
+            in_file = None if path is None else os.fspath(path)
+            error.where = given[error.key][1] if error.key in given else in_file
+        raise
+    source = "" if path is None else os.fspath(path)
+    return replace(config, notices=(*notices, *machine_notices), source=source)
+
+
+def _rename(layer: Layer, notices: list[str]) -> Layer:
+    """One layer with today's key names."""
+    renamed: Layer = {}
+    spelled: dict[str, str] = {}
+    for name, (value, where) in layer.items():
+        new = RENAMED_KEYS.get(name, name)
+        if new in renamed and renamed[new][0] != value:
+            other, other_where = spelled[new], renamed[new][1]
+            place = f" ({other_where})" if other_where else ""
+            raise ConfigError(
+                f"the same key as {other}{place}, which says {renamed[new][0]!r}", key=name, given=value, where=where
+            )
+        if new != name:
+            notices.append(f"{name} is read as {new}, its name here")
+        renamed[new], spelled[new] = (value, where), name
+    return renamed
+
+
+def _value_notices(config: Config, given: Layer) -> list[str]:
+    """Lines about given values: old spellings, and keys that another key makes meaningless."""
+    notices = []
+    old = []
+    for name, rules in keys_of(Config).items():
+        value = given[name][0] if name in given else None
+        if isinstance(value, str) and value in rules.aliases:
+            old.append(f"{name}: {value} is {rules.aliases[value]}")
+    if old:
+        notices.append(f"old names accepted: {', '.join(old)}")
+    if config.representation == "Basic_Identical" and given.get("representation_hidden_size", (None, None))[0]:
+        notices.append("representation_hidden_size has no effect: Basic_Identical has no layers")
+    if config.policy == "Categorical_AC" and given.get("activation_action", (None, None))[0]:
+        notices.append("activation_action has no effect: it acts on the mean of Gaussian_AC")
+    return notices
+
+
+def _fit_machine(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with what this machine lacks replaced or refused."""
+    notices = []
+    if config.device.startswith("cuda"):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(config.device.partition(":")[2] or 0)
+        if count == 0:
+            notices.append(f"warning: device {config.device} is not there (no CUDA); running on the CPU")
+            config = replace(config, device="cpu")
+        elif index >= count:
+            last = f"cuda:{count - 1}"
+            raise ConfigError("no such device", key="device", given=config.device, allowed=f"cpu, cuda:0 to {last}")
+    if config.device == "cpu" and config.compile != _default("compile"):
+        notices.append("compile has no effect: it means something on CUDA only")
+    if config.logger == "wandb" and not _installed("wandb"):
+        raise ConfigError(
+            "wandb is not installed; pip install wandb",
+            key="logger",
+            given="wandb",
+            allowed="tensorboard, none",
+        )
+    return config, notices
+
+
+def _installed(module: str) -> bool:
+    """True if `module` can be imported; a mere folder of that name (wandb makes one) does not count."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
+def _default(name: str) -> Any:
+    return Config.__dataclass_fields__[name].default
+
+
+def check_policy(config: Config, action_space: Any) -> None:
+    """Checks that `policy` fits a Gymnasium action space.
+
+    Raises:
+        ConfigError: If it does not, or no policy does.
+    """
+    from gymnasium.spaces import Box, Discrete
+
+    if isinstance(action_space, Box):
+        wanted = "Gaussian_AC"
+    elif isinstance(action_space, Discrete):
+        wanted = "Categorical_AC"
+    else:
+        raise ConfigError(
+            f"no policy serves the action space {action_space} of {config.env_id}",
+            key="policy",
+            given=config.policy,
+            allowed="Gaussian_AC with Box, Categorical_AC with Discrete actions",
+            where=config.source or None,
+        )
+    if config.policy != wanted:
+        raise ConfigError(
+            f"does not fit the {type(action_space).__name__} actions of {config.env_id}",
+            key="policy",
+            given=config.policy,
+            allowed=wanted,
+            where=config.source or None,
+        )
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package: name (ant, half_cheetah, ...) -> file."""
+    try:
+        entries = [Path(str(entry)) for entry in importlib.resources.files("xcfast.configs").iterdir()]
+    except ModuleNotFoundError:  # a checkout that is not installed
+        entries = list((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+    return {path.stem: path for path in sorted(entries) if path.suffix == ".yaml"}
+
+
+def shipped_config(env_id: str) -> Path | None:
+    """The shipped file for any version of a task (Ant-v5 finds ant.yaml), or None."""
+    task = env_id.rpartition("/")[2].rpartition("-v")[0] or env_id
+    folded = {name.replace("_", ""): path for name, path in shipped_configs().items()}
+    return folded.get(task.lower())
+
+
+def config_table() -> str:
+    """All keys with type, default and meaning, as markdown."""
+    lines = ["| key | values | default | what it does |", "|---|---|---|---|"]
+    for name, rules in keys_of(Config).items():
+        default = _default(name)
+        shown = list(default) if isinstance(default, tuple) else "null" if default is None else default
+        lines.append(f"| `{name}` | {describe_type(hints()[name], rules)} | `{shown}` | {rules.doc} |")
+    lines += ["", "Other names that are read:", ""]
+    lines += [f"- `{old}` as `{new}`" for old, new in RENAMED_KEYS.items()]
+    for name, rules in keys_of(Config).items():
+        lines += [f"- `{name}: {old}` as `{new}`" for old, new in rules.aliases.items()]
+    lines += ["", "Keys without effect here:", ""]
+    lines += [f"- `{name}`: {reason}" for name, reason in INERT_KEYS.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(config_table())

@@ -1,0 +1,297 @@
+"""The keys of the configuration: one frozen dataclass whose fields have exactly the YAML's names."""
+
+import functools
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from xcfast.config_keys import ConfigError, coerce, key, keys_of, nearest_name
+
+Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
+
+_MAX_SEED = 2**32 - 1
+_LATER = "not available yet"
+_NO_IMAGES = "image representations are not supported"
+_OTHER_ENV = "not supported; the environments of gymnasium.make with Box or Discrete spaces are"
+_ACTIVATION_RULES: dict[str, Any] = {
+    "aliases": {
+        "ReLU": "relu",
+        "LeakyReLU": "leaky_relu",
+        "Tanh": "tanh",
+        "Sigmoid": "sigmoid",
+        "ELU": "elu",
+        "Softmax": "softmax",
+    },
+    "refused": dict.fromkeys(("softmax2d", "Softmax2d"), "needs batches of images, which the networks here never see"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a run does. A field has exactly its YAML key's name; the defaults are those of XuanCe's MuJoCo file.
+
+    Attributes besides the keys:
+        notices: Lines to show once at start: old names, keys without effect and why, a device that is missing.
+        source: The file that the configuration was read from, or "".
+    """
+
+    # What runs where
+    dl_toolbox: Literal["torch"] = key(
+        "torch",
+        "deep-learning library",
+        refused=dict.fromkeys(("tensorflow", "mindspore", "tensorlayer"), "xcfast runs on PyTorch only"),
+    )
+    device: str = key("auto", "where the networks live: cpu, cuda, cuda:K, gpu, or auto (CUDA where there is one)")
+    test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark")
+    agent: Literal["PPO"] = key(
+        "PPO", "algorithm", aliases={"PPO_Clip": "PPO"}, refused={"PPO_KL": f"the KL-penalty variant is {_LATER}"}
+    )
+    learner: Literal["PPO_Learner"] = key(
+        "PPO_Learner",
+        "learner of the algorithm",
+        aliases={"PPOCLIP_Learner": "PPO_Learner"},
+        refused={"PPOKL_Learner": f"belongs to agent PPO_KL, which is {_LATER}"},
+    )
+    seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=_MAX_SEED)
+    running_steps: int = key(1_000_000, "environment steps of the whole run, over all environments", low=1)
+
+    # Environments
+    env_name: Literal["MuJoCo", "Classic Control", "Box2D", "Gymnasium"] = key(
+        "MuJoCo",
+        "family of the task; a label, since every id is made by gymnasium.make",
+        refused=dict.fromkeys(("Atari", "MiniGrid", "MetaDrive"), _OTHER_ENV),
+    )
+    env_id: str = key("Ant-v4", "Gymnasium id of the task")
+    env_seed: int = key(1, "environment i is seeded with env_seed + i", low=0, high=_MAX_SEED)
+    vectorize: Literal["DummyVecEnv", "SubprocVecEnv"] = key(
+        "SubprocVecEnv",
+        "step the environments one after the other, or in worker processes",
+        aliases={"Dummy_Gym": "DummyVecEnv", "Subproc_Gym": "SubprocVecEnv"},
+        refused={
+            "MujocoVecEnv": f"the native environment is {_LATER}",
+            **dict.fromkeys(("Dummy_Atari", "Subproc_Atari"), "Atari is not supported"),
+            "NOREQUIRED": "the environments here are always vectorised",
+        },
+    )
+    parallels: int = key(16, "number of training environments", low=1)
+    render: bool = key(False, "record a video (rgb_array) or open a window (human) when testing")
+    render_mode: Literal["rgb_array", "human"] = key("rgb_array", "how render shows the task")
+    fps: int = key(50, "frames per second of a recorded video", low=1)
+
+    # Networks
+    policy: Literal["Gaussian_AC", "Categorical_AC"] = key(
+        "Gaussian_AC", "Gaussian_AC for continuous (Box), Categorical_AC for discrete actions"
+    )
+    representation: Literal["Basic_MLP", "Basic_Identical"] = key(
+        "Basic_MLP",
+        "trunk below actor and critic: fully connected layers, or none",
+        refused={
+            **dict.fromkeys(("Basic_CNN", "AC_CNN_Atari", "Basic_ViT"), _NO_IMAGES),
+            "Basic_RNN": "recurrent representations are not supported",
+        },
+    )
+    representation_hidden_size: tuple[int, ...] = key((256,), "widths of the trunk's layers; none with Basic_Identical")
+    shared_representation: bool = key(True, "one trunk for actor and critic; False: one each")
+    actor_hidden_size: tuple[int, ...] = key((256,), "widths of the actor's own hidden layers; may be []")
+    critic_hidden_size: tuple[int, ...] = key((256,), "widths of the critic's own hidden layers; may be []")
+    activation: Activation = key("leaky_relu", "after each hidden layer", **_ACTIVATION_RULES)  # noqa: RUF009
+    activation_action: Activation | None = key(  # noqa: RUF009
+        "tanh", "on the mean of the Gaussian policy; null leaves it unbounded", **_ACTIVATION_RULES
+    )
+    normalize: Literal["LayerNorm"] | None = key(
+        None,
+        "normalisation after each hidden activation",
+        refused={
+            **dict.fromkeys(
+                ("BatchNorm", "BatchNorm2d"),
+                "batch statistics would make the policy differ between collection and update",
+            ),
+            "InstanceNorm2d": _NO_IMAGES,
+            "GroupNorm": "LayerNorm is its one-group case and the only one supported",
+        },
+    )
+    initializer: Literal["orthogonal"] = key(
+        "orthogonal",
+        "initialisation of the weights",
+        refused=dict.fromkeys(("normal", "zeros", "ones"), "only orthogonal initialisation is supported"),
+    )
+    log_std_init: float = key(-1.0, "initial logarithm of the Gaussian policy's standard deviation", low=-10, high=5)
+
+    # Algorithm
+    horizon_size: int = key(256, "steps per environment and rollout; a batch is horizon_size * parallels steps", low=1)
+    n_epochs: int = key(16, "passes over a batch", low=1)
+    n_minibatch: int = key(8, "minibatches per pass", low=1)
+    learning_rate: float = key(0.0004, "Adam's initial learning rate", low=0, open_low=True)
+    end_factor_lr_decay: float = key(
+        0.0, "the learning rate falls linearly to this fraction of itself; 1.0 keeps it", low=0, high=1
+    )
+    vf_coef: float = key(0.25, "weight of the value loss", low=0)
+    ent_coef: float = key(0.0, "weight of the entropy bonus", low=0)
+    clip_range: float = key(0.2, "how far the probability ratio may leave 1", low=0, open_low=True)
+    gamma: float = key(0.99, "discount factor", low=0, high=1)
+    use_gae: bool = key(True, "generalised advantage estimation; False: Monte-Carlo return minus value")
+    gae_lambda: float = key(0.95, "lambda of the advantage estimation", low=0, high=1)
+    use_advnorm: bool = key(True, "normalise the advantages of each minibatch")
+    use_grad_clip: bool = key(True, "limit the norm of the gradient")
+    grad_clip_norm: float = key(0.5, "largest norm of the gradient", low=0, open_low=True)
+    use_obsnorm: bool = key(True, "normalise observations by running mean and variance")
+    obsnorm_range: float = key(5.0, "normalised observations are clipped to +- this", low=0, open_low=True)
+    use_rewnorm: bool = key(True, "scale rewards by the running deviation of the discounted return")
+    rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True)
+    use_actions_mask: bool = key(False, "mask actions", refused={True: f"action masks are {_LATER}"})
+    early_stop_kl: bool = key(
+        False, "end the passes over a batch early on a large KL", refused={True: f"stopping by KL is {_LATER}"}
+    )
+
+    # Evaluation, logs, files
+    eval_interval: int = key(5000, "environment steps between two evaluations (benchmark mode)", low=1)
+    test_episode: int = key(5, "episodes of an evaluation or a test", low=1)
+    logger: Literal["tensorboard", "wandb", "none"] = key("tensorboard", "where curves go; result files come always")
+    project_name: str = key("XuanCe_Benchmark", "project in wandb")
+    wandb_user_name: str = key("your_user_name", "user or team in wandb; your_user_name means wandb's own default")
+    log_dir: str = key("./logs/ppo/", "parent of the run folders")
+    model_dir: str = key("./models/ppo/", "parent of the model folders")
+    checkpoint_interval: int = key(0, "environment steps between two checkpoints; 0: a tenth of the run", low=0)
+    keep_checkpoints: int = key(3, "how many of the latest checkpoints stay", low=1)
+
+    # Speed
+    collector_backend: Literal["auto", "torch"] = key(
+        "auto", "engine that collects rollouts", refused={"native": f"the native collector is {_LATER}"}
+    )
+    learner_backend: Literal["auto", "torch"] = key(
+        "auto", "engine that updates the weights", refused={"native": f"the native learner is {_LATER}"}
+    )
+    num_threads: int = key(0, "threads of the update; 0: as many as this process may use", low=0)
+    num_workers: int = key(0, "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment", low=0)
+    compile: Literal["graph", "default", "off"] = key(
+        "graph", "on CUDA: compile the update and capture graphs, compile only, or neither"
+    )
+    precision: Literal["fp32"] = key(
+        "fp32", "arithmetic of the update", refused=dict.fromkeys(("bf16", "tf32"), f"mixed precision is {_LATER}")
+    )
+    overlap: bool = key(
+        False, "collect while the update runs", refused={True: f"overlapping collection and update is {_LATER}"}
+    )
+    distributed_training: bool = key(
+        False, "train on several devices", refused={True: f"distributed training is {_LATER}"}
+    )
+    master_port: int = key(12355, "port at which the processes of distributed_training meet", low=1, high=65535)
+    num_ranks: int = key(1, "processes of distributed_training", low=1)
+
+    notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    source: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Gives every value its type, then checks what concerns several keys."""
+        for name, rules in keys_of(Config).items():
+            object.__setattr__(self, name, coerce(name, getattr(self, name), hints()[name], rules))
+        _settle(self)
+
+    @property
+    def default_mode(self) -> Literal["benchmark", "test"]:
+        """What a run does when nothing else is asked for."""
+        return "test" if self.test_mode else "benchmark"
+
+    @property
+    def num_envs(self) -> int:
+        """N, the number of training environments."""
+        return self.parallels
+
+    @property
+    def num_steps(self) -> int:
+        """T, the steps per environment and rollout."""
+        return self.horizon_size
+
+    @property
+    def batch_size(self) -> int:
+        """Steps in a rollout, T * N."""
+        return self.horizon_size * self.parallels
+
+    @property
+    def minibatch_size(self) -> int:
+        """Steps in the largest minibatch."""
+        return -(-self.batch_size // self.n_minibatch)
+
+    @property
+    def num_iterations(self) -> int:
+        """Rollouts in the run."""
+        return self.running_steps // self.batch_size
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient steps in the run, K of the learning-rate schedule."""
+        return self.num_iterations * self.n_epochs * self.n_minibatch
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Environment steps between two checkpoints, the default resolved."""
+        return self.checkpoint_interval or max(1, self.running_steps // 10)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys as plain data (numbers, texts, lists), for JSON, YAML and checkpoints."""
+        values = {name: getattr(self, name) for name in keys_of(Config)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """The inverse of `to_dict`; like `load_config`, it falls back to the CPU where CUDA is missing."""
+        from xcfast.config import load_config
+
+        return load_config(None, values)
+
+
+@functools.cache
+def hints() -> dict[str, Any]:
+    """The type of each key."""
+    return typing.get_type_hints(Config)
+
+
+def _settle(config: Config) -> None:
+    """Checks rules that concern several keys, and clears what has no meaning beside another key."""
+
+    def settle(name: str, value: Any) -> None:
+        object.__setattr__(config, name, value)
+
+    if config.device in ("gpu", "GPU"):
+        settle("device", "cuda:0")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        near = nearest_name(config.device, ("auto", "cpu", "cuda", "gpu"))
+        raise ConfigError(
+            "unknown device", key="device", given=config.device, allowed="auto, cpu, cuda, cuda:K, gpu", nearest=near
+        )
+    if config.representation == "Basic_Identical":
+        settle("representation_hidden_size", ())
+    elif not config.representation_hidden_size:
+        raise ConfigError(
+            "Basic_MLP without a layer",
+            key="representation_hidden_size",
+            given=[],
+            allowed="at least one width, or representation: Basic_Identical",
+        )
+    if config.policy == "Categorical_AC":
+        settle("activation_action", None)
+    if config.n_minibatch > config.batch_size:
+        raise ConfigError(
+            "more minibatches than steps in a batch",
+            key="n_minibatch",
+            given=config.n_minibatch,
+            allowed=f"at most horizon_size * parallels = {config.batch_size}",
+        )
+    if config.running_steps < config.batch_size:
+        raise ConfigError(
+            "less than one rollout",
+            key="running_steps",
+            given=config.running_steps,
+            allowed=f"at least horizon_size * parallels = {config.batch_size}",
+        )
+    if config.env_seed + config.parallels - 1 > _MAX_SEED:
+        raise ConfigError(
+            "the last environment's seed is too large",
+            key="env_seed",
+            given=config.env_seed,
+            allowed=f"env_seed + parallels - 1 <= {_MAX_SEED}",
+        )
+    if config.num_ranks > 1:
+        raise ConfigError(f"distributed training is {_LATER}", key="num_ranks", given=config.num_ranks, allowed="1")

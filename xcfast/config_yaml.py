@@ -1,0 +1,89 @@
+"""Reading YAML with the place of every key kept, so that an error can name its line."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xcfast.config_keys import ConfigError, nearest_name
+
+Layer = dict[str, tuple[Any, str | None]]
+"""Key -> (value, where it was given)."""
+
+
+def read_file(path: str | os.PathLike[str]) -> Layer:
+    """The top-level keys of a YAML (or JSON) file.
+
+    Raises:
+        ConfigError: If the file cannot be read, is no YAML mapping, nests keys or repeats one.
+    """
+    where = os.fspath(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = Path(path).parent
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        near = nearest_name(Path(path).name, names)
+        raise ConfigError("no such file", nearest=near and os.fspath(folder / near), where=where) from None
+    except IsADirectoryError:
+        raise ConfigError("is a folder; wanted: a YAML file", where=where) from None
+    except UnicodeDecodeError:
+        raise ConfigError("is no UTF-8 text; wanted: a YAML file", where=where) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=where) from None
+
+    layer: Layer = {}
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            raise ConfigError("is empty; wanted: lines of 'key: value'", where=where)
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError("is no mapping; wanted: lines of 'key: value'", where=where)
+        for name_node, value_node in root.value:
+            name, line = str(name_node.value), name_node.start_mark.line + 1
+            place = f"{where}, line {line}"
+            if name in layer:
+                raise ConfigError(f"given twice, first in {layer[name][1]}", key=name, where=place)
+            if isinstance(value_node, yaml.MappingNode):
+                raise ConfigError("has keys below it; the keys of a configuration do not nest", key=name, where=place)
+            layer[name] = (yaml.SafeLoader("").construct_object(value_node, deep=True), place)
+    except yaml.YAMLError as error:
+        raise _broken(error, where) from None
+    return layer
+
+
+def _broken(error: yaml.YAMLError, where: str) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    line = f", line {mark.line + 1}" if mark is not None else ""
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return ConfigError(f"broken YAML: {reason}", where=where + line)
+
+
+def read_overrides(overrides: Mapping[str, Any] | Iterable[str], where: str | None = None) -> Layer:
+    """Overrides as a layer: a mapping as it is, or texts `key=value` whose values are YAML.
+
+    Raises:
+        ConfigError: If a text is no `key=value`, its value is no YAML, or a key comes twice.
+    """
+    if isinstance(overrides, Mapping):
+        return {str(name): (value, where) for name, value in overrides.items()}
+    if isinstance(overrides, str):
+        overrides = [overrides]
+    where = where or "command line"
+    layer: Layer = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ConfigError("cannot be read as an override; wanted: key=value", given=text, where=where)
+        if name in layer:
+            raise ConfigError("given twice", key=name, where=where)
+        try:
+            layer[name] = (yaml.safe_load(value), where)
+        except yaml.YAMLError:
+            raise ConfigError("broken YAML", key=name, given=value, where=where) from None
+        if isinstance(layer[name][0], dict):
+            raise ConfigError("the keys of a configuration do not nest", key=name, given=value, where=where)
+    return layer

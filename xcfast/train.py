@@ -1,0 +1,210 @@
+"""The command line: `python -m xcfast.train [CONFIG] [key=value ...]`, configuration to finished run.
+
+Nothing heavy is imported before the configuration is known to be good.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from xcfast.config import Config, ConfigError, load_config, shipped_config, shipped_configs
+
+Mode = Literal["benchmark", "train", "test"]
+
+_FAMILIES = {"mujoco": "MuJoCo", "classic_control": "Classic Control", "box2d": "Box2D"}
+# What a resumed run may change without becoming another run.
+_RESUMABLE_KEYS = ("device", "num_threads", "num_workers", "logger")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        Exit status: 0 done (or stopped and saved), 1 failed, 2 bad configuration.
+
+    Raises:
+        SystemExit: With status 2 if the arguments cannot be parsed, 0 after --help and --version.
+    """
+    parser = _parser()
+    args = parser.parse_intermixed_args(argv)
+    try:
+        path, overrides = _split_positionals(args.config, args.config_path)
+        if not (path or args.env_id or args.resume):
+            parser.error("nothing to train: give CONFIG (a YAML file), --env-id or --resume")
+        config = _build_config(args, path, overrides)
+        mode, remark = choose_mode(args.benchmark, args.test, config)
+    except ConfigError as error:
+        return _bad_config(error)
+    for line in (*config.notices, *remark):
+        print(line, file=sys.stderr)
+    return _execute(config, mode, args)
+
+
+def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
+    from xcfast.envs.vec_env import WorkerError
+    from xcfast.trainer import RunFailed, describe, run
+
+    try:
+        if args.dry_run:
+            print(_resolved(config))
+            print(describe(config, mode))
+        else:
+            run(config, mode=mode, resume=args.resume)
+    except ConfigError as error:  # what only the environment can tell: its action space, an id that does not exist
+        return _bad_config(error)
+    except (RunFailed, WorkerError) as error:
+        print(f"xcfast: failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("xcfast: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+def choose_mode(benchmark: int | None, test: int | None, config: Config) -> tuple[Mode, tuple[str, ...]]:
+    """The mode by XuanCe's rule: benchmark is the default and wins over test.
+
+    Args:
+        benchmark: `--benchmark`, None where it is not given.
+        test: `--test`, likewise.
+        config: Its `test_mode` decides where the flags leave it open.
+
+    Returns:
+        The mode and lines to show.
+    """
+    if benchmark == 0:
+        testing = config.test_mode if test is None else test == 1
+        return ("test" if testing else "train"), ()
+    if benchmark == 1 or config.default_mode == "benchmark":
+        remark = "--test 1 has no effect: benchmark is the default and wins; add --benchmark 0 to test a saved model"
+        return "benchmark", ((remark,) if test == 1 else ())
+    return ("benchmark" if test == 0 else "test"), ()
+
+
+def _build_config(args: argparse.Namespace, path: str | Path | None, overrides: list[str]) -> Config:
+    flags: dict[str, Any] = {}
+    if args.seed is not None:
+        flags |= {"seed": args.seed, "env_seed": args.seed}
+    if args.device is not None:
+        flags["device"] = args.device
+    flags = {name: value for name, value in flags.items() if name not in _names(overrides)}
+    if args.resume is not None:
+        return _resumed_config(args, path, flags, overrides)
+
+    remarks: tuple[str, ...] = ()
+    family = _FAMILIES[args.env] if args.env else None
+    if args.env_id is not None:
+        flags["env_id"] = args.env_id
+    if path is None:
+        path = shipped_config(args.env_id)
+        if path is None:
+            names = ", ".join(shipped_configs())
+            remarks = (f"no configuration is shipped for {args.env_id} (shipped: {names}); using the defaults",)
+            flags |= {"env_name": family or "Gymnasium"}
+    config = load_config(path, [*_as_overrides(flags), *overrides])
+    if family is not None and config.env_name != family:
+        raise ConfigError(
+            f"does not fit {config.env_id}, whose env_name is {config.env_name}",
+            key="--env",
+            given=args.env,
+            where="command line",
+        )
+    return replace(config, notices=remarks + config.notices)
+
+
+def _as_overrides(flags: dict[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in flags.items()]
+
+
+def _names(overrides: Sequence[str]) -> set[str]:
+    return {override.partition("=")[0].strip() for override in overrides}
+
+
+def _resumed_config(
+    args: argparse.Namespace, path: str | Path | None, flags: dict[str, Any], overrides: Sequence[str]
+) -> Config:
+    """The configuration of the run that is continued, with the few keys changed that may change."""
+    run_dir: Path = args.resume
+    if path is not None or args.env_id is not None:
+        raise ConfigError(
+            "takes the configuration from the run; CONFIG and --env-id do not go with it",
+            key="--resume",
+            given=str(run_dir),
+            where="command line",
+        )
+    for name in (*flags, *_names(overrides)):
+        if name not in _RESUMABLE_KEYS:
+            allowed = ", ".join(_RESUMABLE_KEYS)
+            raise ConfigError("cannot change when a run is resumed", key=name, allowed=allowed, where="command line")
+    file = run_dir / "config.json"
+    if not file.is_file():
+        problem = "is no run folder: it has no config.json; wanted: <log_dir>/<env_id>/seed_..."
+        raise ConfigError(problem, where=str(run_dir))
+    return load_config(file, [*_as_overrides(flags), *overrides])
+
+
+def _split_positionals(words: Sequence[str], config_path: str | None) -> tuple[str | None, list[str]]:
+    """CONFIG (or None) and the `key=value` overrides."""
+    overrides = [word for word in words if re.match(r"\w+\s*=", word)]
+    paths = [word for word in words if word not in overrides] + ([config_path] if config_path else [])
+    if len(paths) > 1:
+        raise ConfigError(
+            "more than one configuration file",
+            given=", ".join(paths),
+            allowed="one, then key=value",
+            where="command line",
+        )
+    return (paths[0] if paths else None), overrides
+
+
+def _bad_config(error: ConfigError) -> int:
+    print(f"xcfast: {error}", file=sys.stderr)
+    return 2
+
+
+def _resolved(config: Config) -> str:
+    import yaml
+
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None).rstrip()
+
+
+def _algorithm(name: str) -> str:
+    if name.lower() in ("ppo", "ppo_clip", "ppoclip"):
+        return "ppo"
+    raise argparse.ArgumentTypeError(f"{name!r} is not available; allowed: ppo")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from xcfast import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="python -m xcfast.train",
+        description="Train PPO as a YAML file says.",
+        epilog="Keys of the YAML: python -m xcfast.config. Modes: benchmark (the default) trains and evaluates, "
+        "--benchmark 0 trains only, --benchmark 0 --test 1 tests a saved model.",
+    )
+    add = parser.add_argument
+    add("config", nargs="*", metavar="CONFIG | key=value", help="a YAML file, then keys that override it")
+    add("--config-path", metavar="FILE", help="the same as CONFIG")
+    add("--method", "--algo", type=_algorithm, default="ppo", help="the algorithm: ppo")
+    add("--env", choices=sorted(_FAMILIES), help="family of the task")
+    add("--env-id", metavar="ID", help="Gymnasium id; without CONFIG it finds the shipped configuration")
+    add("--test", type=int, choices=(0, 1), help="with --benchmark 0: test a saved model")
+    add("--benchmark", type=int, choices=(0, 1), help="train with evaluations (default 1); wins over --test")
+    add("--seed", type=int, metavar="N", help="sets seed and env_seed")
+    add("--device", help="cpu, cuda, cuda:K or auto")
+    add("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
+    add("--dry-run", action="store_true", help="print the resolved configuration and what would run, then exit")
+    add("--version", action="version", version=f"xcfast {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
