@@ -1,5 +1,6 @@
 """The configuration: what is read, what is said about it, and what each error names."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from xcfast.config import (
     Config,
@@ -354,6 +357,8 @@ def test_what_comes_later_says_so(tmp_path: Path, text: str) -> None:
         ("gamma: 0.9\n\tseed: 1", "line 2: broken YAML"),
         ("gamma: !!python/object/apply:os.system ['true']", "broken YAML"),
         ("a: 1\n---\nb: 2", "broken YAML"),
+        ("project_name: 2026-13-01", "line 1: project_name: broken YAML"),
+        ("[gamma]: 1", "line 1: a key that is no text"),
         ("- gamma", "is no mapping"),
         ("just text", "is no mapping"),
         ("", "is empty"),
@@ -415,6 +420,27 @@ def test_a_huge_value_does_not_flood_the_message() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"actor_hidden_size": ["x"] * 100_000})
     assert len(str(caught.value)) < 300
+
+
+@given(name=st.sampled_from(sorted({*Config.__dataclass_fields__} - {"device", "logger"})), text=st.text())
+@example(name="project_name", text="2026-13-01")
+@example(name="seed", text="!!int x")
+@example(name="seed", text="!!binary x")
+@example(name="gamma", text="!!set {[a], b}")
+def test_any_text_is_a_value_or_a_config_error(name: str, text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        load_config(None, [f"{name}={text}"])
+
+
+@given(text=st.text())
+@example(text="? [a]\n: 1")
+@example(text="gamma: &x [*x]")
+@example(text="*x")
+def test_any_file_is_a_configuration_or_a_config_error(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(text, encoding="utf-8")
+    with contextlib.suppress(ConfigError):
+        load_config(path)
 
 
 def test_a_config_made_in_python_is_checked_too() -> None:
