@@ -96,6 +96,12 @@ def test_an_env_id_finds_the_shipped_file(trainer: FakeTrainer, argv: str, file:
     assert (Path(config.source).name, config.env_id) == (file, env_id)
 
 
+def test_env_labels_a_file_of_ones_own(trainer: FakeTrainer, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("env_id: CartPole-v1\npolicy: Categorical_AC\n")
+    config = config_of(trainer, str(tmp_path / "my.yaml"), "--env", "classic_control")
+    assert (config.env_id, config.env_name) == ("CartPole-v1", "Classic Control")
+
+
 def test_an_env_id_without_a_file_gets_the_defaults_and_a_notice(
     trainer: FakeTrainer, capsys: pytest.CaptureFixture[str]
 ) -> None:

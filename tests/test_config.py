@@ -534,6 +534,7 @@ def test_shipped_files_are_found_by_any_version(name: str) -> None:
         assert found is not None
         assert found.name == f"{name}.yaml"
     assert shipped_config(f"My{env_id}") is None
+    assert shipped_config(f"other/{env_id}") is None
 
 
 def test_the_table_lists_every_key() -> None:

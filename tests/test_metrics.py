@@ -81,6 +81,14 @@ def test_flush_makes_values_visible_to_readers(tmp_path: Path) -> None:
     writer.close()
 
 
+def test_many_events_without_a_flush_are_not_held_back(tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path)
+    for step in range(2500):
+        writer.scalars({"a": 1.0}, step)
+    assert len(read_events(tmp_path)["a"]) >= 1500
+    writer.close()
+
+
 def test_resume_continues_the_one_event_file(tmp_path: Path) -> None:
     config = Config()
     first = make_writer(config, tmp_path)

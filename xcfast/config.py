@@ -177,8 +177,8 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def shipped_config(env_id: str) -> Path | None:
-    """The shipped file for any version of a task (Ant-v5 finds ant.yaml), or None."""
-    task = env_id.rpartition("/")[2].rpartition("-v")[0] or env_id
+    """The shipped file for any version of a Gymnasium task (Ant-v5 finds ant.yaml), or None."""
+    task = env_id.rpartition("-v")[0] or env_id
     folded = {name.replace("_", ""): path for name, path in shipped_configs().items()}
     return folded.get(task.lower())
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 EVENT_PREFIX = "events.out.tfevents."
+_FLUSH_EVERY = 1000  # records
 _MAX_PENDING = 100_000  # records kept for a disk that may have room again
 
 
@@ -31,16 +32,21 @@ class RecordFile:
         self.path = path
         self._good_size = good_size
         self._dirty = path.is_file() and path.stat().st_size != good_size  # there may be more than good_size
+        self._unflushed = 0
         self._pending: deque[bytes] = deque(maxlen=_MAX_PENDING)
         self._file: io.FileIO | None = None
         self._warned = False
 
     def append(self, record: bytes) -> None:
-        """Adds a record to those that the next flush writes."""
+        """Adds a record to those that the next flush writes; after many, that flush is now."""
         self._pending.append(record)
+        self._unflushed += 1
+        if self._unflushed >= _FLUSH_EVERY:
+            self.flush()
 
     def flush(self) -> bool:
         """Writes what is pending; False, with one warning in the file's life, if the disk refused."""
+        self._unflushed = 0
         if not self._pending and not self._dirty:
             return True
         try:
