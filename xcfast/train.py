@@ -102,6 +102,8 @@ def _build_config(args: argparse.Namespace, path: str | Path | None, overrides: 
     family = _FAMILIES[args.env] if args.env else None
     if args.env_id is not None:
         flags["env_id"] = args.env_id
+    if path is not None and family is not None:
+        flags["env_name"] = family
     if path is None:
         path = shipped_config(args.env_id)
         if path is None:
