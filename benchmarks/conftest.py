@@ -97,7 +97,7 @@ class Compare:
         """
         if not isinstance(timings, Timings):
             timings = Timings({k: [1 / x for x in v] if unit.endswith("/s") else [*v] for k, v in timings.items()})
-        contender = contender or next(name for name in timings.seconds if name != baseline)
+        contender = contender or next((name for name in timings.seconds if name != baseline), None)
 
         figures: dict[Kind, Callable[[float, float], float]] = {
             "at_least": lambda mine, theirs: theirs / max(mine - allowance, 1e-12),

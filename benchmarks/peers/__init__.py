@@ -5,9 +5,12 @@ and none where it is empty. A runner in this folder is a script for the peer's i
 object a line, and answers each with one line of JSON.
 """
 
+import contextlib
 import json
 import os
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,14 +38,19 @@ def interpreters() -> dict[str, str]:
 class Runner:
     """A peer's script, kept running, so that its rounds can be interleaved with ours."""
 
-    def __init__(self, interpreter: str, script: str, *args: str, threads: int | None = None) -> None:
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "OMP_", "MKL_"))}
-        if threads is not None:
-            env["OMP_NUM_THREADS"] = str(threads)
-        env["PYTHONWARNINGS"] = "ignore"
-        self._name = f"{script} {' '.join(args)}".strip()
+    def __init__(self, interpreter: str, script: str, *args: str) -> None:
+        env = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        if interpreter != sys.executable:
+            env.pop("PYTHONPATH", None)
+        self._name = " ".join([script, *args[:2]])
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [interpreter, str(HERE / script), *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+            [interpreter, str(HERE / script), *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=env,
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -52,23 +60,26 @@ class Runner:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass
+            pass  # it has ended; why, is said below
         for line in self._process.stdout:
             if line.startswith("{"):  # what the peer prints of its own accord is passed over
                 return json.loads(line)
-        raise RuntimeError(f"{self._name} ended with status {self._process.wait()}; its output is above")
+        self._log.seek(0)
+        output = self._log.read().decode(errors="replace")[-4000:]
+        raise RuntimeError(f"{self._name} ended with status {self._process.wait()}:\n{output}")
 
     def close(self) -> None:
         """Let the script end."""
-        if self._process.stdin is not None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._process.stdout.close()
+        self._log.close()
 
     def __enter__(self) -> "Runner":
         return self
