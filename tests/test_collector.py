@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xcfast.collector import TorchCollector
-from xcfast.envs import make_envs
+from xcfast.envs import make_env_fn, make_envs
 from xcfast.kernels.noise import gaussian_noise
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RunningMeanStd
 from xcfast.policy import ActionMap, build_policy
@@ -33,11 +33,9 @@ def test_rollout_replays_through_gymnasium(small):
     collector.collect(rollout)
     action_map = ActionMap(collector.envs.single_action_space, "tanh")
     assert action_map.rescales  # the bounds are +-3
-    import gymnasium as gym
-
     ends = 0
     for env_index in range(2):
-        env = gym.make(config.env_id)
+        env = make_env_fn(config.env_id)()
         obs, _ = env.reset(seed=7 + env_index)
         for t in range(300):
             expected = np.clip((obs - frozen.mean) / np.sqrt(frozen.var + 1e-8), -5, 5).astype(np.float32)
