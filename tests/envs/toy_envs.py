@@ -17,7 +17,10 @@ class Toy(gymnasium.Env):
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
-    def __init__(self, trouble: str = "", where: str = "step", at: int = 1, length: int = 1000) -> None:
+    def __init__(
+        self, trouble: str = "", where: str = "step", at: int = 1, length: int = 1000, render_mode: str | None = None
+    ) -> None:
+        self.render_mode = render_mode
         self.trouble, self.where, self.at, self.length = trouble, where, at, length
         self.calls = {"init": 0, "reset": 0, "step": 0, "close": 0}
         self.count = 0
@@ -58,6 +61,9 @@ class Toy(gymnasium.Env):
             self.count >= self.length,
             {"count": self.count},
         )
+
+    def render(self) -> np.ndarray:
+        return np.full((2, 2, 3), self.count, np.uint8)
 
     def close(self) -> None:
         self._visit("close")

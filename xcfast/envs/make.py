@@ -112,7 +112,8 @@ def _without_deprecation_noise(env_id: str) -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
-        if "gymnasium.envs.mujoco" not in str(gymnasium.spec(env_id).entry_point):
+        registered = gymnasium.registry.get(env_id)
+        if registered is None or "gymnasium.envs.mujoco" not in str(registered.entry_point):
             yield
             return
         try:

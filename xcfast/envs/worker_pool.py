@@ -104,8 +104,10 @@ class WorkerPool:
         self._memory_fd = -1
         buffers, _ = buffers_in(memory, _core.Sync.nbytes, num_envs, *spaces)
         self._progress, _ = array_in(memory, end, (num_workers,), np.int32)
-        spin_yields = available_cpus() <= num_workers + 1
-        self._sync = _core.Sync(memory, SPIN_SECONDS, spin_yields)
+        cpus = available_cpus()
+        spin_yields = cpus <= num_workers + 1
+        # Where the workers take all CPUs, a parent that spins while they work only slows them.
+        self._sync = _core.Sync(memory, SPIN_SECONDS if cpus > num_workers else 0.0, spin_yields)
         for worker, rows in enumerate(self.slices):
             plan = {
                 "worker": worker,
