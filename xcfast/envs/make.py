@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -128,6 +129,14 @@ def _without_deprecation_noise(env_id: str) -> Iterator[None]:
             yield
         finally:
             mujoco.set_mju_user_warning(previous)
+
+
+def _spec(env_id: str) -> Any:
+    """The registered specification; of "module:id" after the module's import, which registers it."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gymnasium.spec(name)
 
 
 def _drop_deprecation(message: str) -> None:
