@@ -3,10 +3,14 @@ PYTHON ?= python
 CXX ?= g++
 BUILD := build
 
-.PHONY: build test slow bench bench-smoke peers lint format type sanitize dist-check ci
+.PHONY: build tools test slow bench bench-smoke peers lint format type sanitize dist-check ci
 
 build:  ## Install the package, editable, with everything to test, measure and check it.
 	$(PYTHON) -m pip install -e ".[test,bench,dev]"
+
+EXTRAS := import tomllib; x = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+tools:  ## What "build" installs besides the package and its tests, without compiling the package again.
+	$(PYTHON) -m pip install -q $$($(PYTHON) -c '$(EXTRAS); print(*x["bench"], *x["dev"])')
 
 test:
 	$(PYTHON) -m pytest
