@@ -129,7 +129,7 @@ def _general(
         return torch_impl.through_numpy(_general, kernel, arrays, flags, ends, factors, time_major, out)
     inputs = {name: _floating(name, x) for name, x in arrays.items() if x is not None}
     shape = check_shapes(inputs, flags, ends, time_major)
-    dtype = np.result_type(*(x.dtype for x in inputs.values()))
+    dtype = np.dtype(np.float64 if any(x.dtype.itemsize == 8 for x in inputs.values()) else np.float32)
 
     def time_first(x: Any) -> Any:
         return None if x is None else np.ascontiguousarray(x if time_major else np.asarray(x).T)
@@ -146,10 +146,7 @@ def _general(
     nexts, final = inputs.get("next_values"), inputs.get("final_values")
     if truncated is not None and nexts is None and final is None:
         check_cuts(bool(np.any(truncated & ~terminated)))
-    if kernel == "gae" or not time_major:
-        results = tuple(np.empty(inputs["rewards"].shape, dtype) for _ in range(2 if kernel == "gae" else 1))
-    else:
-        results = (np.empty(inputs["rewards"].shape, dtype),)
+    results = tuple(np.empty(inputs["rewards"].shape, dtype) for _ in range(2 if kernel == "gae" else 1))
     baseline = [inputs["values"]] if kernel == "gae" else []
     call = getattr(kernels.impl, kernel)
     if not call(inputs["rewards"], *baseline, terminated, truncated, last, final, nexts, *factors.values(), *results):
@@ -209,4 +206,4 @@ def _floating(name: str, x: Any) -> Any:
 
 
 def _describe(x: Any) -> str:
-    return f"{getattr(x, 'dtype', type(x).__name__)} {list(np.shape(x))}"
+    return f"{getattr(x, 'dtype', type(x).__name__)} {list(np.shape(x))}".removeprefix("torch.")

@@ -86,11 +86,7 @@ def advantages(
     gamma = factors["gamma"]
     baseline = inputs["values"] if kernel == "gae" else torch.zeros_like(rewards)
     if nexts is None:
-        assert last is not None  # noqa: S101 - checked by the caller
-        if kernel == "gae":
-            nexts = torch.cat([baseline[1:], last])
-        else:
-            nexts = torch.cat([baseline[1:], last])
+        nexts = torch.cat([baseline[1:], last])
         if truncated is not None and final is not None:
             nexts = torch.where(truncated, final, nexts)
     elif kernel != "gae":
