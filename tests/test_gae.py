@@ -39,13 +39,27 @@ class Case:
         return compute_gae(**{**arguments, **changes})
 
     def reference(self, **changes):
-        wide = {k: None if x is None else x.astype(np.float64) for k, x in vars(self).items() if x is None or x.dtype != bool}
-        arguments = {k: wide[k] for k in ("last_values", "final_values")} | {"gamma": GAMMA, "gae_lambda": LAMBDA} | changes
+        wide = {
+            k: None if x is None else x.astype(np.float64)
+            for k, x in vars(self).items()
+            if x is None or x.dtype != bool
+        }
+        arguments = (
+            {k: wide[k] for k in ("last_values", "final_values")} | {"gamma": GAMMA, "gae_lambda": LAMBDA} | changes
+        )
         return reference.gae(wide["rewards"], wide["values"], self.terminated, self.truncated, **arguments)
 
     def tolerance(self, advantages):
         """Each of T steps rounds a handful of sums of this scale, and gamma and lambda are rounded once each."""
-        arrays = (self.rewards, self.values, self.values, self.last_values, self.final_values, self.next_values, advantages)
+        arrays = (
+            self.rewards,
+            self.values,
+            self.values,
+            self.last_values,
+            self.final_values,
+            self.next_values,
+            advantages,
+        )
         scale = sum(float(np.nanmax(np.abs(x), initial=0)) for x in arrays)
         return 4 * len(self.rewards) * np.finfo(self.rewards.dtype).eps * scale
 
@@ -60,7 +74,12 @@ def assert_close(given, wanted, tolerance):
 @each_implementation
 @each_dtype
 @settings(max_examples=30, deadline=None)
-@given(seed=seeds, shape=shapes, bootstrap=st.sampled_from(["last and final", "next"]), p_end=st.sampled_from([0.0, 0.15, 1.0]))
+@given(
+    seed=seeds,
+    shape=shapes,
+    bootstrap=st.sampled_from(["last and final", "next"]),
+    p_end=st.sampled_from([0.0, 0.15, 1.0]),
+)
 def test_equals_reference(implementation, dtype, seed, shape, bootstrap, p_end):
     case = Case(seed, shape, dtype, p_end)
     choice = {}
@@ -155,7 +174,9 @@ def test_linear_in_rewards_and_values(implementation, seed, shape, factor):
     with forced(implementation):
         wanted = one.gae()[0] + factor * two.gae()[0]
         advantages = both.gae()[0]
-    assert_close(advantages, wanted, both.tolerance(wanted) + abs(factor) * two.tolerance(wanted) + one.tolerance(wanted))
+    assert_close(
+        advantages, wanted, both.tolerance(wanted) + abs(factor) * two.tolerance(wanted) + one.tolerance(wanted)
+    )
 
 
 @each_implementation
@@ -366,7 +387,10 @@ def test_errors_say_what_is_wrong(implementation, change, error, message):
 # --- tensors ---
 
 torch = pytest.importorskip("torch", reason="a dependency, but the kernels serve without it")
-devices = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")])]
+devices = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]),
+]
 
 
 @pytest.mark.parametrize("device", devices)
@@ -380,7 +404,9 @@ def test_tensors(device, dtype):
             tensors[name] = x.to(dtype)
     tensors["values"].requires_grad_()
     advantages, returns = case.gae(**tensors)
-    assert advantages.dtype == returns.dtype == dtype and advantages.device.type == device and not advantages.requires_grad
+    assert (
+        advantages.dtype == returns.dtype == dtype and advantages.device.type == device and not advantages.requires_grad
+    )
     exact = Case(13, (33, 6))
     for name, x in tensors.items():
         value = x.detach().cpu()
@@ -389,7 +415,9 @@ def test_tensors(device, dtype):
     for given, w in zip((advantages, returns), wanted, strict=True):
         eps = max(torch.finfo(dtype).eps, np.finfo(np.float64).eps)
         wide = min(eps, float(np.finfo(np.float32).eps))  # half precision is computed in float32 and rounded once
-        tolerance = exact.tolerance(w) / np.finfo(np.float64).eps * wide + (eps * np.abs(w) if dtype == torch.bfloat16 else 0)
+        tolerance = exact.tolerance(w) / np.finfo(np.float64).eps * wide + (
+            eps * np.abs(w) if dtype == torch.bfloat16 else 0
+        )
         assert (np.abs(given.cpu().double().numpy() - w) <= tolerance).all()
     out = (torch.empty_like(advantages), torch.empty_like(advantages))
     assert case.gae(**tensors, out=out) is out
@@ -398,7 +426,10 @@ def test_tensors(device, dtype):
 
 @pytest.mark.parametrize("device", devices)
 def test_tensor_golden_trajectory(device):
-    golden = {k: torch.tensor(x, dtype=torch.bool if k.endswith("ated") else torch.float32, device=device) for k, x in GOLDEN.items()}
+    golden = {
+        k: torch.tensor(x, dtype=torch.bool if k.endswith("ated") else torch.float32, device=device)
+        for k, x in GOLDEN.items()
+    }
     with forced("torch"):
         advantages, _ = compute_gae(**golden, gamma=0.5, gae_lambda=0.5)
         del golden["values"]

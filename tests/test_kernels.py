@@ -55,8 +55,12 @@ def test_noise_has_the_bits_of_the_reference(implementation, seed, env_offset, c
     with forced(implementation):
         noise = gaussian_noise(seed, env_offset, steps, np.empty((len(steps), width), np.float32))
         uniform = uniform_noise(seed, env_offset, steps, np.empty(len(steps)))
-    np.testing.assert_array_equal(noise.view(np.uint32), reference.gaussian_noise(seed, env_offset, counters, width).view(np.uint32))
-    np.testing.assert_array_equal(uniform.view(np.uint64), reference.uniform_noise(seed, env_offset, counters).view(np.uint64))
+    np.testing.assert_array_equal(
+        noise.view(np.uint32), reference.gaussian_noise(seed, env_offset, counters, width).view(np.uint32)
+    )
+    np.testing.assert_array_equal(
+        uniform.view(np.uint64), reference.uniform_noise(seed, env_offset, counters).view(np.uint64)
+    )
 
 
 def test_gaussian_transform_has_the_bits_of_the_reference_in_double():
@@ -163,7 +167,11 @@ def _everything(impl):
             assert impl.moments_update(r, mean, var, count)
             assert impl.update_and_normalize(v, mean, var, count, 1e-8, 2.0, y)
             results += [mean.copy(), var.copy(), y.copy()]
-            counts, means, m2s = np.zeros(num_steps, np.int64), np.zeros((num_steps, num_envs)), np.zeros((num_steps, num_envs))
+            counts, means, m2s = (
+                np.zeros(num_steps, np.int64),
+                np.zeros((num_steps, num_envs)),
+                np.zeros((num_steps, num_envs)),
+            )
             for obs in (r, v, f):
                 assert impl.normalize_and_track(obs, mean, var, count, 1e-8, 2.0, counts, means, m2s, y)
             assert impl.merge_tracked(counts, means, m2s, mean, var, count)

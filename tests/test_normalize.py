@@ -154,7 +154,11 @@ def test_normalize_keeps_nan_and_clips_infinity(implementation):
         (lambda r: r.update(np.zeros(3)), ValueError, r"batch must be float \[B >= 1, 3\]; got float64 \[3\]"),
         (lambda r: r.update(np.zeros((0, 3))), ValueError, r"batch must be .* got float64 \[0, 3\]"),
         (lambda r: r.update(np.zeros((2, 3), complex)), TypeError, r"real numbers; got complex128 \[2, 3\]"),
-        (lambda r: r.normalize(np.zeros((2, 3)), 5.0, np.zeros((2, 3))), ValueError, r"out must be float32 \[2, 3\]; got float64"),
+        (
+            lambda r: r.normalize(np.zeros((2, 3)), 5.0, np.zeros((2, 3))),
+            ValueError,
+            r"out must be float32 \[2, 3\]; got float64",
+        ),
         (lambda r: r.update_from_moments(0, 1, 5), ValueError, r"mean and var must be \[3\]"),
     ],
 )
@@ -294,7 +298,9 @@ def test_rewards_follow_the_rule(implementation, seed, lengths, num_envs, dtype,
             assert abs(normalizer.rms.var - var) <= relative * (var + 1e-8)
             wanted = np.clip(rewards.astype(np.float64) / np.sqrt(var + 1e-8), -1.5, 1.5)
             np.testing.assert_allclose(given, wanted, rtol=np.finfo(np.float32).eps + relative, atol=0)
-            np.testing.assert_allclose(normalizer.returns, carry, rtol=0, atol=sum(lengths) * EPS * (np.abs(total).max() + 1))
+            np.testing.assert_allclose(
+                normalizer.returns, carry, rtol=0, atol=sum(lengths) * EPS * (np.abs(total).max() + 1)
+            )
     assert normalizer.rms.count == sum(lengths) * num_envs
 
 

@@ -30,7 +30,12 @@ class Steps:
 
 @each_implementation
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), num_steps=st.integers(1, 12), num_envs=st.integers(1, 7), p_end=st.sampled_from([0, 0.2, 1]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_steps=st.integers(1, 12),
+    num_envs=st.integers(1, 7),
+    p_end=st.sampled_from([0, 0.2, 1]),
+)
 def test_store(implementation, seed, num_steps, num_envs, p_end):
     steps = Steps(seed, 2 * num_steps, num_envs, p_end)
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, int)
@@ -79,7 +84,9 @@ def test_store_converts(implementation):
     obs = np.arange(8.0).reshape(2, 4).T  # float64, Fortran order
     with forced(implementation):
         rollout.store(obs, np.arange(4, dtype=np.int32), [1, 2, 3, 4], np.zeros(4, bool), [False] * 4)
-        rollout.store(np.ones((4, 2), np.float32), np.arange(4), np.ones(4, np.float32), np.zeros(4, bool), np.zeros(4, bool))
+        rollout.store(
+            np.ones((4, 2), np.float32), np.arange(4), np.ones(4, np.float32), np.zeros(4, bool), np.zeros(4, bool)
+        )
     np.testing.assert_array_equal(rollout.obs[0], obs)
     assert rollout.actions.tolist()[:2] == [[0, 1, 2, 3]] * 2
     assert rollout.episode_returns.tolist() == [2, 3, 4, 5]
@@ -97,7 +104,10 @@ def test_store_errors_write_nothing(implementation):
             ({"rewards": np.ones(3)}, r"rewards must be float64 \[2\]; got float64 \[3\]"),
             ({"truncated": some}, r"final_obs must have one row .*: 1 at step 0; got 0"),
             ({"final_obs": final}, r"final_obs must have one row .*: 0 at step 0; got 1"),
-            ({"truncated": some, "terminated": some, "final_obs": final}, r"final_obs must have one row .*: 0 at step 0; got 1"),
+            (
+                {"truncated": some, "terminated": some, "final_obs": final},
+                r"final_obs must have one row .*: 0 at step 0; got 1",
+            ),
             ({"truncated": some, "final_obs": np.ones((1, 2))}, r"final_obs must be \[k, 3\]; got \[1, 2\]"),
         ]:
             with pytest.raises(ValueError, match=message):

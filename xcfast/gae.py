@@ -65,7 +65,17 @@ def compute_gae(
         and last_done is None
         and kernels.name != "torch"
         and kernels.impl.gae(
-            rewards, values, terminated, truncated, last_values, final_values, next_values, gamma, gae_lambda, out[0], out[1]
+            rewards,
+            values,
+            terminated,
+            truncated,
+            last_values,
+            final_values,
+            next_values,
+            gamma,
+            gae_lambda,
+            out[0],
+            out[1],
         )
     ):
         return out
@@ -142,7 +152,9 @@ def _general(
         terminated = np.concatenate([starts[1:], np.reshape(ends["last_done"], (1, *starts.shape[1:]))]).astype(bool)
     else:
         terminated = time_first(flags["terminated"]).astype(bool, copy=False)
-    truncated = flags["truncated"] if flags["truncated"] is None else time_first(flags["truncated"]).astype(bool, copy=False)
+    truncated = (
+        flags["truncated"] if flags["truncated"] is None else time_first(flags["truncated"]).astype(bool, copy=False)
+    )
     nexts, final = inputs.get("next_values"), inputs.get("final_values")
     if truncated is not None and nexts is None and final is None:
         check_cuts(bool(np.any(truncated & ~terminated)))
@@ -155,7 +167,9 @@ def _general(
         results = tuple(x.T for x in results)
     if out is None:
         return tuple(np.ascontiguousarray(x) for x in results)
-    for name, target, result in zip(("advantages", "returns") if len(out) == 2 else ("returns",), out, results, strict=True):
+    for name, target, result in zip(
+        ("advantages", "returns") if len(out) == 2 else ("returns",), out, results, strict=True
+    ):
         if not isinstance(target, np.ndarray) or target.shape != shape or target.dtype != dtype:
             raise ValueError(f"out ({name}) must be {dtype} {list(shape)}; got {_describe(target)}")
         np.copyto(target, result)
@@ -173,7 +187,9 @@ def _check_combination(arrays: dict[str, Any], flags: dict[str, Any], ends: dict
     if (flags["episode_starts"] is None) != (ends["last_done"] is None):
         raise ValueError("episode_starts and last_done go together")
     if flags["episode_starts"] is not None and flags["truncated"] is not None:
-        raise ValueError("episode_starts cannot tell truncation from termination: give terminated and truncated instead")
+        raise ValueError(
+            "episode_starts cannot tell truncation from termination: give terminated and truncated instead"
+        )
 
 
 def check_cuts(any_cut: bool) -> None:
@@ -182,7 +198,9 @@ def check_cuts(any_cut: bool) -> None:
         raise ValueError("truncated steps need final_values or next_values to bootstrap from; got neither")
 
 
-def check_shapes(inputs: dict[str, Any], flags: dict[str, Any], ends: dict[str, Any], time_major: bool) -> tuple[int, ...]:
+def check_shapes(
+    inputs: dict[str, Any], flags: dict[str, Any], ends: dict[str, Any], time_major: bool
+) -> tuple[int, ...]:
     """Returns the shape of `rewards`; raises where another one does not fit it."""
     shape = tuple(inputs["rewards"].shape)
     if len(shape) not in (1, 2) or shape[0 if time_major or len(shape) == 1 else 1] < 1:
