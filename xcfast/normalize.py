@@ -71,7 +71,9 @@ class RunningMeanStd:
         """
         return self._apply("normalize", x, clip, out)
 
-    def update_and_normalize(self, batch: npt.ArrayLike, clip: float | None = None, out: Float32 | None = None) -> Float32:
+    def update_and_normalize(
+        self, batch: npt.ArrayLike, clip: float | None = None, out: Float32 | None = None
+    ) -> Float32:
         """`update`, then `normalize` the same batch, in one call."""
         return self._apply("update_and_normalize", batch, clip, out)
 

@@ -87,7 +87,10 @@ class Rollout:
         self._num_episodes = self._num_final = 0
         self._permutation = np.zeros(num_steps, np.int64)
         self._flat = Minibatch(
-            *(x.reshape(-1, *x.shape[2:]) for x in (self.obs, self.actions, self.log_probs, self.advantages, self.returns))
+            *(
+                x.reshape(-1, *x.shape[2:])
+                for x in (self.obs, self.actions, self.log_probs, self.advantages, self.returns)
+            )
         )
 
     @property
@@ -180,7 +183,16 @@ class Rollout:
             )
         indices, offsets = np.empty(total, np.int64), np.empty(n_minibatch + 1, np.int64)
         kernels.impl.minibatch_indices(
-            seed, iteration, epoch, self.num_steps, self.num_envs, n_minibatch, env_offset, indices, offsets, self._permutation
+            seed,
+            iteration,
+            epoch,
+            self.num_steps,
+            self.num_envs,
+            n_minibatch,
+            env_offset,
+            indices,
+            offsets,
+            self._permutation,
         )
         return indices, offsets
 

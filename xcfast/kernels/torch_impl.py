@@ -86,11 +86,7 @@ def advantages(
     gamma = factors["gamma"]
     baseline = inputs["values"] if kernel == "gae" else torch.zeros_like(rewards)
     if nexts is None:
-        assert last is not None  # noqa: S101 - checked by the caller
-        if kernel == "gae":
-            nexts = torch.cat([baseline[1:], last])
-        else:
-            nexts = torch.cat([baseline[1:], last])
+        nexts = torch.cat([baseline[1:], last])
         if truncated is not None and final is not None:
             nexts = torch.where(truncated, final, nexts)
     elif kernel != "gae":
@@ -105,13 +101,19 @@ def advantages(
     results = tuple((x if time_major else x.T).to(dtype).contiguous() for x in results)
     if out is None:
         return tuple(x.numpy() for x in results) if is_numpy else results
-    for name, target, x in zip(("advantages", "returns") if kernel == "gae" else ("returns",), out, results, strict=True):
+    for name, target, x in zip(
+        ("advantages", "returns") if kernel == "gae" else ("returns",), out, results, strict=True
+    ):
         if is_numpy and (target.shape != shape or target.dtype != x.numpy().dtype):
-            raise ValueError(f"out ({name}) must be {x.numpy().dtype} {list(shape)}; got {target.dtype} {list(target.shape)}")
+            raise ValueError(
+                f"out ({name}) must be {x.numpy().dtype} {list(shape)}; got {target.dtype} {list(target.shape)}"
+            )
         if is_numpy:
             np.copyto(target, x.numpy())
         elif target.shape != x.shape or target.dtype != dtype or target.device != x.device:
-            raise ValueError(f"out ({name}) must be {dtype} {list(shape)} on {x.device}; got {target.dtype} {list(target.shape)}")
+            raise ValueError(
+                f"out ({name}) must be {dtype} {list(shape)} on {x.device}; got {target.dtype} {list(target.shape)}"
+            )
         else:
             target.copy_(x)
     return out
