@@ -29,7 +29,7 @@ def test_normalize(compare: Any, num_envs: int, dim: int) -> None:
     normalizer = ObservationNormalizer((dim,), num_envs=num_envs)
 
     def gymnasium() -> None:
-        np.clip(wrapper.observations(obs), -5, 5)
+        wrapper.observations(obs)  # it does not clip; ours does
 
     def fused() -> None:
         rms.update_and_normalize(obs, 5.0, out)
