@@ -61,8 +61,8 @@ def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
 
     try:
         if args.dry_run:
-            print(_resolved(config))
-            print(describe(config, mode))
+            table = describe(config, mode)
+            print(_resolved(config), table, sep="\n")
         else:
             run(config, mode=mode, resume=args.resume)
     except (ConfigError, EnvError, CheckpointError) as error:  # what the configuration names does not exist or not fit
