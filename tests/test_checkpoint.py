@@ -9,7 +9,9 @@ import torch
 from xcfast import checkpoint as ckpt
 from xcfast.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
+NEEDED = {"config": {}, "step": 1, "iteration": 1, "policy": {}, "obs_normalizer": {}}
 STATE = {
+    **NEEDED,
     "numbers": [1, 2.5, True, None, "text", 2**127 + 1],
     "arrays": {"a": np.arange(6.0).reshape(2, 3), "b": np.array([True, False]), "scalar": np.float64(3.5)},
     "tensor": torch.arange(4, dtype=torch.float32),
@@ -55,6 +57,9 @@ def test_foreign_files(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"w": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match=r"weights\.pth: not a checkpoint of xcfast"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises(CheckpointError, match=r"weights\.pth: incomplete, without config, iteration"):
         load_checkpoint(path)
     torch.save({"format": ckpt.FORMAT, "version": 99}, path)
     with pytest.raises(CheckpointError, match="version 99.*upgrade"):

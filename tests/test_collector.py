@@ -110,7 +110,7 @@ def test_statistics_are_frozen_within_a_rollout_and_merged_after_it(small):
 
 
 def test_final_observations_of_truncated_episodes(small):
-    config = small(env_id="toy_envs:toy/RewardOne-v0", parallels=3)
+    config = small(env_id="toys:toy/RewardOne-v0", parallels=3)
     collector, rollout, _ = make_collector(config)
     collector.collect(rollout)
     assert rollout.truncated[19].all() and rollout.truncated.sum() == 3
@@ -128,7 +128,7 @@ def test_warm_up_is_not_trained_on_but_moves_statistics_and_noise(small):
 
 @pytest.mark.parametrize("use_obsnorm", [True, False])
 def test_nan_observation_is_named(small, use_obsnorm):
-    collector, rollout, _ = make_collector(small(env_id="toy_envs:toy/Poisoned-v0", use_obsnorm=use_obsnorm))
+    collector, rollout, _ = make_collector(small(env_id="toys:toy/Poisoned-v0", use_obsnorm=use_obsnorm))
     collector.collect(rollout)
     rollout.clear()
     with pytest.raises(NonFiniteError, match="env 0"):

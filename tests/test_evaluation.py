@@ -3,7 +3,7 @@ import pytest
 
 from xcfast import ObservationNormalizer
 from xcfast.envs import make_env_fn
-from xcfast.evaluation import Evaluator, evaluation_seeds, num_evaluation_envs
+from xcfast.evaluation import EvaluationStopped, Evaluator, evaluation_seeds, num_evaluation_envs
 from xcfast.policy import ActionMap, build_policy
 
 
@@ -18,12 +18,18 @@ def make_evaluator(config):
     )
 
 
-def test_seeds_never_meet_the_training_ones():
-    seen = [seed for number in range(50) for seed in evaluation_seeds(1, number, 5)]
+def test_seeds_never_meet_the_training_ones(small):
+    config = small(env_seed=1, parallels=4)
+    seen = [seed for number in range(50) for seed in evaluation_seeds(config, number, 5)]
     assert len(set(seen)) == len(seen)
-    assert min(seen) >= 2**32
-    assert evaluation_seeds(1, 3, 5) == evaluation_seeds(1, 3, 5)
-    assert evaluation_seeds(2, 3, 5) != evaluation_seeds(1, 3, 5)
+    assert 0 <= min(seen) and max(seen) < 2**32
+    assert evaluation_seeds(config, 3, 5) == evaluation_seeds(config, 3, 5)
+    assert evaluation_seeds(small(env_seed=2), 3, 5) != evaluation_seeds(config, 3, 5)
+    # a run whose training seeds would include the first ones drawn
+    first = evaluation_seeds(config, 0, 1)[0]
+    assert not set(evaluation_seeds(small(env_seed=first), 0, 5)) & set(range(first, first + 4))
+    crowded = small(env_seed=0, parallels=64, running_steps=4096)
+    assert not set(evaluation_seeds(crowded, 7, 64)) & set(range(64))
 
 
 @pytest.mark.parametrize(("episodes", "envs"), [(1, 1), (5, 5), (64, 64), (100, 50), (67, 1), (130, 26)])
@@ -53,7 +59,7 @@ def test_scores_are_those_of_bare_gymnasium_episodes(small, vectorize):
     expected = []
     env = make_env_fn(config.env_id)()
     action_map = ActionMap(env.action_space, config.activation_action)
-    for seed in evaluation_seeds(config.env_seed, 3, 4):
+    for seed in evaluation_seeds(config, 3, 4):
         obs, _ = env.reset(seed=seed)
         total, over = 0.0, False
         while not over:
@@ -66,3 +72,18 @@ def test_scores_are_those_of_bare_gymnasium_episodes(small, vectorize):
             over = terminated or truncated
         expected.append(total)
     np.testing.assert_allclose(scores, expected)
+
+
+def test_a_stop_request_ends_an_endless_evaluation(small):
+    config = small(env_id="toys:toy/Endless-v0")
+    env = make_env_fn(config.env_id)()
+    policy = build_policy(config, env.observation_space, env.action_space)
+    normalizer = ObservationNormalizer(env.observation_space.shape, num_envs=config.parallels)
+    action_map = ActionMap(env.action_space, config.activation_action)
+    calls = iter(range(1000))
+    evaluator = Evaluator(config, policy, normalizer, action_map, should_stop=lambda: next(calls) > 50)
+    try:
+        with pytest.raises(EvaluationStopped):
+            evaluator(0)
+    finally:
+        evaluator.close()

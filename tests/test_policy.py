@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
-from xcfast.config import ConfigError
 
 from xcfast import load_config
+from xcfast.config import ConfigError
 from xcfast.policy import ActionMap, CategoricalActor, GaussianActor, build_policy
 
 OBS = Box(-np.inf, np.inf, (5,), np.float64)

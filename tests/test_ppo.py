@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from xcfast.normalize import NonFiniteError, ObservationNormalizer
 
 from xcfast import RewardNormalizer, Rollout
 from xcfast.collector import TorchCollector
 from xcfast.envs import make_envs
+from xcfast.normalize import NonFiniteError, ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.ppo import TorchLearner, explained_variance, learning_rate, ppo_loss
 from xcfast.trainer import run
@@ -160,7 +160,7 @@ def test_update_restores_the_thread_count(small):
 def test_time_limits_are_bootstrapped(small):
     """Reward 1 for ever under a time limit of 20: V goes to 1 / (1 - gamma), not to the sum over one episode."""
     config = small(
-        env_id="toy_envs:toy/RewardOne-v0",
+        env_id="toys:toy/RewardOne-v0",
         gamma=0.9,
         running_steps=128 * 150,
         use_rewnorm=False,
@@ -183,7 +183,7 @@ def test_time_limits_are_bootstrapped(small):
 
 @pytest.mark.parametrize(
     ("env_id", "policy", "floor"),
-    [("toy_envs:toy/Target-v0", "Gaussian_AC", 0.97), ("toy_envs:toy/Choice-v0", "Categorical_AC", 0.95)],
+    [("toys:toy/Target-v0", "Gaussian_AC", 0.97), ("toys:toy/Choice-v0", "Categorical_AC", 0.95)],
 )
 def test_learns(small, env_id, policy, floor):
     config = small(

@@ -6,12 +6,14 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGTERM
 
 import numpy as np
 import pytest
 import torch
 
 from xcfast import checkpoint as ckpt
+from xcfast.config import ConfigError
 from xcfast.results import RunFolders
 from xcfast.trainer import RunFailed, Trainer, run
 
@@ -237,9 +239,9 @@ def test_resume_names_what_is_wrong(small, tmp_path):
 @pytest.mark.parametrize(
     ("env_id", "reason"),
     [
-        ("toy_envs:toy/Poisoned-v0", "observation"),
-        ("toy_envs:toy/PoisonedReward-v0", "reward"),
-        ("toy_envs:toy/Raises-v0", "the simulator broke"),
+        ("toys:toy/Poisoned-v0", "observation"),
+        ("toys:toy/PoisonedReward-v0", "reward"),
+        ("toys:toy/Raises-v0", "the simulator broke"),
     ],
 )
 @pytest.mark.parametrize("vectorize", ["DummyVecEnv", "SubprocVecEnv"])
@@ -268,14 +270,107 @@ def test_killed_worker_stops_the_run_with_a_saved_model(small):
         trainer.close()
 
 
-def test_full_disk_does_not_end_the_run(small, monkeypatch, capfd):
-    def no_space(path, state):
-        raise ckpt.CheckpointError(f"{path}: not saved: No space left on device")
+FULL_DISK = """
+import resource, sys
+from xcfast import load_config, run
+from xcfast.trainer import RunFailed
+config = load_config(overrides={overrides!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # a checkpoint does not fit, the small files do
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    run(config, quiet=True)
+except RunFailed as error:
+    print("failed:", error)
+"""
 
-    monkeypatch.setattr(ckpt, "save_checkpoint", no_space)
-    summary = run(small(), quiet=True)
-    assert summary.steps == 512
-    assert "No space left on device" in capfd.readouterr().err
+
+def test_full_disk_costs_the_checkpoints_not_the_run_and_is_told(small):
+    config = small()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code = FULL_DISK.format(overrides=config.to_dict())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=env)
+    assert "failed: step 512 was reached but could not be saved" in done.stdout, done.stderr
+    assert "checkpoint_512.pth: not saved: [Errno 27] File too large" in done.stderr
+    (curve,) = Path(config.log_dir).glob("*/*/learning_curve.csv")
+    assert [row[0] for row in read_csv(curve)] == ["step", "0", "256", "512"]
+    assert not list(Path(config.model_dir).glob("*/*/*.pth*"))
+
+
+def test_a_stop_during_the_first_evaluation_is_saved_and_resumed(small):
+    """The evaluation stays due; the resumed run ends like one that was not stopped."""
+    config = small()
+    whole = run(config, quiet=True)
+    trainer = Trainer(config, "benchmark", quiet=True)
+    steps = []
+    trainer.evaluator._should_stop = lambda: (
+        steps.append(1) or (len(steps) == 3 and os.kill(os.getpid(), SIGTERM)) or (trainer._stop.requested)
+    )
+    try:
+        summary = trainer.run()
+    finally:
+        trainer.close()
+    assert summary.steps == 0 and summary.best_mean is None
+    resumed = run(config, resume=summary.log_dir, quiet=True)
+    assert same(weights(whole.model_dir), weights(resumed.model_dir))
+    assert read_csv(Path(whole.log_dir) / "test_scores.csv") == read_csv(Path(resumed.log_dir) / "test_scores.csv")
+
+
+@pytest.mark.parametrize("at", ["_log_iteration", "_save_checkpoint", "_evaluate"])
+def test_a_signal_at_any_point_is_saved(small, at):
+    trainer = Trainer(small(logger="none", checkpoint_interval=128), "benchmark", quiet=True)
+    original = getattr(trainer, at)
+
+    def signalled(*args):
+        result = original(*args)
+        if trainer.iteration == 2:
+            os.kill(os.getpid(), SIGTERM)
+        return result
+
+    setattr(trainer, at, signalled)
+    try:
+        summary = trainer.run()
+    finally:
+        trainer.close()
+    assert 256 <= summary.steps < 512
+    assert RunFolders.find(Path(summary.log_dir)).newest_checkpoint().name == f"checkpoint_{summary.steps}.pth"
+
+
+def test_resume_refuses_another_configuration_or_network(small):
+    config = small()
+    done = run(config, mode="train", quiet=True)
+    with pytest.raises(ConfigError, match=r"cannot change: .*horizon_size 32 -> 16"):
+        run(replace(config, horizon_size=16), resume=done.log_dir, quiet=True)
+    newest = RunFolders.find(Path(done.log_dir)).newest_checkpoint()
+    state = ckpt.load_checkpoint(newest)
+    state["policy"]["actor.logstd"] = torch.zeros(3)
+    ckpt.save_checkpoint(newest, state)
+    with pytest.raises(ckpt.CheckpointError, match=rf"{newest.name}: does not fit this run"):
+        run(config, resume=done.log_dir, quiet=True)
+
+
+def test_resuming_from_an_older_checkpoint_sets_later_ones_aside(small):
+    config = small(keep_checkpoints=9)
+    done = run(config, mode="train", quiet=True)
+    models = Path(done.model_dir)
+    resumed = run(config, resume=models / "checkpoint_256.pth", quiet=True)
+    assert resumed.steps == 512
+    names = {path.name for path in models.iterdir()}
+    assert {"checkpoint_384.pth.superseded", "checkpoint_512.pth.superseded", "checkpoint_512.pth"} <= names
+    assert same(weights(models, "checkpoint_512.pth"), weights(models, "checkpoint_512.pth.superseded"))
+
+
+def test_the_best_model_is_that_of_the_best_scores(small):
+    summary = run(small(eval_interval=128), quiet=True)
+    rows = read_csv(Path(summary.log_dir) / "learning_curve.csv")[1:]
+    step, score = max(((int(step), float(mean)) for step, mean in rows), key=lambda row: (row[1], -row[0]))
+    assert (summary.best_step, summary.best_mean) == (step, pytest.approx(score))
+    assert ckpt.load_checkpoint(Path(summary.model_dir) / ckpt.BEST_MODEL)["step"] == step
+
+
+@pytest.mark.parametrize("env_id", ["toys:toy/NanAtOnce-v0", "toys:toy/RaisesAtOnce-v0"])
+def test_an_env_that_fails_in_the_warm_up(small, env_id):
+    with pytest.raises(RunFailed, match=r"(?s)stopped at step 0: .*Nothing had been trained yet"):
+        run(small(env_id=env_id), mode="train", quiet=True)
 
 
 def test_test_mode_reports_the_best_model(small, capfd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ from xcfast.errors import CheckpointError
 
 FORMAT = "xcfast-checkpoint"
 VERSION = 1
+REQUIRED = ("config", "step", "iteration", "policy", "obs_normalizer")  # what any use of a checkpoint needs
 BEST_MODEL = "best_model.pth"
 FINAL_MODEL = "final_train_model.pth"
 _PERIODIC = re.compile(r"checkpoint_(\d+)\.pth")
@@ -32,15 +34,17 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: the file cannot be written; what was at ``path`` before is still there.
     """
+    data = io.BytesIO()  # first into memory: torch would hide the file system's error behind one of its own
+    torch.save({"format": FORMAT, "version": VERSION, **_plain(state)}, data)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **_plain(state)}, file)
+            file.write(data.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: not saved: {error}") from error
 
@@ -66,12 +70,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: not a checkpoint of xcfast ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "version" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of xcfast")
     if state["version"] > VERSION:
         raise CheckpointError(
             f"{path}: format version {state['version']}; this xcfast reads up to {VERSION}, please upgrade"
         )
+    missing = [key for key in REQUIRED if key not in state]
+    if missing:
+        raise CheckpointError(f"{path}: incomplete, without {', '.join(missing)}")
     return state
 
 
@@ -90,6 +97,14 @@ def prune_checkpoints(model_dir: Path, keep: int) -> None:
     """Delete all but the last ``keep`` periodic checkpoints."""
     for path in periodic_checkpoints(model_dir)[:-keep]:
         path.unlink(missing_ok=True)
+
+
+def set_aside_after(model_dir: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of later steps, which a run that goes on from ``step`` leaves behind; the new names."""
+    kept = checkpoint_path(model_dir, step)
+    paths = periodic_checkpoints(model_dir)
+    later = paths[paths.index(kept) + 1 :] if kept in paths else []
+    return [path.rename(path.with_suffix(".pth.superseded")) for path in later]
 
 
 def _sync_folder(folder: Path) -> None:

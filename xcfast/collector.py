@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from xcfast.kernels import noise
+from xcfast.normalize import NonFiniteError
 from xcfast.policy import CategoricalActor
 
 if TYPE_CHECKING:
@@ -16,6 +17,23 @@ if TYPE_CHECKING:
     from xcfast.normalize import ObservationNormalizer
     from xcfast.policy import ActionMap, ActorCritic
     from xcfast.rollout import Rollout
+
+
+def check_finite(rollout: Rollout) -> None:
+    """Raise NonFiniteError if an observation after the last step, or the last one before a time limit, is not finite.
+
+    Those before a step are checked with the statistics, rewards when they are scaled.
+    """
+    num_envs = len(rollout.last_obs)
+    for row in _not_finite(rollout.last_obs):
+        raise NonFiniteError(f"observation of env {row} after the last step of the rollout is not finite")
+    for row in _not_finite(rollout.final_obs):
+        step, env = divmod(int(rollout.final_index[row]), num_envs)
+        raise NonFiniteError(f"final observation of env {env} at step {step} of the rollout is not finite")
+
+
+def _not_finite(obs: np.ndarray) -> list[int]:
+    return np.flatnonzero(~np.isfinite(obs).all(axis=tuple(range(1, obs.ndim)))).tolist()
 
 
 class ActionNoise:

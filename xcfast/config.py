@@ -17,7 +17,34 @@ from xcfast.config_keys import INERT_KEYS, RENAMED_KEYS, ConfigError, describe_t
 from xcfast.config_schema import Config, hints
 from xcfast.config_yaml import Layer, read_file, read_overrides
 
-__all__ = ["Config", "ConfigError", "check_policy", "config_table", "load_config", "shipped_config", "shipped_configs"]
+__all__ = [
+    "RESUMABLE_KEYS",
+    "Config",
+    "ConfigError",
+    "check_policy",
+    "config_table",
+    "load_config",
+    "shipped_config",
+    "shipped_configs",
+]
+
+
+#: What may change when a run is resumed: what does not touch the data, and the length of the run.
+RESUMABLE_KEYS = (
+    "running_steps",
+    "device",
+    "num_threads",
+    "num_workers",
+    "vectorize",
+    "collector_backend",
+    "learner_backend",
+    "logger",
+    "eval_interval",
+    "checkpoint_interval",
+    "keep_checkpoints",
+    "log_dir",
+    "model_dir",
+)
 
 
 def load_config(

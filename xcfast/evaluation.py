@@ -20,10 +20,15 @@ MAX_ENVS = 64
 TEST_RUN = 2**31  # the evaluation number of test mode: training never gets there
 
 
-def evaluation_seeds(env_seed: int, number: int, num_envs: int) -> list[int]:
-    """Reset seeds of evaluation ``number``; all are >= 2**32, where no training seed is."""
-    words = np.random.SeedSequence((env_seed, number)).generate_state(num_envs, np.uint64)
-    return [int(word >> np.uint64(1)) | 1 << 62 for word in words]
+class EvaluationStopped(Exception):
+    """The evaluation was asked to stop before it was done."""
+
+
+def evaluation_seeds(config: Config, number: int, num_envs: int) -> list[int]:
+    """Reset seeds of evaluation ``number``: below 2**32, as old generators want them, and never one of training."""
+    training = range(config.env_seed, config.env_seed + config.parallels)
+    words = np.random.SeedSequence((config.env_seed, number)).generate_state(num_envs + len(training), np.uint32)
+    return [int(word) for word in words if int(word) not in training][:num_envs]
 
 
 def num_evaluation_envs(episodes: int) -> int:
@@ -46,6 +51,7 @@ class Evaluator:
         action_map: ActionMap,
         render_mode: str | None = None,
         on_frame: Callable[[Any], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._policy = policy
@@ -53,11 +59,16 @@ class Evaluator:
         self._action_map = action_map
         self._render_mode = render_mode
         self._on_frame = on_frame
+        self._should_stop = should_stop
         self._envs: VecEnv | None = None
 
     @torch.inference_mode()
     def __call__(self, number: int) -> np.ndarray:
-        """Episode returns float64 [test_episode] of evaluation ``number``, which decides the seeds; env by env."""
+        """Episode returns float64 [test_episode] of evaluation ``number``, which decides the seeds; env by env.
+
+        Raises:
+            EvaluationStopped: ``should_stop`` said so.
+        """
         config, policy = self._config, self._policy
         num_envs = 1 if self._render_mode else num_evaluation_envs(config.test_episode)
         quota = config.test_episode // num_envs
@@ -68,8 +79,8 @@ class Evaluator:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            obs, _ = envs.reset(seed=evaluation_seeds(config.env_seed, number, num_envs))
-            while True:
+            obs, _ = envs.reset(seed=evaluation_seeds(config, number, num_envs))
+            while not self._should_stop():
                 if self._on_frame is not None:
                     self._on_frame(envs.render())
                 normalized = torch.from_numpy(self._normalizer.normalize(obs)).to(policy.device)
@@ -81,6 +92,7 @@ class Evaluator:
                             scores[env].append(float(infos["episode"]["r"][env]))
                     if all(len(score) == quota for score in scores):
                         return np.array([value for score in scores for value in score])
+            raise EvaluationStopped
         finally:
             torch.set_num_threads(threads)
 

@@ -151,12 +151,11 @@ class TorchLearner:
             rows = slice(start, start + _EVALUATION_ROWS)
             log_p, _, value = self.policy.evaluate(self._to_device(obs[rows]), self._to_device(actions[rows]))
             values[rows], log_probs[rows] = value.cpu().numpy(), log_p.cpu().numpy()
-        last_values = self.policy.value(self._to_device(rollout.last_obs)).cpu().numpy()
+        last_values = self._values(rollout.last_obs)
         final_values = None
         if len(rollout.final_index):
             final_values = self._final_values
-            final = self.policy.value(self._to_device(rollout.final_obs)).cpu().numpy()
-            final_values.reshape(-1)[rollout.final_index] = final
+            final_values.reshape(-1)[rollout.final_index] = self._values(rollout.final_obs)
         config = self._config
         rewards = self._reward_normalizer(
             rollout.rewards, rollout.terminated | rollout.truncated, out=self._scaled_rewards
@@ -174,6 +173,10 @@ class TorchLearner:
             out=(rollout.advantages, rollout.returns),
         )
 
+    def _values(self, obs: np.ndarray) -> np.ndarray:
+        chunks = [obs[start : start + _EVALUATION_ROWS] for start in range(0, len(obs), _EVALUATION_ROWS)]
+        return np.concatenate([self.policy.value(self._to_device(chunk)).cpu().numpy() for chunk in chunks])
+
     def _optimize(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         config = self._config
         max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
@@ -184,9 +187,10 @@ class TorchLearner:
         group = self.optimizer.param_groups[0]
         for epoch in range(config.n_epochs):
             indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
+            rows = indices if on_device is None else self._to_device(indices)
             for start, stop in pairwise(offsets.tolist()):
                 group["lr"] = learning_rate(config, update)
-                batch = self._gather(rollout, indices[start:stop], on_device)
+                batch = self._gather(rollout, rows[start:stop], on_device)
                 loss = self._loss(*batch)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.loss.backward()
@@ -223,13 +227,12 @@ class TorchLearner:
             ent_coef=config.ent_coef,
         )
 
-    def _gather(self, rollout: Rollout, indices: np.ndarray, on_device: list[Tensor] | None) -> list[Tensor]:
+    def _gather(self, rollout: Rollout, indices: Any, on_device: list[Tensor] | None) -> list[Tensor]:
         if on_device is None:
             batch = rollout.gather(indices, self._minibatch)
             arrays = (batch.obs, batch.actions, batch.log_probs, batch.advantages, batch.returns)
             return [torch.from_numpy(array) for array in arrays]
-        index = self._to_device(indices)
-        return [array.index_select(0, index) for array in on_device]
+        return [array.index_select(0, indices) for array in on_device]
 
     def _copy_to_device(self, rollout: Rollout) -> list[Tensor]:
         arrays = (rollout.obs, rollout.actions, rollout.log_probs, rollout.advantages, rollout.returns)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,8 +24,11 @@ LEARNER_REASON = "serves every policy and device"
 
 
 def num_threads(config: Config) -> int:
-    """Threads of the update: ``num_threads``, or all the CPUs that this process may use."""
-    return config.num_threads or available_cpus()
+    """Threads of the update: ``num_threads``, or all the CPUs that this process may use, up to OMP_NUM_THREADS."""
+    if config.num_threads:
+        return config.num_threads
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(available_cpus(), int(limit) if limit.isdigit() and int(limit) > 0 else available_cpus())
 
 
 def resolve_device(config: Config) -> torch.device:
@@ -36,7 +41,9 @@ def resolve_device(config: Config) -> torch.device:
 def say(text: str, quiet: bool = False, error: bool = False) -> None:
     """Print without tearing a progress bar."""
     if not quiet:
-        tqdm.write(text, file=sys.stderr if error else sys.stdout)
+        with suppress(OSError):  # the reader of a pipe may be gone; the run goes on
+            tqdm.write(text, file=sys.stderr if error else sys.stdout)
+            sys.stdout.flush()
 
 
 class ProgressBar:

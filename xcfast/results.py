@@ -166,10 +166,13 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 class ResultFiles:
     """XuanCe's result files of benchmark mode, in its names and columns, kept up to date during the run."""
 
-    def __init__(self, folders: RunFolders, config: Config, device: str, resume_step: int | None = None) -> None:
+    def __init__(
+        self, folders: RunFolders, config: Config, mode: Mode, device: str, resume_step: int | None = None
+    ) -> None:
         self._log_dir = folders.log_dir
-        self._start = datetime.now().astimezone()
-        self._best_time = self._start
+        self._times = _earlier_times(self._log_dir / "meta_data.json") if resume_step is not None else {}
+        self._times.setdefault("start_time", _now())
+        self._times.setdefault("best_model_time", self._times["start_time"])
         write_json(self._log_dir / "config.json", config.to_dict())
         self._meta: dict[str, Any] = {
             "algo": config.agent,
@@ -187,37 +190,44 @@ class ResultFiles:
             "system_info": {"platform": platform.platform(), "cpu_count": os.cpu_count(), **package_versions()},
         }
         self._write_meta()
+        self._csv: dict[str, CsvLog] = {}
         columns = ["step", *(f"return_episode_{i}" for i in range(config.test_episode))]
-        self._scores = self._csv("test_scores.csv", columns, resume_step)
-        self._curve = self._csv("learning_curve.csv", ["step", "avg_return"], resume_step)
-
-    def _csv(self, name: str, columns: list[str], resume_step: int | None) -> CsvLog:
-        path = self._log_dir / name
-        if resume_step is not None and path.exists():
-            truncate_csv(path, resume_step)
-        return CsvLog(path, columns)
+        for name, header in (("test_scores.csv", columns), ("learning_curve.csv", ["step", "avg_return"])):
+            path = self._log_dir / name
+            if resume_step is not None and path.exists():
+                truncate_csv(path, resume_step)
+            if mode == "benchmark":
+                self._csv[name] = CsvLog(path, header)
 
     def add_scores(self, step: int, scores: np.ndarray) -> None:
         """One evaluation: ``test_scores.csv`` and ``learning_curve.csv``."""
-        self._scores.write([step, *scores.tolist()])
-        self._curve.write([step, float(scores.mean())])
+        self._csv["test_scores.csv"].write([step, *scores.tolist()])
+        self._csv["learning_curve.csv"].write([step, float(scores.mean())])
 
     def new_best(self, mean: float, std: float, step: int) -> None:
         """A new best model: ``best_model_info.json``."""
-        self._best_time = datetime.now().astimezone()
+        self._times["best_model_time"] = _now()
         write_json(self._log_dir / "best_model_info.json", {"mean": mean, "std": std, "step": step})
 
     def close(self, elapsed_seconds: float) -> None:
-        """Write the time stamps and close the files."""
-        self._meta["timestamps"] = {
-            "start_time": self._start.isoformat(),
-            "best_model_time": self._best_time.isoformat(),
-            "end_time": datetime.now().astimezone().isoformat(),
-            "elapsed_seconds": round(elapsed_seconds, 3),
-        }
+        """Write the time stamps and close the files; the seconds are those of all parts of a resumed run."""
+        self._meta["timestamps"] = {**self._times, "end_time": _now(), "elapsed_seconds": round(elapsed_seconds, 3)}
         self._write_meta()
-        self._scores.close()
-        self._curve.close()
+        for log in self._csv.values():
+            log.close()
 
     def _write_meta(self) -> None:
         write_json(self._log_dir / "meta_data.json", self._meta)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat()
+
+
+def _earlier_times(path: Path) -> dict[str, Any]:
+    """Start and best-model time from the meta data of the run's earlier part."""
+    try:
+        times = json.loads(path.read_text(encoding="utf-8"))["timestamps"]
+        return {key: times[key] for key in ("start_time", "best_model_time")}
+    except (OSError, ValueError, KeyError, TypeError):  # killed before they were written
+        return {}

@@ -1,24 +1,32 @@
-"""Stopping on request: the first SIGINT or SIGTERM ends the run after the iteration, a second SIGINT at once."""
+"""Stopping on request: the first SIGINT, SIGTERM or SIGHUP ends the run soon, saved; a second SIGINT at once."""
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 
 class StopRequest:
-    """While active, SIGINT and SIGTERM set ``signal_name`` instead of killing; inert outside the main thread."""
+    """While active, SIGINT, SIGTERM and SIGHUP set ``signal_name`` and do not kill; inert outside the main thread."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self._previous: dict[int, Any] = {}
 
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal_name is not None
+
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_IGN:  # nohup, or a shell's background job
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -29,4 +37,6 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(f"\n{self.signal_name}: stopping after this iteration; Ctrl-C once more stops at once", file=sys.stderr)
+        message = f"\n{self.signal_name}: stopping after this iteration; Ctrl-C once more stops at once\n"
+        with suppress(OSError):  # not print: the signal may have come in the middle of one
+            os.write(2, message.encode())

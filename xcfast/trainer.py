@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from xcfast import checkpoint as ckpt
-from xcfast.collector import TorchCollector
-from xcfast.config import Config
+from xcfast.collector import TorchCollector, check_finite
+from xcfast.config import RESUMABLE_KEYS, Config, ConfigError
 from xcfast.envs import WorkerError, make_envs
-from xcfast.evaluation import TEST_RUN, Evaluator, evaluation_seeds
+from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
 from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
@@ -41,12 +41,13 @@ class RunFailed(RuntimeError):
     expected = True
 
 
-def run(config: Config, mode: Mode = "benchmark", resume: str | Path | None = None, quiet: bool = False) -> Summary:
+def run(config: Config, mode: Mode | None = None, resume: str | Path | None = None, quiet: bool = False) -> Summary:
     """Do what the command line does.
 
     Args:
         config: from ``load_config``.
-        mode: ``benchmark`` trains and evaluates, ``train`` only trains, ``test`` evaluates a saved model.
+        mode: ``benchmark`` trains and evaluates, ``train`` only trains, ``test`` evaluates a saved model. None: that of
+            the run that is resumed, else ``benchmark``.
         resume: a run folder or a checkpoint file to continue (in ``test`` mode: to take the model from).
         quiet: print nothing but warnings.
 
@@ -70,13 +71,20 @@ def run(config: Config, mode: Mode = "benchmark", resume: str | Path | None = No
 class Trainer:
     """One training run. ``run()`` trains to the end, or until it is asked to stop; ``close()`` frees what it holds."""
 
-    def __init__(self, config: Config, mode: Mode, resume: Path | None = None, quiet: bool = False) -> None:
-        self.config, self.mode, self.quiet = config, mode, quiet
+    def __init__(
+        self, config: Config, mode: Mode | None = None, resume: Path | None = None, quiet: bool = False
+    ) -> None:
+        self.config, self.quiet = config, quiet
+        self.mode: Mode = mode or "benchmark"
         self.iteration = 0
         self.evaluations = 0
         self.collection_seconds = self.update_seconds = self.evaluation_seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.last_scores: np.ndarray | None = None
+        self._stop = StopRequest()
+        self._resumed = resume is not None
+        self._evaluation_due = False
+        self._earlier_seconds = 0.0
         self._recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._threads = torch.get_num_threads()
         self._closers: list[Callable[[], object]] = []
@@ -84,22 +92,21 @@ class Trainer:
         checkpoint_file = saved = None
         if resume is not None:
             self.folders = RunFolders.find(resume)
+            self.mode = mode or self.folders.mode
             checkpoint_file = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
             saved = ckpt.load_checkpoint(checkpoint_file)
         try:
             self._build()
             if saved is None:
-                self.folders = RunFolders.create(config, mode)
+                self.folders = RunFolders.create(config, self.mode)
             resume_step = None if saved is None else int(saved["step"])
             self.writer = make_writer(config, self.folders.log_dir, resume_step=resume_step)
             self._closers.append(self.writer.close)
-            self.results = ResultFiles(self.folders, config, str(self.device), resume_step)
+            self.results = ResultFiles(self.folders, config, self.mode, str(self.device), resume_step)
             if not quiet:
-                say(start_table(config, mode, self.policy, self.action_map, self.device, self.envs, self.folders))
-            if saved is None:
-                self._start()
-            else:
-                self._restore(saved)
+                say(start_table(config, self.mode, self.policy, self.action_map, self.device, self.envs, self.folders))
+            if saved is not None and checkpoint_file is not None:
+                self._restore(saved, checkpoint_file)
                 say(f"resuming {checkpoint_file} at step {self.step}", quiet)
         except BaseException:
             self.close()
@@ -135,7 +142,9 @@ class Trainer:
         )
         self.collector = TorchCollector(self.envs, self.policy, self.obs_normalizer, self.action_map, config.seed)
         self.learner = TorchLearner(self.policy, config, self.rollout, self.reward_normalizer, num_threads(config))
-        self.evaluator = Evaluator(config, self.policy, self.obs_normalizer, self.action_map)
+        self.evaluator = Evaluator(
+            config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested
+        )
         self._closers.append(self.evaluator.close)
         torch.set_num_threads(1)  # the env loop's inference; the learner takes all of them for the update
 
@@ -145,39 +154,69 @@ class Trainer:
             self.collector.warm_up(self.rollout)
 
     def run(self) -> Summary:
-        """Train until ``running_steps``, or until SIGINT or SIGTERM; returns what was achieved."""
-        config = self.config
-        started = time.perf_counter()
-        bar = ProgressBar(config.num_iterations * config.batch_size, self.step, enabled=not self.quiet)
-        with StopRequest() as stop, bar:
+        """Train until ``running_steps``, or until SIGINT, SIGTERM or SIGHUP; returns what was achieved.
+
+        Raises:
+            RunFailed: something broke, or what had to be saved at the end could not be.
+        """
+        self._started = time.perf_counter() - self._earlier_seconds
+        with self._stop:
             try:
-                if self.mode == "benchmark" and self.evaluations == 0:
-                    self._evaluate()
-                while self.iteration < config.num_iterations and stop.signal_name is None:
-                    self._iterate()
-                    finished = self.iteration == config.num_iterations
-                    if self.mode == "benchmark" and (finished or self._passed(config.eval_interval)):
-                        self._evaluate()
-                    if finished or self._passed(config.checkpoint_every) or stop.signal_name is not None:
-                        self._save_checkpoint()
-                    bar.update(self.step, self._recent_returns)
+                self._train()
             except Exception as error:
                 failure = RunFailed(self._save_after_failure(error))
                 failure.expected = isinstance(error, NonFiniteError | WorkerError)
                 raise failure from error
-        if self.iteration == config.num_iterations:
-            self._save(ckpt.FINAL_MODEL)
-        self.results.close(time.perf_counter() - started)
+            finally:
+                self.results.close(self._elapsed_seconds)
+            return self._finish()
+
+    def _train(self) -> None:
+        """The loop. It ends between two iterations, where a checkpoint can be taken, perhaps with an evaluation due."""
+        config = self.config
+        if not self._resumed:
+            self._start()
+            self._evaluation_due = self.mode == "benchmark"
+        with ProgressBar(config.num_iterations * config.batch_size, self.step, enabled=not self.quiet) as bar:
+            while True:
+                if self._evaluation_due and not self._stop.requested:
+                    self._evaluate()
+                if self._finished or self._stop.requested:
+                    break
+                if self._passed(config.checkpoint_every):
+                    self._save_checkpoint()
+                self._iterate()
+                due = self._finished or self._passed(config.eval_interval)
+                self._evaluation_due = due and self.mode == "benchmark"
+                bar.update(self.step, self._recent_returns)
+
+    @property
+    def _finished(self) -> bool:
+        return self.iteration == self.config.num_iterations
+
+    @property
+    def _elapsed_seconds(self) -> float:
+        """Wall-clock seconds of this run, with those of the parts before it was resumed."""
+        return time.perf_counter() - self._started
+
+    def _finish(self) -> Summary:
+        """Save what resuming or testing needs, and report."""
+        saved = self._save_checkpoint()
+        if self._finished:
+            saved = self._save(ckpt.FINAL_MODEL) and saved
         summary = self._summary()
         write_json(self.folders.log_dir / "summary.json", summary.to_dict())
+        if not saved:
+            raise RunFailed(f"step {self.step} was reached but could not be saved; see the warnings above")
         if not self.quiet:
-            say(end_table(summary, stop.signal_name))
+            say(end_table(summary, self._stop.signal_name))
         return summary
 
     def _iterate(self) -> None:
         """One PPO iteration: collect, update, log."""
         start = time.perf_counter()
         self.collector.collect(self.rollout)
+        check_finite(self.rollout)
         collected = time.perf_counter()
         metrics = self.learner.update(self.rollout, self.iteration)
         updated = time.perf_counter()
@@ -191,11 +230,15 @@ class Trainer:
 
     def _passed(self, interval: int) -> bool:
         """Whether the last iteration took the step counter past a multiple of ``interval``."""
-        return self.step // interval > (self.step - self.config.batch_size) // interval
+        return self.iteration > 0 and self.step // interval > (self.step - self.config.batch_size) // interval
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
-        scores = self.evaluator(self.evaluations)
+        try:
+            scores = self.evaluator(self.evaluations)
+        except EvaluationStopped:  # it stays due, and a resumed run begins with it
+            return
+        self._evaluation_due = False
         self.evaluations += 1
         self.evaluation_seconds += time.perf_counter() - start
         self.last_scores = scores
@@ -256,6 +299,8 @@ class Trainer:
             "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
             "progress": {
                 "evaluations": self.evaluations,
+                "evaluation_due": self._evaluation_due,
+                "elapsed_seconds": self._elapsed_seconds,
                 "best": self.best,
                 "last_scores": self.last_scores,
                 "recent_returns": list(self._recent_returns),
@@ -265,7 +310,32 @@ class Trainer:
             },
         }
 
-    def _restore(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: dict[str, Any], path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ConfigError: it belongs to a run with other settings.
+            CheckpointError: its contents do not fit this run's network or environments.
+        """
+        mine, theirs = self.config.to_dict(), saved["config"]
+        changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
+        if changed:
+            listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)
+            raise ConfigError(f"{path} is of a run with other settings, which cannot change: {listed}")
+        versions = package_versions()
+        others = {name: then for name, then in saved["versions"].items() if then != versions.get(name)}
+        if others:
+            listed = ", ".join(f"{name} {then} then, {versions.get(name)} now" for name, then in others.items())
+            say(f"warning: other versions than those of the run, so its exact course may differ: {listed}", error=True)
+        try:
+            self._load(saved)
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ckpt.CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
+        for aside in ckpt.set_aside_after(self.folders.model_dir, self.step):
+            say(f"of a later step, so set aside: {aside}", self.quiet)
+
+    def _load(self, saved: dict[str, Any]) -> None:
         self.iteration = int(saved["iteration"])
         self.policy.load_state_dict(saved["policy"])
         self.learner.load_state_dict(saved["learner"])
@@ -273,6 +343,7 @@ class Trainer:
         self.reward_normalizer.load_state_dict(saved["reward_normalizer"])
         progress = saved["progress"]
         self.evaluations, self.best = progress["evaluations"], progress["best"]
+        self._evaluation_due, self._earlier_seconds = progress["evaluation_due"], progress["elapsed_seconds"]
         if progress["last_scores"] is not None:
             self.last_scores = np.asarray(progress["last_scores"])
         self._recent_returns.extend(progress["recent_returns"])
@@ -284,13 +355,15 @@ class Trainer:
             self.rollout.episode_lengths[:] = np.asarray(saved["episodes"]["lengths"])
         else:
             self.reward_normalizer.returns[:] = 0.0
-            seeds = evaluation_seeds(self.config.env_seed, TEST_RUN + 1 + self.iteration, self.envs.num_envs)
+            seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.iteration, self.envs.num_envs)
             self.collector.reset(seeds)
             say("the state of these environments is not in the checkpoint: all episodes start anew", self.quiet)
 
-    def _save_checkpoint(self) -> None:
-        if self._save(ckpt.checkpoint_path(self.folders.model_dir, self.step).name):
+    def _save_checkpoint(self) -> bool:
+        saved = self._save(ckpt.checkpoint_path(self.folders.model_dir, self.step).name)
+        if saved:
             ckpt.prune_checkpoints(self.folders.model_dir, self.config.keep_checkpoints)
+        return saved
 
     def _save(self, name: str) -> bool:
         """Write a model file; a full disk is reported and does not end the run."""
@@ -306,11 +379,13 @@ class Trainer:
         self.obs_normalizer.discard()
         path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
         message = f"stopped at step {self.step}: {error}"
+        if self.iteration == 0:
+            return f"{message}\nNothing had been trained yet"
         if path.exists():
             return f"{message}\nThe last good state is in {path}"
         try:
-            # Where an env failed, the state of the envs is unknown; the weights are worth saving without it.
-            ckpt.save_checkpoint(path, self._state(with_envs=isinstance(error, NonFiniteError)))
+            # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
+            ckpt.save_checkpoint(path, self._state(with_envs=False))
         except ckpt.CheckpointError as failure:
             return f"{message}\n{failure}"
         return f"{message}\nThe last good weights are in {path}"

@@ -1,4 +1,4 @@
-"""Small environments for tests, made by id: ``toy_envs:toy/NAME-v0``."""
+"""Small environments for tests, made by id: ``toys:toy/NAME-v0``."""
 
 import gymnasium as gym
 import numpy as np
@@ -80,8 +80,11 @@ class Raises(RewardOne):
 
 
 gym.register("toy/RewardOne-v0", RewardOne, max_episode_steps=20)
+gym.register("toy/Endless-v0", RewardOne)
 gym.register("toy/Target-v0", Target)
 gym.register("toy/Choice-v0", Choice)
 gym.register("toy/Poisoned-v0", Poisoned, max_episode_steps=10_000)
 gym.register("toy/PoisonedReward-v0", Poisoned, max_episode_steps=10_000, kwargs={"poison": "reward"})
 gym.register("toy/Raises-v0", Raises, max_episode_steps=10_000)
+gym.register("toy/NanAtOnce-v0", Poisoned, max_episode_steps=10_000, kwargs={"healthy": 3})
+gym.register("toy/RaisesAtOnce-v0", Raises, max_episode_steps=10_000, kwargs={"healthy": 3})
