@@ -1,3 +1,6 @@
+import copy
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,7 @@ import torch
 from xcfast import RewardNormalizer, Rollout
 from xcfast.collector import TorchCollector
 from xcfast.envs import make_envs
+from xcfast.kernels import reference
 from xcfast.normalize import NonFiniteError, ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.ppo import TorchLearner, explained_variance, learning_rate, ppo_loss
@@ -89,7 +93,9 @@ class Parts:
             () if discrete else action_space.shape,
             np.int64 if discrete else np.float32,
         )
-        rewards = RewardNormalizer(config.parallels, gamma=config.gamma, enabled=config.use_rewnorm)
+        rewards = RewardNormalizer(
+            config.parallels, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm
+        )
         self.collector = TorchCollector(self.envs, self.policy, self.normalizer, action_map, config.seed)
         self.learner = TorchLearner(self.policy, config, self.rollout, rewards, num_threads=1)
         self.collector.reset(0)
@@ -197,3 +203,96 @@ def test_learns(small, env_id, policy, floor):
     )
     summary = run(config, quiet=True)
     assert summary.final_mean > floor
+
+
+def reference_update(config, rollout, policy, iteration):
+    """One iteration by the rules, in float64: rewards, advantages, losses, clipped gradients, Adam, learning rate."""
+    policy = copy.deepcopy(policy).double()
+    obs, actions = (torch.from_numpy(x.reshape(-1, *x.shape[2:])).double() for x in (rollout.obs, rollout.actions))
+    with torch.no_grad():
+        old_log_probs, _, values = policy.evaluate(obs, actions)
+        last_values = policy.value(torch.from_numpy(rollout.last_obs).double()).numpy()
+        final_values = np.full(rollout.rewards.size, np.nan)  # read only where an episode was cut by the time limit
+        final_values[rollout.final_index] = policy.value(torch.from_numpy(rollout.final_obs).double()).numpy()
+    rewards = rollout.rewards.astype(np.float64)
+    done = rollout.terminated | rollout.truncated
+    if config.use_rewnorm:
+        sums, _ = reference.discounted_reward_sums(rewards, done, np.zeros(config.parallels), config.gamma)
+        rewards = np.clip(rewards / np.sqrt(sums.var() + 1e-8), -config.rewnorm_range, config.rewnorm_range)
+    shape = rewards.shape
+    values, final_values = values.numpy().reshape(shape), final_values.reshape(shape)
+    decay = config.gae_lambda if config.use_gae else 1.0
+    advantages, carry, following = np.zeros(shape), np.zeros(shape[1]), last_values
+    for t in reversed(range(shape[0])):
+        bootstrap = np.where(rollout.truncated[t], final_values[t], following)
+        bootstrap = np.where(rollout.terminated[t], 0.0, bootstrap)
+        delta = rewards[t] + config.gamma * bootstrap - values[t]
+        carry = delta + config.gamma * decay * np.where(done[t], 0.0, carry)
+        advantages[t], following = carry, values[t]
+    advantages, returns = (torch.from_numpy(x.reshape(-1)) for x in (advantages, advantages + values))
+
+    parameters = list(policy.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    update = iteration * config.n_epochs * config.n_minibatch
+    for epoch in range(config.n_epochs):
+        indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
+        for start, stop in pairwise(offsets):
+            rows = torch.from_numpy(indices[start:stop])
+            adv = advantages[rows]
+            if config.use_advnorm:
+                adv = (adv - adv.mean()) / (adv.std(correction=0) + 1e-8)
+            log_probs, entropy, value = policy.evaluate(obs[rows], actions[rows])
+            ratio = torch.exp(log_probs - old_log_probs[rows])
+            limit = torch.where(adv >= 0, 1 + config.clip_range, 1 - config.clip_range)
+            bound = torch.where(adv >= 0, torch.minimum(ratio, limit), torch.maximum(ratio, limit))
+            loss = -(bound * adv).mean() + config.vf_coef * ((value - returns[rows]) ** 2).mean()
+            gradients = torch.autograd.grad(loss - config.ent_coef * entropy.mean(), parameters)
+            norm = torch.sqrt(sum((g**2).sum() for g in gradients))
+            scale = min(1.0, config.grad_clip_norm / float(norm)) if config.use_grad_clip else 1.0
+            lr = config.learning_rate * (1 - (1 - config.end_factor_lr_decay) * update / config.num_updates)
+            update += 1
+            with torch.no_grad():
+                for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
+                    m.mul_(0.9).add_(0.1 * scale * g)
+                    v.mul_(0.999).add_(0.001 * (scale * g) ** 2)
+                    p -= lr * (m / (1 - 0.9**update)) / (torch.sqrt(v / (1 - 0.999**update)) + 1e-5)
+    return policy
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"use_gae": False},
+        {"use_advnorm": False},
+        {"use_grad_clip": False},
+        {"grad_clip_norm": 0.05},
+        {"use_rewnorm": False},
+        {"rewnorm_range": 0.5},
+        {"ent_coef": 0.3},
+        {"vf_coef": 2.0},
+        {"clip_range": 0.01},
+        {"gamma": 0.8, "gae_lambda": 0.5},
+        {"end_factor_lr_decay": 1.0},
+        {"n_minibatch": 7},
+        {"shared_representation": False, "activation": "tanh"},
+    ],
+    ids=str,
+)
+def test_update_follows_the_rules(small, keys):
+    """Every key's effect, against an independent float64 iteration."""
+    config = small(env_id="toys:toy/ShortPendulum-v0", running_steps=256, learning_rate=3e-3, **keys)
+    parts = Parts(config)
+    parts.collector.warm_up(parts.rollout)
+    parts.collector.collect(parts.rollout)
+    assert parts.rollout.terminated.any() and len(parts.rollout.final_index) > 3
+    expected = reference_update(config, parts.rollout, parts.policy, 0)
+    before = torch.nn.utils.parameters_to_vector(parts.policy.parameters()).detach().double()
+    metrics = parts.learner.update(parts.rollout, 0)
+    after = torch.nn.utils.parameters_to_vector(parts.policy.parameters()).detach().double()
+    wanted = torch.nn.utils.parameters_to_vector(expected.parameters()).detach()
+    # Adam divides by the gradient's size, so a relative rounding error of 1e-6 in a gradient stays one of about 1e-6
+    # in the step, except where a gradient is itself of the size of rounding (eps 1e-5 bounds it there).
+    assert float((after - wanted).norm() / (wanted - before).norm()) < 1e-3
+    last = config.n_epochs * config.n_minibatch - 1
+    assert metrics["learning_rate"] == parts.learner.optimizer.param_groups[0]["lr"] == learning_rate(config, last)

@@ -88,3 +88,6 @@ gym.register("toy/PoisonedReward-v0", Poisoned, max_episode_steps=10_000, kwargs
 gym.register("toy/Raises-v0", Raises, max_episode_steps=10_000)
 gym.register("toy/NanAtOnce-v0", Poisoned, max_episode_steps=10_000, kwargs={"healthy": 3})
 gym.register("toy/RaisesAtOnce-v0", Raises, max_episode_steps=10_000, kwargs={"healthy": 3})
+gym.register(
+    "toy/ShortPendulum-v0", "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv", max_episode_steps=6
+)
