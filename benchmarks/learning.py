@@ -3,7 +3,7 @@
     python benchmarks/learning.py run  OUT --env HalfCheetah-v4 Hopper-v4 --seeds 5 --steps 300000 --engine torch
     python benchmarks/learning.py plot OUT docs/learning.png
 
-``run`` skips what OUT already holds, so it can be stopped and continued. Scores are of deterministic evaluations (frozen statistics).
+``run`` skips what OUT already holds, so it can be stopped and continued. Scores are of deterministic evaluations.
 ``plot`` draws the interquartile mean over seeds with its 95 % bootstrap interval and prints the table of final scores.
 """
 
