@@ -84,7 +84,7 @@ Simulation make_simulation(const py::dict &from) {
   return sim;
 }
 
-// The engine with its pool, for one Python thread at a time.
+// The engine with its pool. MujocoVecEnv sees to it that one Python thread at a time comes here.
 class MujocoEngine {
  public:
   MujocoEngine(const std::string &task, const py::dict &setup, const py::dict &api, const py::dict &config, const py::list &simulations,
@@ -140,24 +140,8 @@ class MujocoEngine {
   Engine &engine() { return *engine_; }
   xc::ThreadPool &pool() { return *pool_; }
 
-  // Only one Python thread at a time may use the engine.
-  class Turn {
-   public:
-    explicit Turn(MujocoEngine &owner) : owner_(owner) {
-      if (owner_.busy_.exchange(true))
-        throw std::runtime_error("MujocoVecEnv is in use by another thread: an environment serves one thread at a time");
-    }
-    ~Turn() { owner_.busy_.store(false); }
-    Turn(const Turn &) = delete;
-
-   private:
-    MujocoEngine &owner_;
-  };
-  void check_idle() { Turn turn(*this); }
-
   // Steps all envs with the actions array: 0: no episode ended, 1: some did, 2: and some env has no initial state left.
   int step(bool autoreset) {
-    Turn turn(*this);
     Engine &engine = *engine_;
     std::atomic<int> ended{0}, failed{0};
     {
@@ -181,7 +165,6 @@ class MujocoEngine {
 
   // Resets the envs of `indices` from their next initial states.
   void reset(const std::vector<int64_t> &indices) {
-    Turn turn(*this);
     Engine &engine = *engine_;
     for (const int64_t i : indices)
       if (i < 0 || i >= engine.num_envs() || !engine.has_draw(i))
@@ -210,7 +193,6 @@ class MujocoEngine {
   py::dict arrays_;
   std::unique_ptr<Engine> engine_;
   const float *actions_ = nullptr;
-  std::atomic<bool> busy_{false};
 };
 
 }  // namespace
@@ -227,6 +209,5 @@ void bind_mujoco(py::module_ &m) {
            py::arg("keep_alive"))
       .def("step", &MujocoEngine::step, py::arg("autoreset"),
            "Step all envs. Returns 0: no episode ended, 1: some did, 2: and some env has no initial state left. Releases the GIL.")
-      .def("reset", &MujocoEngine::reset, py::arg("indices"), "Reset these envs from their next initial states. Releases the GIL.")
-      .def("check_idle", &MujocoEngine::check_idle, "Raise RuntimeError while another thread uses the engine.");
+      .def("reset", &MujocoEngine::reset, py::arg("indices"), "Reset these envs from their next initial states. Releases the GIL.");
 }

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from xcfast.envs import MujocoVecEnv, make_env_fn
-from xcfast.envs.mujoco_tasks import NATIVE_IDS
+from xcfast.envs.registration import NATIVE_IDS
 
 # Pusher-v4 refuses MuJoCo 3 and later.
 IDS = [env_id for env_id in NATIVE_IDS if env_id != "Pusher-v4"]

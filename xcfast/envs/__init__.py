@@ -6,6 +6,8 @@ Names are imported on first use, so that a worker process loads only what it nee
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from xcfast.envs.registration import register
+
 if TYPE_CHECKING:
     from xcfast.envs.cpus import available_cpus
     from xcfast.envs.dummy import DummyVecEnv
@@ -61,3 +63,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# `gymnasium.make_vec("xcfast.envs:xcfast/Ant-v5")` imports this module and expects the id to be known then.
+register()

@@ -2,8 +2,9 @@
 
 import functools
 import sys
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -24,6 +25,23 @@ from xcfast.envs.vec_env import VecEnv
 _DRAWN_AHEAD = 8
 _MAX_WARNINGS = 16  # kWarnings in csrc/mujoco/engine.hpp
 _NUM_TERMS = 6  # of Terms
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _exclusive(method: Method) -> Method:
+    """Lets one Python thread at a time into a method of MujocoVecEnv; another gets an error."""
+
+    @functools.wraps(method)
+    def guarded(self: "MujocoVecEnv", *args: Any, **kwargs: Any) -> Any:
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError("MujocoVecEnv is in use by another thread: it serves one thread at a time")
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._turn.release()
+
+    return guarded  # type: ignore[return-value]
 
 
 class MujocoVecEnv(VecEnv):
@@ -87,6 +105,7 @@ class MujocoVecEnv(VecEnv):
             env.close()
             raise
         self._env = env
+        self._turn = threading.Lock()
         self.closed = False
 
     def _make_simulations(self, found: Found, num_envs: int) -> list["_Simulation"]:
@@ -127,6 +146,12 @@ class MujocoVecEnv(VecEnv):
         datas = [simulation.data for simulation in self._simulations]
         self._engine = build_engine(found, datas, arrays, _DRAWN_AHEAD, self._pool)
 
+    reset = _exclusive(VecEnv.reset)
+    get_state = _exclusive(VecEnv.get_state)
+    set_state = _exclusive(VecEnv.set_state)
+    call = _exclusive(VecEnv.call)
+
+    @_exclusive
     def step(
         self, actions: Any
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
@@ -138,16 +163,11 @@ class MujocoVecEnv(VecEnv):
         actions = np.asarray(actions)
         if actions.shape != buffers.actions.shape:
             raise ValueError(f"actions must have shape {buffers.actions.shape}; got {actions.shape}")
-        self._engine.check_idle()
         np.copyto(buffers.actions, actions, casting="same_kind")
-        infos: dict[str, Any] = {}
-        try:
-            ended = self._engine.step(not self.infos)
-            if self.infos:
-                infos = self._env_infos()
-        except RuntimeError:
-            self._needs_reset = "the last step() failed: call reset() before step()"
-            raise
+        self._needs_reset = "the last step() failed: call reset() before step()"
+        ended = self._engine.step(not self.infos)
+        infos = self._env_infos() if self.infos else {}
+        self._needs_reset = ""
         if ended:
             if ended == 2:
                 self._draws.refill()
@@ -186,7 +206,6 @@ class MujocoVecEnv(VecEnv):
     def _reset_envs(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool] | None
     ) -> list[dict[str, Any]] | None:
-        self._engine.check_idle()
         chosen = [index for index in range(self.num_envs) if mask is None or mask[index]]
         for index in chosen:
             seed = seeds[index]
@@ -219,7 +238,6 @@ class MujocoVecEnv(VecEnv):
         return {names.get(kind, str(kind)): int(counts[kind]) for kind in np.flatnonzero(counts)}
 
     def _ask(self, method: str, *args: Any) -> list[Any]:
-        self._engine.check_idle()
         if method == "get_state":
             return [self._get_env_state(index) for index in range(self.num_envs)]
         if method == "set_state":
@@ -252,15 +270,15 @@ class MujocoVecEnv(VecEnv):
     def _env_id(self) -> str:
         return self._id
 
+    @_exclusive
     def render(self) -> Any:
         """The frame of the first env, as its `render_mode` says."""
         self._check_open()
-        self._engine.check_idle()
         return self._found.base.render()
 
+    @_exclusive
     def close_extras(self, **kwargs: Any) -> None:
         """Ends the threads."""
-        self._engine.check_idle()
         self._pool.stop()
         self._env.close()
 

@@ -210,8 +210,6 @@ def _tasks(version: int) -> dict[tuple[str, str], Task]:
 
 _TASKS = {**_tasks(4), **_tasks(5)}
 
-NATIVE_IDS = tuple(sorted(f"{task.name}-v{5 if task.v5 else 4}" for task in _TASKS.values()))
-
 
 class Found(NamedTuple):
     """A native environment: its task, the environment below the wrappers, and its time limit (None: no limit)."""
