@@ -4,10 +4,12 @@
 namespace py = pybind11;
 
 void bind_kernels(py::module_ &m);  // bind_kernels.cpp
+void bind_mujoco(py::module_ &m);   // bind_mujoco.cpp
 void bind_sync(py::module_ &m);     // bind_sync.cpp
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled core of xcfast";
   bind_kernels(m);
+  bind_mujoco(m);
   bind_sync(m);
 }

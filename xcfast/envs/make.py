@@ -14,10 +14,11 @@ from gymnasium.spaces import Discrete
 
 from xcfast.envs.dummy import DummyVecEnv
 from xcfast.envs.errors import EnvError, WorkerError
+from xcfast.envs.mujoco import make_native_or_subproc
 from xcfast.envs.subproc import SubprocVecEnv
 from xcfast.envs.vec_env import VecEnv
 
-VECTORIZE = ("DummyVecEnv", "SubprocVecEnv")
+VECTORIZE = ("DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv")
 
 
 class EnvConfig(Protocol):
@@ -69,8 +70,9 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
     """The vector environment that `config` asks for, with internal buffers handed out (`copy=False`).
 
     Args:
-        config: its env_id, parallels, vectorize and num_workers (0: as many as there are CPUs) are read. Its
-            render_mode is not: an environment that trains does not render.
+        config: its env_id, parallels, vectorize, num_workers and num_threads (0: as many as there are CPUs) are read.
+            Its render_mode is not: an environment that trains does not render. Where MujocoVecEnv cannot serve,
+            SubprocVecEnv does, after one line that says why.
         num_envs: number of environments instead of `config.parallels`.
         render_mode: for `gymnasium.make`.
 
@@ -83,12 +85,18 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
     num_envs = config.parallels if num_envs is None else num_envs
     if num_envs < 1:
         raise EnvError(f"num_envs must be at least 1; got {num_envs}")
-    env_fns = [make_env_fn(config.env_id, **({"render_mode": render_mode} if render_mode else {}))] * num_envs
+    kwargs = {"render_mode": render_mode} if render_mode else {}
+    env_fns = [make_env_fn(config.env_id, **kwargs)] * num_envs
     if config.vectorize not in VECTORIZE:
         raise EnvError(f"vectorize must be one of {', '.join(VECTORIZE)}; got {config.vectorize!r}")
     try:
-        if config.vectorize == "DummyVecEnv":
-            envs: VecEnv = DummyVecEnv(env_fns, copy=False)
+        if config.vectorize == "MujocoVecEnv":
+            num_threads, num_workers = getattr(config, "num_threads", 0), config.num_workers or None
+            envs: VecEnv = make_native_or_subproc(
+                config.env_id, num_envs, num_threads, num_workers=num_workers, copy=False, **kwargs
+            )
+        elif config.vectorize == "DummyVecEnv":
+            envs = DummyVecEnv(env_fns, copy=False)
         else:
             envs = SubprocVecEnv(env_fns, config.num_workers or None, copy=False)
     except WorkerError as error:
