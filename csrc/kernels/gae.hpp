@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/simd.hpp"
 
@@ -21,6 +22,30 @@ struct GaeArgs {
 
 namespace detail {
 
+template <class T>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = uint64_t;
+};
+
+// flag ? x : y by masking bits, flag 0 or 1: compilers keep `?:` on floating point a branch, which stops them from vectorising the row.
+template <class T>
+XC_INLINE T select(uint8_t flag, T x, T y) {
+  using Bits = typename BitsOf<T>::type;
+  Bits x_bits, y_bits;
+  std::memcpy(&x_bits, &x, sizeof x);
+  std::memcpy(&y_bits, &y, sizeof y);
+  const Bits mask = Bits(0) - Bits(flag), bits = (x_bits & mask) | (y_bits & ~mask);
+  T result;
+  std::memcpy(&result, &bits, sizeof bits);
+  return result;
+}
+
 // One row, all envs. Masked entries are selected, never multiplied: a NaN in them must not leak.
 template <class T, bool kTruncated, bool kFinal, bool kLast>
 XC_INLINE void gae_row(int64_t num_envs, T gamma, T decay, const T *XC_RESTRICT rewards, const T *XC_RESTRICT values,
@@ -30,16 +55,14 @@ XC_INLINE void gae_row(int64_t num_envs, T gamma, T decay, const T *XC_RESTRICT 
   for (int64_t n = 0; n < num_envs; ++n) {
     T bootstrap = successors[n];
     if (kFinal) {
-      const T final_value = final_values[n];
-      bootstrap = truncated[n] ? final_value : bootstrap;
+      bootstrap = select(truncated[n], final_values[n], bootstrap);
     }
-    bootstrap = terminated[n] ? T(0) : bootstrap;
+    bootstrap = select(terminated[n], T(0), bootstrap);
     const T value = values[n];
     T advantage = rewards[n] + gamma * bootstrap - value;
     if (!kLast) {
-      const T tail = decay * next_advantages[n];
       const uint8_t done = kTruncated ? uint8_t(terminated[n] | truncated[n]) : terminated[n];
-      advantage += done ? T(0) : tail;
+      advantage += select(done, T(0), decay * next_advantages[n]);
     }
     advantages[n] = advantage;
     returns[n] = advantage + value;
@@ -67,16 +90,13 @@ XC_INLINE void gae_body(const GaeArgs<T> &a) {
 }
 
 template <class T, bool kTruncated>
-XC_INLINE void returns_row(int64_t num_envs, T gamma, const T *XC_RESTRICT rewards, const T *bootstraps,
-                           const uint8_t *XC_RESTRICT terminated, const uint8_t *XC_RESTRICT truncated, const T *next_returns,
+XC_INLINE void returns_row(int64_t num_envs, T gamma, const T *XC_RESTRICT rewards, const T *XC_RESTRICT bootstraps,
+                           const uint8_t *XC_RESTRICT terminated, const uint8_t *XC_RESTRICT truncated, const T *XC_RESTRICT next_returns,
                            T *XC_RESTRICT returns) {
   for (int64_t n = 0; n < num_envs; ++n) {
     T successor = next_returns[n];
-    if (kTruncated) {
-      const T bootstrap = bootstraps[n];
-      successor = truncated[n] ? bootstrap : successor;
-    }
-    returns[n] = rewards[n] + gamma * (terminated[n] ? T(0) : successor);
+    if (kTruncated) successor = select(truncated[n], bootstraps[n], successor);
+    returns[n] = rewards[n] + gamma * select(terminated[n], T(0), successor);
   }
 }
 

@@ -16,8 +16,9 @@ struct Moments {
 
 namespace detail {
 
-// Columns are handled in blocks: the block's sums stay in the nearest cache, and a large batch's second pass finds its rows in L2.
-constexpr int64_t kBlock = 64;
+// Columns are handled in blocks, so that a block's sums are on the stack and in the nearest cache. Wide ones: reading whole rows in
+// order was measured almost twice as fast as blocks narrow enough for the second pass to find its rows in L2.
+constexpr int64_t kBlock = 512;
 
 // (mean_b, m2_b) of count_b samples into (mean, var) of count samples (Chan, Golub, LeVeque 1979).
 XC_INLINE void chan_merge(double &mean, double &var, double count, double mean_b, double m2_b, double count_b) {

@@ -1,0 +1,111 @@
+"""The compiled core. Kernels take plain arrays (exactly numpy.ndarray, C-contiguous, native dtype, matching shapes) and write into the
+caller's outputs; for anything else they do nothing and return False or None, and the public wrappers convert or raise. Therefore array
+arguments are `Any` here: whatever a user passed to the wrapper may come.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+# --- kernels (csrc/bind_kernels.cpp): also in xcfast.kernels.numba_impl, except where noted ---
+
+def gae(
+    rewards: Any,
+    values: Any,
+    terminated: Any,
+    truncated: Any,
+    last_values: Any,
+    final_values: Any,
+    next_values: Any,
+    gamma: float,
+    gae_lambda: float,
+    advantages: Any,
+    returns: Any,
+    /,
+) -> bool: ...
+def discounted_returns(
+    rewards: Any,
+    terminated: Any,
+    truncated: Any,
+    last_values: Any,
+    final_values: Any,
+    next_values: Any,
+    gamma: float,
+    returns: Any,
+    /,
+) -> bool: ...
+def moments_update(batch: Any, mean: Any, var: Any, count: Any, /) -> bool: ...
+def normalize(x: Any, mean: Any, var: Any, count: Any, epsilon: float, clip: float, out: Any, /) -> bool: ...
+def update_and_normalize(x: Any, mean: Any, var: Any, count: Any, epsilon: float, clip: float, out: Any, /) -> bool: ...
+def normalize_and_track(
+    obs: Any,
+    mean: Any,
+    var: Any,
+    count: Any,
+    epsilon: float,
+    clip: float,
+    counts: Any,
+    means: Any,
+    m2s: Any,
+    out: Any,
+    /,
+) -> bool: ...
+def cast_and_track(obs: Any, poison: Any, out: Any, /) -> bool: ...
+def merge_tracked(counts: Any, means: Any, m2s: Any, mean: Any, var: Any, count: Any, /) -> bool: ...
+def normalize_rewards(
+    rewards: Any,
+    done: Any,
+    gamma: float,
+    carry: Any,
+    scratch: Any,
+    mean: Any,
+    var: Any,
+    count: Any,
+    epsilon: float,
+    clip: float,
+    out: Any,
+    /,
+) -> bool: ...
+def store_step(
+    step: int,
+    obs_buffer: Any,
+    actions_buffer: Any,
+    rewards_buffer: Any,
+    terminated_buffer: Any,
+    truncated_buffer: Any,
+    episode_returns: Any,
+    episode_lengths: Any,
+    episodes: Any,
+    num_episodes: int,
+    cuts: Any,
+    num_cuts: int,
+    num_final: int,
+    obs: Any,
+    actions: Any,
+    rewards: Any,
+    terminated: Any,
+    truncated: Any,
+    /,
+) -> tuple[int, int] | None: ...
+def gather(indices: Any, sources: Any, destinations: Any, /) -> bool: ...
+def minibatch_indices(
+    seed: int,
+    iteration: int,
+    epoch: int,
+    num_steps: int,
+    num_envs: int,
+    n_minibatch: int,
+    env_offset: int,
+    indices: Any,
+    offsets: Any,
+    steps: Any,
+    /,
+) -> bool: ...
+def gaussian_noise(seed: int, env_offset: int, counters: Any, out: Any, /) -> bool: ...
+def uniform_noise(seed: int, env_offset: int, counters: Any, out: Any, /) -> bool: ...
+
+# --- of the compiled core only ---
+
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
+def inverse_normal_cdf(u: float) -> float: ...
+def build_info() -> dict[str, Any]: ...
+def use_variant(name: str) -> None: ...

@@ -1,0 +1,134 @@
+"""Advantage estimation on tensors, whatever their device; no synchronisation with the host when all arguments are complete."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from xcfast.gae import check_cuts, check_shapes
+
+
+def numpy_serves(x: Any) -> bool:
+    """Whether a numpy view of this tensor can go to the CPU kernels."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def through_numpy(
+    compute: Callable[..., tuple[Any, ...]],
+    kernel: str,
+    arrays: dict[str, Any],
+    flags: dict[str, Any],
+    ends: dict[str, Any],
+    factors: dict[str, float],
+    time_major: bool,
+    out: tuple[Any, ...] | None,
+) -> tuple[Any, ...]:
+    """Calls `compute` with numpy views of CPU tensors."""
+
+    def view(x: Any) -> Any:
+        return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
+
+    def views(group: dict[str, Any]) -> dict[str, Any]:
+        return {name: view(x) for name, x in group.items()}
+
+    targets = None if out is None else tuple(view(x) for x in out)
+    results = compute(kernel, views(arrays), views(flags), views(ends), factors, time_major, targets)
+    return tuple(torch.from_numpy(x) for x in results) if out is None else out
+
+
+@torch.no_grad()
+def advantages(
+    kernel: str,
+    arrays: dict[str, Any],
+    flags: dict[str, Any],
+    ends: dict[str, Any],
+    factors: dict[str, float],
+    time_major: bool,
+    out: tuple[Any, ...] | None,
+) -> tuple[Any, ...]:
+    """Returns (advantages, returns) for kernel "gae", (returns,) for "discounted_returns", like `xcfast.gae`'s general path."""
+    given = arrays["rewards"]
+    is_numpy = not isinstance(given, torch.Tensor)
+    device = torch.device("cpu") if is_numpy else given.device
+
+    def tensors(group: dict[str, Any]) -> dict[str, Any]:
+        return {k: None if x is None else torch.as_tensor(x, device=device) for k, x in group.items()}
+
+    arrays, flags, ends = tensors(arrays), tensors(flags), tensors(ends)
+    inputs = {name: x for name, x in arrays.items() if x is not None}
+    for name, x in inputs.items():
+        if not x.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating point; got {x.dtype} {list(x.shape)}")
+    shape = check_shapes(inputs, flags, ends, time_major)
+    dtype = inputs["rewards"].dtype
+    for x in inputs.values():
+        dtype = torch.promote_types(dtype, x.dtype)
+    wide = torch.promote_types(dtype, torch.float32)  # half precision is accumulated in float32
+
+    def time_first(x: Any) -> Any:
+        return x.T if x.ndim == 2 and not time_major else x
+
+    inputs = {name: time_first(x).to(wide) for name, x in inputs.items()}
+    rewards = inputs["rewards"]
+    envs = rewards.shape[1:]
+    if flags["episode_starts"] is not None:
+        starts = time_first(flags["episode_starts"]).bool()
+        terminated = torch.cat([starts[1:], ends["last_done"].bool().reshape(1, *envs)])
+    else:
+        terminated = time_first(flags["terminated"]).bool()
+    truncated = None if flags["truncated"] is None else time_first(flags["truncated"]).bool()
+    done = terminated if truncated is None else terminated | truncated
+    last = None if ends["last_values"] is None else ends["last_values"].to(wide).reshape(1, *envs)
+    final, nexts = inputs.get("final_values"), inputs.get("next_values")
+    if truncated is not None and nexts is None and final is None:
+        check_cuts(bool((truncated & ~terminated).any()))
+    gamma = factors["gamma"]
+    baseline = inputs["values"] if kernel == "gae" else torch.zeros_like(rewards)
+    if nexts is None:
+        nexts = torch.cat([baseline[1:], last])
+        if truncated is not None and final is not None:
+            nexts = torch.where(truncated, final, nexts)
+    elif kernel != "gae":
+        # Without a baseline, a step that goes on takes its bootstrap from the recursion; the last one ends it like a truncation.
+        ended = done.clone()
+        ended[-1] = True
+        nexts = torch.where(ended, nexts, 0)
+    nexts = torch.where(terminated, 0, nexts)
+    delta = rewards + gamma * nexts - baseline
+    result = _scan(delta, done, gamma * factors.get("gae_lambda", 1.0))
+    results = (result, result + baseline) if kernel == "gae" else (result,)
+    results = tuple((x if time_major else x.T).to(dtype).contiguous() for x in results)
+    if out is None:
+        return tuple(x.numpy() for x in results) if is_numpy else results
+    for name, target, x in zip(
+        ("advantages", "returns") if kernel == "gae" else ("returns",), out, results, strict=True
+    ):
+        if is_numpy and (target.shape != shape or target.dtype != x.numpy().dtype):
+            raise ValueError(
+                f"out ({name}) must be {x.numpy().dtype} {list(shape)}; got {target.dtype} {list(target.shape)}"
+            )
+        if is_numpy:
+            np.copyto(target, x.numpy())
+        elif target.shape != x.shape or target.dtype != dtype or target.device != x.device:
+            raise ValueError(
+                f"out ({name}) must be {dtype} {list(shape)} on {x.device}; got {target.dtype} {list(target.shape)}"
+            )
+        else:
+            target.copy_(x)
+    return out
+
+
+def _scan(delta: torch.Tensor, done: torch.Tensor, decay: float) -> torch.Tensor:
+    """Solves A[t] = delta[t] + (0 if done[t] else decay A[t + 1]) in log2(T) passes over all envs at once.
+
+    After the pass with step k, A[t] holds the sum over the window [t, t + 2k), and cut[t] says that an episode ends in it. Everything
+    is selected: what lies behind an end must not leak, NaN included.
+    """
+    sums, cut, step = delta, done, 1
+    while step < len(sums):
+        joined = torch.where(cut[:-step], sums[:-step], sums[:-step] + decay**step * sums[step:])
+        sums = torch.cat([joined, sums[-step:]])
+        cut = torch.cat([cut[:-step] | cut[step:], cut[-step:]])
+        step *= 2
+    return sums

@@ -1,0 +1,251 @@
+"""The rollout buffer: storage, episode statistics, stratified minibatches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from xcfast import kernels
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+EPISODE_DTYPE = np.dtype([("step", np.int64), ("env", np.int64), ("ret", np.float64), ("length", np.int64)])
+
+
+class Minibatch(NamedTuple):
+    """What the loss needs of B steps."""
+
+    obs: Float32  #: [B, *obs_shape]
+    actions: npt.NDArray[Any]  #: [B, *action_shape]
+    log_probs: Float32  #: [B]
+    advantages: Float32  #: [B]
+    returns: Float32  #: [B]
+
+
+class Rollout:
+    """T steps of N envs, time-major, allocated once. A partly filled rollout may be continued at any time.
+
+    Args:
+        num_steps: T.
+        num_envs: N.
+        obs_shape: Shape of one observation.
+        action_shape: Shape of one action.
+        action_dtype: dtype of the actions.
+        allocate: Called as ``allocate(shape, dtype)`` for each array, for memory from elsewhere (page-locked, shared); C-contiguous.
+
+    Attributes:
+        obs: float32 [T, N, *obs_shape], what the policy saw.
+        actions: [T, N, *action_shape].
+        rewards: float32 [T, N], raw.
+        terminated: bool [T, N].
+        truncated: bool [T, N].
+        values: float32 [T, N].
+        log_probs: float32 [T, N].
+        advantages: float32 [T, N].
+        returns: float32 [T, N].
+        last_obs: float32 [N, *obs_shape], what the policy sees after the last step; written by the collector.
+        step: Rows filled so far.
+        episode_returns: float64 [N], sum of raw rewards of each running episode; kept by `clear`.
+        episode_lengths: int64 [N], likewise.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        num_envs: int,
+        obs_shape: tuple[int, ...],
+        action_shape: tuple[int, ...] = (),
+        action_dtype: npt.DTypeLike = np.float32,
+        *,
+        allocate: Callable[..., npt.NDArray[Any]] = np.zeros,
+    ) -> None:
+        if num_steps < 1 or num_envs < 1:
+            raise ValueError(f"num_steps and num_envs must be >= 1; got {num_steps} and {num_envs}")
+        self.num_steps, self.num_envs = num_steps, num_envs
+        self.obs_shape, self.action_shape = tuple(obs_shape), tuple(action_shape)
+        steps = (num_steps, num_envs)
+        self._allocate = allocate
+        self.obs: Float32 = allocate((*steps, *self.obs_shape), np.float32)
+        self.actions = allocate((*steps, *self.action_shape), np.dtype(action_dtype))
+        self.rewards: Float32 = allocate(steps, np.float32)
+        self.terminated: npt.NDArray[np.bool_] = allocate(steps, np.bool_)
+        self.truncated: npt.NDArray[np.bool_] = allocate(steps, np.bool_)
+        self.values: Float32 = allocate(steps, np.float32)
+        self.log_probs: Float32 = allocate(steps, np.float32)
+        self.advantages: Float32 = allocate(steps, np.float32)
+        self.returns: Float32 = allocate(steps, np.float32)
+        self.last_obs: Float32 = allocate((num_envs, *self.obs_shape), np.float32)
+        self.step = 0
+        self.episode_returns = np.zeros(num_envs)
+        self.episode_lengths = np.zeros(num_envs, np.int64)
+        # Growable; each always has room for one more vector step.
+        self._episodes = np.zeros(2 * num_envs, EPISODE_DTYPE)
+        self._final_index = np.zeros(2 * num_envs, np.int64)
+        self._final_obs = np.zeros((2 * num_envs, *self.obs_shape), np.float32)
+        self._num_episodes = self._num_final = 0
+        self._permutation = np.zeros(num_steps, np.int64)
+        self._flat = Minibatch(
+            *(
+                x.reshape(-1, *x.shape[2:])
+                for x in (self.obs, self.actions, self.log_probs, self.advantages, self.returns)
+            )
+        )
+
+    @property
+    def full(self) -> bool:
+        """Whether all T steps are filled."""
+        return self.step == self.num_steps
+
+    @property
+    def episodes(self) -> npt.NDArray[np.void]:
+        """Episodes finished since `clear`, in time, then env order: fields step, env, ret, length (the step that ended them)."""
+        return self._episodes[: self._num_episodes]
+
+    @property
+    def final_obs(self) -> Float32:
+        """float32 [K, *obs_shape], last observations of the K episodes cut by a time limit only, in time, then env order."""
+        return self._final_obs[: self._num_final]
+
+    @property
+    def final_index(self) -> Int64:
+        """int64 [K], flat index t * N + env of the step that each row of `final_obs` belongs to."""
+        return self._final_index[: self._num_final]
+
+    def clear(self) -> None:
+        """Starts a new rollout. Running episodes go on."""
+        self.step = self._num_episodes = self._num_final = 0
+
+    def store(
+        self,
+        obs: npt.ArrayLike,
+        actions: npt.ArrayLike,
+        rewards: npt.ArrayLike,
+        terminated: npt.ArrayLike,
+        truncated: npt.ArrayLike,
+        final_obs: npt.ArrayLike | None = None,
+    ) -> None:
+        """Writes one vector step at row `step` and advances it.
+
+        Args:
+            obs: float32 [N, *obs_shape]. What is row `step` of `self.obs` already is not copied; likewise `actions`.
+            actions: [N, *action_shape].
+            rewards: float [N], raw.
+            terminated: bool [N].
+            truncated: bool [N].
+            final_obs: float32 [k, *obs_shape], one row for each env that is truncated and not terminated, in env order.
+
+        Raises:
+            IndexError: The rollout is full.
+            ValueError: A shape is wrong, or final observations are missing or too many. Nothing was written.
+        """
+        num_final = 0
+        if final_obs is not None:
+            final_obs = np.asarray(final_obs, np.float32)
+            if final_obs.shape[1:] != self.obs_shape or final_obs.ndim < 1:
+                raise ValueError(f"final_obs must be {self._wanted('k', self.obs_shape)}; got {list(final_obs.shape)}")
+            num_final = len(final_obs)
+        stored = self._store(num_final, obs, actions, rewards, terminated, truncated)
+        if stored is None:
+            stored = self._store(num_final, *self._converted(obs, actions, rewards, terminated, truncated))
+        if final_obs is not None:
+            self._final_obs[self._num_final : self._num_final + num_final] = final_obs
+            self._num_final += num_final
+        self.step += 1
+        self._num_episodes += stored[0]
+        if stored[0]:
+            self._make_room()
+
+    def minibatch_indices(
+        self, seed: int, iteration: int, epoch: int, n_minibatch: int, *, env_offset: int = 0
+    ) -> tuple[Int64, Int64]:
+        """Returns the minibatches of one epoch: each step once, sizes and each env's share differing by at most one.
+
+        Each env's steps are permuted by a counter-based generator keyed by (seed, iteration, epoch, global env index) and dealt in turn,
+        starting where the env before it stopped. So ranks that hold different envs form the same minibatches as one that holds all.
+
+        Args:
+            seed: Any int.
+            iteration: Number of the rollout, >= 0.
+            epoch: Number of the epoch, >= 0.
+            n_minibatch: Number of minibatches, at most T * N.
+            env_offset: Global index of the first env.
+
+        Returns:
+            indices int64 [T * N], flat t * N + env; offsets int64 [n_minibatch + 1]: minibatch m is indices[offsets[m]:offsets[m + 1]].
+        """
+        total = self.num_steps * self.num_envs
+        if not 1 <= n_minibatch <= total or min(iteration, epoch, env_offset) < 0:
+            raise ValueError(
+                f"n_minibatch must be in [1, {total}] and iteration, epoch, env_offset >= 0; "
+                f"got {n_minibatch}, {iteration}, {epoch}, {env_offset}"
+            )
+        indices, offsets = np.empty(total, np.int64), np.empty(n_minibatch + 1, np.int64)
+        kernels.impl.minibatch_indices(
+            seed,
+            iteration,
+            epoch,
+            self.num_steps,
+            self.num_envs,
+            n_minibatch,
+            env_offset,
+            indices,
+            offsets,
+            self._permutation,
+        )
+        return indices, offsets
+
+    def minibatch(self, size: int) -> Minibatch:
+        """Returns room for a minibatch of up to `size` steps, to be allocated once and handed to `gather`."""
+        return Minibatch(*(self._allocate((size, *x.shape[1:]), x.dtype) for x in self._flat))
+
+    def gather(self, indices: npt.ArrayLike, out: Minibatch) -> Minibatch:
+        """Copies the steps at flat `indices` into `out`, all arrays in one call; returns views of their number.
+
+        Raises:
+            IndexError: An index is outside [0, T * N).
+            ValueError: `out` is too small or not from `minibatch`.
+        """
+        if not kernels.impl.gather(indices, self._flat, out):
+            indices = np.ascontiguousarray(indices, np.int64)
+            if not kernels.impl.gather(indices, self._flat, out):
+                raise ValueError(
+                    f"indices must be int64 [B], out room for as many steps of this rollout; got {list(indices.shape)}, {len(out[0])}"
+                )
+        count = len(indices)  # type: ignore[arg-type]
+        return out if count == len(out[0]) else Minibatch(*(x[:count] for x in out))
+
+    def _store(self, num_final: int, obs: Any, actions: Any, rewards: Any, terminated: Any, truncated: Any) -> Any:
+        return kernels.impl.store_step(
+            self.step, self.obs, self.actions, self.rewards, self.terminated, self.truncated,
+            self.episode_returns, self.episode_lengths, self._episodes, self._num_episodes,
+            self._final_index, self._num_final, num_final, obs, actions, rewards, terminated, truncated,
+        )  # fmt: skip
+
+    def _converted(self, *step: Any) -> list[npt.NDArray[Any]]:
+        """Returns the arrays of one vector step as the kernel wants them; raises where that cannot be."""
+        if self.full:
+            raise IndexError(f"the rollout is full ({self.num_steps} steps); clear() starts the next one")
+        names = ("obs", "actions", "rewards", "terminated", "truncated")
+        buffers = (self.obs, self.actions, self.episode_returns[None], self.terminated, self.truncated)
+        converted = []
+        for name, buffer, x in zip(names, buffers, step, strict=True):
+            array = np.asarray(x)
+            if array.shape != buffer.shape[1:]:
+                wanted = self._wanted(self.num_envs, buffer.shape[2:])
+                raise ValueError(f"{name} must be {buffer.dtype} {wanted}; got {array.dtype} {list(array.shape)}")
+            converted.append(np.ascontiguousarray(array.astype(buffer.dtype, casting="same_kind", copy=False)))
+        return converted
+
+    @staticmethod
+    def _wanted(first: int | str, rest: tuple[int, ...]) -> str:
+        return f"[{', '.join(map(str, (first, *rest)))}]"
+
+    def _make_room(self) -> None:
+        """Doubles what could not take another vector step."""
+        if self._num_episodes + self.num_envs > len(self._episodes):
+            self._episodes = np.concatenate([self._episodes, np.zeros_like(self._episodes)])
+        if self._num_final + self.num_envs > len(self._final_index):
+            self._final_index = np.concatenate([self._final_index, np.zeros_like(self._final_index)])
+            self._final_obs = np.concatenate([self._final_obs, np.zeros_like(self._final_obs)])
