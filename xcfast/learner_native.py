@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,8 +93,8 @@ def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
 
 def _pairs(modules: nn.Sequential) -> Iterator[tuple[nn.Linear, nn.Module]]:
     """Each linear layer with the activation behind it."""
-    following = [*list(modules)[1:], nn.Identity()]
-    for module, after in zip(modules, following, strict=True):
+    layers = [*modules, nn.Identity()]
+    for module, after in pairwise(layers):
         if isinstance(module, nn.Linear):
             yield module, after if type(after) in _ACTIVATIONS else nn.Identity()
 
