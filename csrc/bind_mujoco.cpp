@@ -6,9 +6,8 @@
 #include <cstring>
 
 #include "array_arg.hpp"
-#include "mujoco/engine.hpp"
+#include "bind_mujoco.hpp"
 #include "mujoco/tasks.hpp"
-#include "pool.hpp"
 
 namespace {
 
@@ -181,12 +180,7 @@ class MujocoEngine {
   }
 
  private:
-  [[noreturn]] void raise_errors() {
-    for (int64_t i = 0; i < engine_->num_envs(); ++i)
-      if (const std::string message = engine_->take_error(i); !message.empty())
-        throw std::runtime_error("MuJoCo raised an error in environment " + std::to_string(i) + ": " + message);
-    throw std::runtime_error("MuJoCo raised an error");
-  }
+  [[noreturn]] void raise_errors() { raise_simulation_error(*engine_); }
 
   std::shared_ptr<xc::ThreadPool> pool_;
   py::object keep_alive_;  // the model, the data and whatever else the addresses point into
@@ -196,6 +190,22 @@ class MujocoEngine {
 };
 
 }  // namespace
+
+xc::mujoco::EngineAndPool xc::mujoco::engine_of(const py::handle &object) {
+  auto &bound = object.cast<MujocoEngine &>();
+  return {bound.engine(), bound.pool()};
+}
+
+void xc::mujoco::raise_simulation_error(Engine &engine) {
+  const py::object type = py::module_::import("xcfast.envs.errors").attr("SimulationError");
+  for (int64_t i = 0; i < engine.num_envs(); ++i)
+    if (const std::string message = engine.take_error(i); !message.empty()) {
+      const py::object error = type("MuJoCo raised an error in environment " + std::to_string(i) + ": " + message, i);
+      PyErr_SetObject(type.ptr(), error.ptr());
+      throw py::error_already_set();
+    }
+  throw std::runtime_error("MuJoCo raised an error");
+}
 
 void bind_mujoco(py::module_ &m) {
   py::class_<xc::ThreadPool, std::shared_ptr<xc::ThreadPool>>(m, "ThreadPool", "Threads that share out independent tasks.")

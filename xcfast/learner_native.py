@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,13 @@ _ACTIVATIONS: dict[type[nn.Module], int] = {
     nn.Softmax: 6,
 }
 _OBS = -1
+
+
+class ParameterPlaces(Protocol):
+    """A flat array of a module's parameters."""
+
+    def place(self, parameter: Tensor) -> int:
+        """Where in the array a parameter begins."""
 
 
 class FlatParameters:
@@ -60,7 +67,7 @@ class FlatParameters:
         return next(s.start for s, p in zip(self.slices, self._parameters, strict=True) if p is parameter)
 
 
-def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
+def network_spec(policy: ActorCritic, flat: ParameterPlaces) -> dict[str, Any]:
     """The policy's shape, as ``_core.Learner`` and the native collector take it: keyword arguments.
 
     ``layers`` are tuples (n_in, n_out, place of the weight, place of the bias, source, activation) in an order of evaluation; the source
@@ -89,6 +96,13 @@ def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
         "log_std": -1 if categorical else flat.place(actor.logstd),
         "n_obs": next(n_in for n_in, *_, source, _ in layers if source == _OBS),
     }
+
+
+def unknown_modules(policy: ActorCritic) -> list[str]:
+    """Classes of the policy's layers that ``network_spec`` cannot describe."""
+    containers = (nn.Sequential, *(type(m) for m in (policy, *policy.children())))
+    known = (nn.Linear, *_ACTIVATIONS, *containers)
+    return sorted({type(m).__name__ for m in policy.modules() if not isinstance(m, known)})
 
 
 def _pairs(modules: nn.Sequential) -> Iterator[tuple[nn.Linear, nn.Module]]:
@@ -153,9 +167,7 @@ class NativeLearner:
             return f"precision is {config.precision}; it computes in fp32"
         if any(p.dtype != torch.float32 for p in policy.parameters()):
             return "the weights are not float32"
-        known = (nn.Linear, *_ACTIVATIONS)
-        containers = (nn.Sequential, *(type(m) for m in (policy, *policy.children())))
-        unknown = sorted({type(m).__name__ for m in policy.modules() if not isinstance(m, (*known, *containers))})
+        unknown = unknown_modules(policy)
         if unknown:
             return f"it has no {', '.join(unknown)}"
         try:

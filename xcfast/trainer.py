@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from xcfast import checkpoint as ckpt
-from xcfast.collector import TorchCollector
+from xcfast.collector_native import make_collector
 from xcfast.config import Config
-from xcfast.envs import WorkerError, make_envs
+from xcfast.envs import SimulationError, WorkerError, make_envs
 from xcfast.evaluation import TEST_RUN, Evaluator, evaluation_seeds
 from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
@@ -95,7 +95,18 @@ class Trainer:
             self._closers.append(self.writer.close)
             self.results = ResultFiles(self.folders, config, str(self.device), resume_step)
             if not quiet:
-                say(start_table(config, mode, self.policy, self.action_map, self.device, self.envs, self.folders))
+                say(
+                    start_table(
+                        config,
+                        mode,
+                        self.policy,
+                        self.action_map,
+                        self.device,
+                        self.envs,
+                        self.folders,
+                        f"{self.collector.name} ({self.collector_reason})",
+                    )
+                )
             if saved is None:
                 self._start()
             else:
@@ -133,7 +144,9 @@ class Trainer:
             () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
         )
-        self.collector = TorchCollector(self.envs, self.policy, self.obs_normalizer, self.action_map, config.seed)
+        self.collector, self.collector_reason = make_collector(
+            config, self.envs, self.policy, self.obs_normalizer, self.action_map
+        )
         self.learner = TorchLearner(self.policy, config, self.rollout, self.reward_normalizer, num_threads(config))
         self.evaluator = Evaluator(config, self.policy, self.obs_normalizer, self.action_map)
         self._closers.append(self.evaluator.close)
@@ -163,7 +176,7 @@ class Trainer:
                     bar.update(self.step, self._recent_returns)
             except Exception as error:
                 failure = RunFailed(self._save_after_failure(error))
-                failure.expected = isinstance(error, NonFiniteError | WorkerError)
+                failure.expected = isinstance(error, NonFiniteError | SimulationError | WorkerError)
                 raise failure from error
         if self.iteration == config.num_iterations:
             self._save(ckpt.FINAL_MODEL)

@@ -11,7 +11,7 @@ from xcfast.envs.registration import register
 if TYPE_CHECKING:
     from xcfast.envs.cpus import available_cpus
     from xcfast.envs.dummy import DummyVecEnv
-    from xcfast.envs.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
+    from xcfast.envs.errors import EnvError, SimulationError, WorkerDiedError, WorkerError, WorkerTimeoutError
     from xcfast.envs.make import make_env_fn, make_envs
     from xcfast.envs.mujoco import MujocoVecEnv, make_native_or_subproc
     from xcfast.envs.mujoco_tasks import NotNativeError
@@ -23,6 +23,7 @@ _MODULE_OF = {
     "EnvError": "errors",
     "MujocoVecEnv": "mujoco",
     "NotNativeError": "mujoco_tasks",
+    "SimulationError": "errors",
     "SubprocVecEnv": "subproc",
     "VecEnv": "vec_env",
     "WorkerDiedError": "errors",
@@ -40,6 +41,7 @@ __all__ = [
     "EnvError",
     "MujocoVecEnv",
     "NotNativeError",
+    "SimulationError",
     "SubprocVecEnv",
     "VecEnv",
     "WorkerDiedError",

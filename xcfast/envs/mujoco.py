@@ -22,7 +22,7 @@ from xcfast.envs.shared_memory import buffers_in
 from xcfast.envs.subproc import SubprocVecEnv
 from xcfast.envs.vec_env import VecEnv
 
-_DRAWN_AHEAD = 8
+_DRAWN_AHEAD = 32
 _MAX_WARNINGS = 16  # kWarnings in csrc/mujoco/engine.hpp
 _NUM_TERMS = 6  # of Terms
 
@@ -184,6 +184,34 @@ class MujocoVecEnv(VecEnv):
                 infos,
             )
         return buffers.obs, buffers.rewards, buffers.terminated, buffers.truncated, infos
+
+    @property
+    def engine(self) -> Any:
+        """`_core.MujocoEngine`, for native code that steps the envs itself; see `drive`."""
+        return self._engine
+
+    @property
+    def observations(self) -> NDArray[np.float64]:
+        """float64 [N, *obs_shape], the current observations: the internal array."""
+        return self._buffers.obs
+
+    @_exclusive
+    def drive(self, run: Callable[[], bool]) -> None:
+        """Lets native code step the envs: calls run() until it returns True.
+
+        Where it returns False, an env has no initial state left; some are drawn before it is called again.
+
+        Raises:
+            SimulationError: MuJoCo raised an error; the envs need a `reset`.
+        """
+        if self.closed or self._needs_reset:
+            self._check_open()
+            raise RuntimeError(self._needs_reset)
+        self._needs_reset = "the last step() failed: call reset() before step()"
+        self._draws.refill(self._draws.capacity // 2)
+        while not run():
+            self._draws.refill()
+        self._needs_reset = ""
 
     def _env_infos(self) -> dict[str, Any]:
         """Infos of the step just done; resets the envs whose episode ended, which the engine has left to this."""

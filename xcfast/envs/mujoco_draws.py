@@ -60,9 +60,9 @@ class ResetDraws:
         self.rows[index, left:count] = self._draw(generator, count - left)
         self.used[index], self.drawn[index] = 0, count
 
-    def refill(self) -> None:
-        """Fills the envs that have no initial state left."""
-        for index in np.flatnonzero(self.used >= self.drawn):
+    def refill(self, low: int = 0) -> None:
+        """Fills the envs that have at most `low` initial states left."""
+        for index in np.flatnonzero(self.drawn - self.used <= low):
             self.fill(int(index), self.capacity)
 
     def get_state(self, index: int) -> tuple[dict[str, Any], int]:
