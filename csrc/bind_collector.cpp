@@ -30,7 +30,7 @@ class EnvLoop {
         bound_(mujoco::engine_of(engine)),
         policy_(make_network(layers, actor_head, critic_head, log_std, n_obs, n_parameters), std::move(map)),
         n_parameters_(n_parameters) {
-    const int64_t n = bound_.engine.num_envs(), dim = bound_.engine.obs_size(), width = bound_.engine.action_size();
+    const int64_t dim = bound_.engine.obs_size(), width = bound_.engine.action_size();
     if (policy_.network.categorical() || policy_.network.action_size() != width || n_obs != dim)
       throw std::invalid_argument("the policy must be Gaussian with " + std::to_string(dim) + " observations and " +
                                   std::to_string(width) + " actions");
@@ -44,9 +44,9 @@ class EnvLoop {
                     checked<int64_t>(array("count"), "count", 1, true)},
                    epsilon,
                    clip,
-                   checked<int64_t>(array("counts"), "counts", n, true),
-                   checked<double>(array("means"), "means", n * dim, true),
-                   checked<double>(array("m2s"), "m2s", n * dim, true)};
+                   nullptr,
+                   nullptr,
+                   nullptr};
   }
 
   void load(const py::array &parameters, const py::array &deviation) {
@@ -56,10 +56,10 @@ class EnvLoop {
   }
 
   // Prepares steps [begin, end) of a rollout; run does them.
-  void begin_collection(py::dict rollout, uint64_t seed, int64_t env_offset, py::array counters, int64_t begin, int64_t end) {
+  void begin_collection(py::dict rollout, py::dict tracked, uint64_t seed, int64_t env_offset, py::array counters, int64_t begin, int64_t end) {
     const auto array = [&](const char *name) { return py::array(rollout[name]); };
     const mujoco::Engine &engine = bound_.engine;
-    const int64_t n = engine.num_envs(), num_steps = array("rewards").shape(0), cells = num_steps * n;
+    const int64_t n = engine.num_envs(), num_steps = py::len(rollout["rewards"]), cells = num_steps * n;
     if (begin < 0 || end < begin || end > num_steps)
       throw std::invalid_argument("steps must be within the rollout's " + std::to_string(num_steps) + "; got [" +
                                   std::to_string(begin) + ", " + std::to_string(end) + ")");
@@ -70,11 +70,16 @@ class EnvLoop {
                                     reinterpret_cast<uint8_t *>(checked<bool>(array("truncated"), "truncated", cells, true)),
                                     checked<double>(array("episode_returns"), "episode_returns", n, true),
                                     checked<int64_t>(array("episode_lengths"), "episode_lengths", n, true)};
+    const auto own = [&](const char *name) { return py::array(tracked[name]); };
+    collect::Normalizer normalizer = normalizer_;
+    normalizer.counts = checked<int64_t>(own("counts"), "counts", n, true);
+    normalizer.means = checked<double>(own("means"), "means", n * engine.obs_size(), true);
+    normalizer.m2s = checked<double>(own("m2s"), "m2s", n * engine.obs_size(), true);
     const collect::Noise noise{seed, env_offset, checked<int64_t>(counters, "counters", n, true)};
     evaluation_.reset();
     collection_.reset();
-    call_memory_ = py::make_tuple(rollout, counters);
-    collection_ = std::make_unique<collect::Collection>(bound_.engine, policy_, normalizer_, rows, noise, begin, end,
+    call_memory_ = py::make_tuple(rollout, tracked, counters);
+    collection_ = std::make_unique<collect::Collection>(bound_.engine, policy_, normalizer, rows, noise, begin, end,
                                                         bound_.pool.num_threads());
   }
 
@@ -153,7 +158,7 @@ void bind_collector(py::module_ &m) {
            py::arg("log_std"), py::arg("n_obs"), py::arg("n_parameters"), py::arg("low"), py::arg("high"), py::arg("scale"),
            py::arg("offset"), py::arg("normalizer"), py::arg("normalize"), py::arg("epsilon"), py::arg("clip"))
       .def("load", &EnvLoop::load, py::arg("parameters"), py::arg("deviation"), "Take these weights from now on.")
-      .def("begin_collection", &EnvLoop::begin_collection, py::kw_only(), py::arg("rollout"), py::arg("seed"), py::arg("env_offset"),
+      .def("begin_collection", &EnvLoop::begin_collection, py::kw_only(), py::arg("rollout"), py::arg("tracked"), py::arg("seed"), py::arg("env_offset"),
            py::arg("counters"), py::arg("begin"), py::arg("end"), "Prepare steps [begin, end) of a rollout.")
       .def("begin_evaluation", &EnvLoop::begin_evaluation, py::arg("quota"), "Prepare `quota` episodes in each env.")
       .def("run", &EnvLoop::run,

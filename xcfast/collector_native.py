@@ -79,6 +79,7 @@ class EnvLoop:
 
         self._envs = envs
         self._policy = policy
+        self._normalizer = normalizer
         self._weights = _Mirror(policy)
         mapping = (action_map.scale, action_map.offset) if action_map.rescales else ((), ())
         self._core = _core.EnvLoop(
@@ -104,6 +105,7 @@ class EnvLoop:
         self._load()
         self._core.begin_collection(
             rollout={name: getattr(rollout, name) for name in _ROLLOUT_ARRAYS},
+            tracked=self._normalizer.memory(),
             seed=noise.seed % 2**64,
             env_offset=noise.env_offset,
             counters=noise.counters,
