@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+
 from xcfast.envs import MujocoVecEnv, make_env_fn
 from xcfast.envs.registration import NATIVE_IDS
 
@@ -19,7 +20,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("Ant-v4", {"use_contact_forces": True, "contact_cost_weight": 0.1, "contact_force_range": (-0.5, 2.0)}),
     ("Ant-v4", {"ctrl_cost_weight": 0.3, "healthy_reward": 2, "healthy_z_range": (0.4, 0.9), "reset_noise_scale": 0.3}),
     ("Ant-v4", {"terminate_when_unhealthy": False, "exclude_current_positions_from_observation": False}),
-    ("Ant-v5", {"forward_reward_weight": 0.7, "contact_cost_weight": 0.2, "contact_force_range": (-3, 0.5), "main_body": 4}),
+    (
+        "Ant-v5",
+        {"forward_reward_weight": 0.7, "contact_cost_weight": 0.2, "contact_force_range": (-3, 0.5), "main_body": 4},
+    ),
     ("Ant-v5", {"include_cfrc_ext_in_observation": False, "main_body": "front_left_leg", "frame_skip": 3}),
     ("Ant-v5", {"terminate_when_unhealthy": False, "exclude_current_positions_from_observation": False}),
     ("HalfCheetah-v4", {"forward_reward_weight": 0.3, "ctrl_cost_weight": 0.7, "reset_noise_scale": 0.5}),
@@ -33,7 +37,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("Walker2d-v5", {"exclude_current_positions_from_observation": False, "ctrl_cost_weight": 0.3}),
     ("Humanoid-v4", {"healthy_z_range": (1.2, 1.5), "ctrl_cost_weight": 1.5, "forward_reward_weight": 0.5}),
     ("Humanoid-v4", {"exclude_current_positions_from_observation": False, "terminate_when_unhealthy": False}),
-    ("Humanoid-v5", {"contact_cost_weight": 1e-3, "contact_cost_range": (0.5, 2.0), "include_cinert_in_observation": False}),
+    (
+        "Humanoid-v5",
+        {"contact_cost_weight": 1e-3, "contact_cost_range": (0.5, 2.0), "include_cinert_in_observation": False},
+    ),
     ("Humanoid-v5", {"include_cvel_in_observation": False, "include_qfrc_actuator_in_observation": False}),
     ("Humanoid-v5", {"include_cfrc_ext_in_observation": False, "exclude_current_positions_from_observation": False}),
     ("HumanoidStandup-v5", {"ctrl_cost_weight": 0.5, "impact_cost_weight": 1e-4, "impact_cost_range": (0.1, 3.0)}),
@@ -48,7 +55,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def actions_of(space: gymnasium.spaces.Box, num_envs: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Uniform, zero, extreme (also beyond the bounds) and, as a policy's are, slowly varying actions, by turns of ten steps."""
+    """By turns of ten steps: uniform, zero, extreme (also beyond the bounds) and slowly varying, as a policy's are."""
     rng = np.random.default_rng(seed)
     low, high, shape = space.low, space.high, (num_envs, *space.shape)
     phase = rng.uniform(0, 6, shape)
@@ -123,7 +130,9 @@ def test_equals_gymnasium_with_other_arguments(env_id: str, kwargs: dict[str, An
     check(env_id, steps=60, num_envs=2, num_threads=2, max_episode_steps=25, **kwargs)
 
 
-@pytest.mark.parametrize("env_id", ["Ant-v4", "Hopper-v5", "Walker2d-v4", "InvertedPendulum-v4", "InvertedDoublePendulum-v5"])
+@pytest.mark.parametrize(
+    "env_id", ["Ant-v4", "Hopper-v5", "Walker2d-v4", "InvertedPendulum-v4", "InvertedDoublePendulum-v5"]
+)
 def test_terminations_are_reached(env_id: str) -> None:
     assert check(env_id, steps=200, num_envs=3, num_threads=2)["terminated"] > 0
 

@@ -1,4 +1,4 @@
-"""MujocoVecEnv as a vector environment: state, infos, resets, threads, forks, errors, and who serves where it cannot."""
+"""MujocoVecEnv as a vector environment: state, infos, resets, threads, forks, errors; and what serves in its stead."""
 
 import multiprocessing
 import threading
@@ -14,8 +14,18 @@ import pytest
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 
-from xcfast.envs import DummyVecEnv, EnvError, MujocoVecEnv, NotNativeError, SubprocVecEnv, VecEnv, make_env_fn, make_envs
-from xcfast.envs import mujoco as native
+from xcfast.envs import (
+    DummyVecEnv,
+    EnvError,
+    MujocoVecEnv,
+    NotNativeError,
+    SubprocVecEnv,
+    VecEnv,
+    make_env_fn,
+    make_envs,
+    make_native_or_subproc,
+    mujoco_check,
+)
 from xcfast.envs.registration import NATIVE_IDS
 
 IDS = [env_id for env_id in NATIVE_IDS if env_id != "Pusher-v4"]
@@ -23,8 +33,8 @@ NUM_ENVS = 3
 
 
 def random_actions(envs: VecEnv, steps: int, seed: int = 0) -> np.ndarray:
-    space = envs.single_action_space
-    return np.random.default_rng(seed).uniform(space.low, space.high, (steps, envs.num_envs, *space.shape)).astype(np.float32)
+    space, shape = envs.action_space, (steps, *envs.action_space.shape)
+    return np.random.default_rng(seed).uniform(space.low, space.high, shape).astype(np.float32)
 
 
 def both(env_id: str, **kwargs: Any) -> tuple[MujocoVecEnv, DummyVecEnv]:
@@ -54,7 +64,9 @@ def assert_equal(left: Any, right: Any) -> None:
 # --- states ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", ["Ant-v5", "HalfCheetah-v4", "Humanoid-v4", "Reacher-v4", "Pusher-v5", "InvertedPendulum-v4"])
+@pytest.mark.parametrize(
+    "env_id", ["Ant-v5", "HalfCheetah-v4", "Humanoid-v4", "Reacher-v4", "Pusher-v5", "InvertedPendulum-v4"]
+)
 def test_state_goes_on_in_either_kind(env_id: str) -> None:
     ours, dummy = both(env_id, max_episode_steps=13)
     actions = random_actions(ours, 90)
@@ -298,7 +310,7 @@ def test_what_is_not_native(env_id: str, kwargs: dict[str, Any], reason: str, ca
         with pytest.raises(NotNativeError, match=reason):
             MujocoVecEnv(env_id, 2, **kwargs)
         if kwargs.get("render_mode") != "human":
-            envs = native.make_native_or_subproc("Pendulum-v1", 2, num_workers=1)
+            envs = make_native_or_subproc("Pendulum-v1", 2, num_workers=1)
             assert isinstance(envs, SubprocVecEnv) and envs.num_envs == 2
             envs.close()
             lines = capsys.readouterr().err.splitlines()
@@ -319,7 +331,7 @@ def test_callbacks_into_python_are_not_native() -> None:
 def test_a_difference_from_gymnasium_falls_back(monkeypatch: Any, capsys: Any) -> None:
     control_cost = SwimmerEnv.control_cost
     monkeypatch.setattr(SwimmerEnv, "control_cost", lambda self, action: control_cost(self, action) + 0.25)
-    monkeypatch.setattr(native, "_VERDICTS", {})
+    monkeypatch.setattr(mujoco_check, "_VERDICTS", {})
     config = SimpleNamespace(env_id="Swimmer-v5", vectorize="MujocoVecEnv", parallels=2, num_workers=1)
     for _ in range(2):  # the verdict is kept
         envs = make_envs(config)
