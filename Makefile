@@ -3,10 +3,14 @@ PYTHON ?= python
 CXX ?= g++
 BUILD := build
 
-.PHONY: build test slow bench bench-smoke peers lint format type sanitize dist-check ci
+.PHONY: build tools test slow bench bench-smoke peers lint format type sanitize dist-check ci
 
 build:  ## Install the package, editable, with everything to test, measure and check it.
 	$(PYTHON) -m pip install -e ".[test,bench,dev]"
+
+EXTRAS := import tomllib; x = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+tools:  ## What "build" installs besides the package and its tests, without compiling the package again.
+	$(PYTHON) -m pip install -q $$($(PYTHON) -c '$(EXTRAS); print(*x["bench"], *x["dev"])')
 
 test:
 	$(PYTHON) -m pytest
@@ -34,7 +38,7 @@ format:
 
 type:  ## Types of the package; stubs of the extension against the extension.
 	$(PYTHON) -m mypy
-	if [ -f xcfast/_core.pyi ]; then $(PYTHON) -m mypy.stubtest xcfast._core; fi
+	if [ -f xcfast/_core.pyi ]; then $(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml xcfast._core; fi
 
 # Each csrc/tests/NAME.cpp is a program of its own: exit status 0 is a pass.
 CXXFLAGS := -std=c++17 -O1 -g -Wall -Wextra -Werror -ffp-contract=off -fno-omit-frame-pointer -pthread -Icsrc

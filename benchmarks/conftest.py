@@ -177,6 +177,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("benchmarks")
     terminalreporter.write(report.text())
     path = config.getoption("--benchmark-markdown")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(report.markdown())
     path.with_suffix(".json").write_text(report.json())
     terminalreporter.write_line(f"written to {path} and, with the raw series, {path.with_suffix('.json').name}")

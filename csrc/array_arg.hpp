@@ -44,6 +44,20 @@ inline const Dtypes &dtypes() {
   return d;
 }
 
+// The singleton that means the same as this dtype object, where there is one: equal dtypes may be distinct objects.
+inline PyObject *canonical(PyObject *descr) {
+  const Dtypes &d = dtypes();
+  if (descr == d.f32 || descr == d.f64 || descr == d.b1 || descr == d.i64) return descr;
+  const auto dtype = py::reinterpret_borrow<py::dtype>(descr);
+  const char kind = dtype.kind(), order = dtype.byteorder();
+  const auto size = dtype.itemsize();
+  if (order != '=' && order != '|') return descr;
+  if (kind == 'f' && size == 4) return d.f32;
+  if (kind == 'f' && size == 8) return d.f64;
+  if (kind == 'i' && size == 8) return d.i64;
+  return kind == 'b' ? d.b1 : descr;
+}
+
 struct Array {
   char *data = nullptr;
   int nd = 0;
@@ -86,7 +100,7 @@ inline bool plain(PyObject *object, Array &array) {
   const auto *proxy = py::detail::array_proxy(object);
   constexpr int wanted = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((proxy->flags & wanted) != wanted) return false;
-  array = Array{proxy->data, proxy->nd, proxy->dimensions, proxy->descr,
+  array = Array{proxy->data, proxy->nd, proxy->dimensions, canonical(proxy->descr),
                 (proxy->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0};
   return true;
 }

@@ -3,33 +3,25 @@
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 
 from xcfast.config import Config, ConfigError
+from xcfast.envs import EnvError, WorkerError
+from xcfast.errors import CheckpointError
+from xcfast.results import RunFolders
 from xcfast.train import choose_mode, main
+from xcfast.trainer import RunFailed
 
 ROOT = Path(__file__).parent.parent
 SEED_FILE = ROOT / "tests" / "data" / "seed_mujoco.yaml"
 
 
-class RunFailed(RuntimeError):
-    pass
-
-
-class WorkerError(RuntimeError):
-    pass
-
-
-class FakeTrainer(types.ModuleType):
-    """Stands for xcfast.trainer: records the calls, raises what it is told to."""
-
-    RunFailed = RunFailed
+class FakeTrainer:
+    """Stands for what xcfast.trainer does: records the calls, raises what it is told to."""
 
     def __init__(self) -> None:
-        super().__init__("xcfast.trainer")
         self.calls: list[tuple[Config, str, Path | None]] = []
         self.error: BaseException | None = None
 
@@ -45,10 +37,8 @@ class FakeTrainer(types.ModuleType):
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> FakeTrainer:
     fake = FakeTrainer()
-    envs = types.ModuleType("xcfast.envs.vec_env")
-    monkeypatch.setattr(envs, "WorkerError", WorkerError, raising=False)
-    monkeypatch.setitem(sys.modules, "xcfast.trainer", fake)
-    monkeypatch.setitem(sys.modules, "xcfast.envs.vec_env", envs)
+    monkeypatch.setattr("xcfast.trainer.run", fake.run)
+    monkeypatch.setattr("xcfast.trainer.describe", fake.describe)
     return fake
 
 
@@ -177,15 +167,28 @@ def test_dry_run_prints_the_configuration_and_what_would_run(
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps(Config(gamma=0.5, env_id="Hopper-v4").to_dict()))
-    return tmp_path
+    """The log folder of a run in train mode."""
+    folders = {"log_dir": str(tmp_path / "logs"), "model_dir": str(tmp_path / "models")}
+    config = Config(gamma=0.5, env_id="Hopper-v4", **folders)
+    run = RunFolders.create(config, "train")
+    (run.log_dir / "config.json").write_text(json.dumps(config.to_dict()))
+    return run.log_dir
 
 
 def test_resume_takes_the_configuration_of_the_run(trainer: FakeTrainer, run_dir: Path) -> None:
     config = config_of(trainer, "--resume", str(run_dir), "--device", "cpu", "num_threads=2", "logger=none")
-    wanted = Config(gamma=0.5, env_id="Hopper-v4", device="cpu", num_threads=2, logger="none")
-    assert config.to_dict() == wanted.to_dict()
-    assert trainer.calls[-1][2] == run_dir
+    original = json.loads((run_dir / "config.json").read_text())
+    assert config.to_dict() == {**original, "device": "cpu", "num_threads": 2, "logger": "none"}
+    assert trainer.calls[-1][1:] == ("train", run_dir)
+    assert config_of(trainer, "--resume", str(run_dir), "--benchmark", "1").to_dict() == original
+    assert trainer.calls[-1][1] == "benchmark"
+
+
+def test_a_test_of_a_run_may_change_what_is_tested(trainer: FakeTrainer, run_dir: Path) -> None:
+    argv = ("--resume", str(run_dir), "--benchmark", "0", "--test", "1", "test_episode=7", "render=True")
+    config = config_of(trainer, *argv)
+    assert (config.test_episode, config.render) == (7, True)
+    assert trainer.calls[-1][1] == "test"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_resume_takes_the_configuration_of_the_run(trainer: FakeTrainer, run_dir
     [
         (
             ["gamma=0.9"],
-            "gamma: cannot change when a run is resumed; allowed: device, num_threads, num_workers, logger",
+            "gamma: cannot change when a run is resumed; allowed: device, num_threads, num_workers, vectorize, logger",
         ),
         (["--seed", "3"], "seed: cannot change"),
         (["--env-id", "Ant-v4"], "CONFIG and --env-id do not go with it"),
@@ -210,7 +213,7 @@ def test_resume_refuses_another_run(
 
 def test_resume_of_no_run(trainer: FakeTrainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", str(tmp_path / "gone")]) == 2
-    assert f"{tmp_path / 'gone'}: is no run folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'gone'}: no such run folder" in capsys.readouterr().err
 
 
 # How it ends
@@ -221,6 +224,8 @@ def test_resume_of_no_run(trainer: FakeTrainer, tmp_path: Path, capsys: pytest.C
     [
         (ConfigError("does not fit", key="policy"), 2, "xcfast: policy: does not fit"),
         (RunFailed("losses became NaN at step 4096"), 1, "xcfast: failed: losses became NaN at step 4096"),
+        (EnvError("env_id 'Amt-v4' is not registered"), 2, "xcfast: env_id 'Amt-v4' is not registered"),
+        (CheckpointError("c.pth: truncated"), 2, "xcfast: c.pth: truncated"),
         (WorkerError("env 3 raised ValueError"), 1, "xcfast: failed: env 3 raised ValueError"),
         (KeyboardInterrupt(), 1, "xcfast: interrupted"),
     ],

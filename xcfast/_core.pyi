@@ -1,6 +1,9 @@
-"""The compiled core. Kernels take plain arrays (exactly numpy.ndarray, C-contiguous, native dtype, matching shapes) and write into the
-caller's outputs; for anything else they do nothing and return False or None, and the public wrappers convert or raise. Therefore array
-arguments are `Any` here: whatever a user passed to the wrapper may come."""
+"""The compiled core.
+
+Kernels take plain arrays (exactly numpy.ndarray, C-contiguous, native dtype, matching shapes) and write into the
+caller's outputs; for anything else they do nothing and return False or None, and the public wrappers convert or raise.
+Therefore array arguments are `Any` here: whatever a user passed to the wrapper may come.
+"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -38,7 +41,17 @@ def moments_update(batch: Any, mean: Any, var: Any, count: Any, /) -> bool: ...
 def normalize(x: Any, mean: Any, var: Any, count: Any, epsilon: float, clip: float, out: Any, /) -> bool: ...
 def update_and_normalize(x: Any, mean: Any, var: Any, count: Any, epsilon: float, clip: float, out: Any, /) -> bool: ...
 def normalize_and_track(
-    obs: Any, mean: Any, var: Any, count: Any, epsilon: float, clip: float, counts: Any, means: Any, m2s: Any, out: Any, /
+    obs: Any,
+    mean: Any,
+    var: Any,
+    count: Any,
+    epsilon: float,
+    clip: float,
+    counts: Any,
+    means: Any,
+    m2s: Any,
+    out: Any,
+    /,
 ) -> bool: ...
 def cast_and_track(obs: Any, poison: Any, out: Any, /) -> bool: ...
 def merge_tracked(counts: Any, means: Any, m2s: Any, mean: Any, var: Any, count: Any, /) -> bool: ...

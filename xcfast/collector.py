@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,7 @@ from xcfast.kernels import noise
 from xcfast.policy import CategoricalActor
 
 if TYPE_CHECKING:
-    from gymnasium.vector import VectorEnv
-
+    from xcfast.envs import VecEnv
     from xcfast.normalize import ObservationNormalizer
     from xcfast.policy import ActionMap, ActorCritic
     from xcfast.rollout import Rollout
@@ -24,7 +24,7 @@ class ActionNoise:
     def __init__(self, policy: ActorCritic, seed: int, num_envs: int, env_offset: int = 0) -> None:
         self.counters = np.zeros(num_envs, np.int64)
         self._seed, self._env_offset = seed, env_offset
-        self._out: np.ndarray
+        self._draw: Callable[..., np.ndarray]
         if isinstance(policy.actor, CategoricalActor):
             self._draw, self._out = noise.uniform_noise, np.empty(num_envs, np.float64)
         else:
@@ -48,7 +48,7 @@ class TorchCollector:
 
     def __init__(
         self,
-        envs: VectorEnv,
+        envs: VecEnv,
         policy: ActorCritic,
         normalizer: ObservationNormalizer,
         action_map: ActionMap,

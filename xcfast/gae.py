@@ -28,8 +28,9 @@ def compute_gae(
 ) -> tuple[Array, Array]:
     """Returns advantages and returns (advantages + values) of a rollout.
 
-    `terminated` cuts the bootstrap, `terminated | truncated` cuts the recursion; a step that is truncated and not terminated bootstraps
-    from its own final value, the last step from `last_values`. Entries that a flag masks may hold anything, NaN included.
+    `terminated` cuts the bootstrap, `terminated | truncated` cuts the recursion; a step that is truncated and not
+    terminated bootstraps from its own final value, the last step from `last_values`. Entries that a flag masks may hold
+    anything, NaN included.
 
     Args:
         rewards: float [T, N] (or [T]; [N, T] with ``time_major=False``, here and below), reward of step t.
@@ -47,14 +48,15 @@ def compute_gae(
         out: Arrays for (advantages, returns), of the shape and dtype of the result.
 
     Returns:
-        (advantages, returns), `out` where given; numpy or torch, device and dtype like the arguments. float64 if one of them is.
+        (advantages, returns), `out` where given; numpy or torch, device and dtype like the arguments (the widest).
 
     Raises:
         ValueError: A shape, a combination of arguments, gamma or gae_lambda is wrong; the message says which.
         TypeError: `rewards` or `values` is not floating point.
 
     Note:
-        Fastest with C-contiguous numpy arrays, bool flags and `out`; everything else is converted first. Tensors are detached.
+        Fastest with C-contiguous numpy arrays, bool flags and `out`; everything else is converted first. Tensors are
+        detached.
 
     Source: Schulman et al. 2016, equation 16; time limits as in Pardo et al. 2018.
     """
@@ -65,7 +67,17 @@ def compute_gae(
         and last_done is None
         and kernels.name != "torch"
         and kernels.impl.gae(
-            rewards, values, terminated, truncated, last_values, final_values, next_values, gamma, gae_lambda, out[0], out[1]
+            rewards,
+            values,
+            terminated,
+            truncated,
+            last_values,
+            final_values,
+            next_values,
+            gamma,
+            gae_lambda,
+            out[0],
+            out[1],
         )
     ):
         return out
@@ -89,7 +101,7 @@ def compute_returns(
     time_major: bool = True,
     out: Array | None = None,
 ) -> Array:
-    """Returns the discounted sum of rewards to the end of each step's episode, bootstrapped where that or the rollout is cut.
+    """Returns the discounted sum of rewards to the end of each episode, bootstrapped where it is cut.
 
     Arguments and errors as in `compute_gae` (it is lambda = 1 without a baseline); `out` is one array.
     """
@@ -129,7 +141,7 @@ def _general(
         return torch_impl.through_numpy(_general, kernel, arrays, flags, ends, factors, time_major, out)
     inputs = {name: _floating(name, x) for name, x in arrays.items() if x is not None}
     shape = check_shapes(inputs, flags, ends, time_major)
-    dtype = np.result_type(*(x.dtype for x in inputs.values()))
+    dtype = np.dtype(np.float64 if any(x.dtype.itemsize == 8 for x in inputs.values()) else np.float32)
 
     def time_first(x: Any) -> Any:
         return None if x is None else np.ascontiguousarray(x if time_major else np.asarray(x).T)
@@ -142,14 +154,13 @@ def _general(
         terminated = np.concatenate([starts[1:], np.reshape(ends["last_done"], (1, *starts.shape[1:]))]).astype(bool)
     else:
         terminated = time_first(flags["terminated"]).astype(bool, copy=False)
-    truncated = flags["truncated"] if flags["truncated"] is None else time_first(flags["truncated"]).astype(bool, copy=False)
+    truncated = (
+        flags["truncated"] if flags["truncated"] is None else time_first(flags["truncated"]).astype(bool, copy=False)
+    )
     nexts, final = inputs.get("next_values"), inputs.get("final_values")
     if truncated is not None and nexts is None and final is None:
         check_cuts(bool(np.any(truncated & ~terminated)))
-    if kernel == "gae" or not time_major:
-        results = tuple(np.empty(inputs["rewards"].shape, dtype) for _ in range(2 if kernel == "gae" else 1))
-    else:
-        results = (np.empty(inputs["rewards"].shape, dtype),)
+    results = tuple(np.empty(inputs["rewards"].shape, dtype) for _ in range(2 if kernel == "gae" else 1))
     baseline = [inputs["values"]] if kernel == "gae" else []
     call = getattr(kernels.impl, kernel)
     if not call(inputs["rewards"], *baseline, terminated, truncated, last, final, nexts, *factors.values(), *results):
@@ -158,7 +169,9 @@ def _general(
         results = tuple(x.T for x in results)
     if out is None:
         return tuple(np.ascontiguousarray(x) for x in results)
-    for name, target, result in zip(("advantages", "returns") if len(out) == 2 else ("returns",), out, results, strict=True):
+    for name, target, result in zip(
+        ("advantages", "returns") if len(out) == 2 else ("returns",), out, results, strict=True
+    ):
         if not isinstance(target, np.ndarray) or target.shape != shape or target.dtype != dtype:
             raise ValueError(f"out ({name}) must be {dtype} {list(shape)}; got {_describe(target)}")
         np.copyto(target, result)
@@ -176,7 +189,9 @@ def _check_combination(arrays: dict[str, Any], flags: dict[str, Any], ends: dict
     if (flags["episode_starts"] is None) != (ends["last_done"] is None):
         raise ValueError("episode_starts and last_done go together")
     if flags["episode_starts"] is not None and flags["truncated"] is not None:
-        raise ValueError("episode_starts cannot tell truncation from termination: give terminated and truncated instead")
+        raise ValueError(
+            "episode_starts cannot tell truncation from termination: give terminated and truncated instead"
+        )
 
 
 def check_cuts(any_cut: bool) -> None:
@@ -185,7 +200,9 @@ def check_cuts(any_cut: bool) -> None:
         raise ValueError("truncated steps need final_values or next_values to bootstrap from; got neither")
 
 
-def check_shapes(inputs: dict[str, Any], flags: dict[str, Any], ends: dict[str, Any], time_major: bool) -> tuple[int, ...]:
+def check_shapes(
+    inputs: dict[str, Any], flags: dict[str, Any], ends: dict[str, Any], time_major: bool
+) -> tuple[int, ...]:
     """Returns the shape of `rewards`; raises where another one does not fit it."""
     shape = tuple(inputs["rewards"].shape)
     if len(shape) not in (1, 2) or shape[0 if time_major or len(shape) == 1 else 1] < 1:
@@ -209,4 +226,4 @@ def _floating(name: str, x: Any) -> Any:
 
 
 def _describe(x: Any) -> str:
-    return f"{getattr(x, 'dtype', type(x).__name__)} {list(np.shape(x))}"
+    return f"{getattr(x, 'dtype', type(x).__name__)} {list(np.shape(x))}".removeprefix("torch.")

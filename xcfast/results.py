@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from xcfast.metrics import CsvLog, truncate_csv
 
 if TYPE_CHECKING:
     from xcfast.config import Config
+
+Mode = Literal["benchmark", "train", "test"]
 
 _PACKAGES = ("xcfast", "torch", "numpy", "gymnasium", "mujoco")
 
@@ -56,10 +58,10 @@ class RunFolders:
 
     log_dir: Path
     model_dir: Path
-    mode: str
+    mode: Mode
 
     @classmethod
-    def create(cls, config: Config, mode: str) -> RunFolders:
+    def create(cls, config: Config, mode: Mode) -> RunFolders:
         """New folders ``<dir>/<env_id>/seed_<seed>_<time>``; a second run in the same second gets a suffix."""
         env = env_folder(config.env_id)
         stamp = f"seed_{config.seed}_{time.strftime('%Y_%m%d_%H%M%S')}"
@@ -90,7 +92,7 @@ class RunFolders:
             raise CheckpointError(f"{folder}: not a run folder of xcfast (no run.json in it)")
         try:
             run = json.loads(pointer.read_text(encoding="utf-8"))
-            found = cls((folder / run["log_dir"]).resolve(), (folder / run["model_dir"]).resolve(), str(run["mode"]))
+            found = cls((folder / run["log_dir"]).resolve(), (folder / run["model_dir"]).resolve(), run["mode"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{pointer}: damaged ({error})") from error
         return found

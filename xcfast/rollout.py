@@ -33,7 +33,8 @@ class Rollout:
         obs_shape: Shape of one observation.
         action_shape: Shape of one action.
         action_dtype: dtype of the actions.
-        allocate: Called as ``allocate(shape, dtype)`` for each array, for memory from elsewhere (page-locked, shared); C-contiguous.
+        allocate: Called as ``allocate(shape, dtype)`` for each array, for memory from elsewhere (page-locked,
+            shared); C-contiguous.
 
     Attributes:
         obs: float32 [T, N, *obs_shape], what the policy saw.
@@ -87,7 +88,10 @@ class Rollout:
         self._num_episodes = self._num_final = 0
         self._permutation = np.zeros(num_steps, np.int64)
         self._flat = Minibatch(
-            *(x.reshape(-1, *x.shape[2:]) for x in (self.obs, self.actions, self.log_probs, self.advantages, self.returns))
+            *(
+                x.reshape(-1, *x.shape[2:])
+                for x in (self.obs, self.actions, self.log_probs, self.advantages, self.returns)
+            )
         )
 
     @property
@@ -97,12 +101,12 @@ class Rollout:
 
     @property
     def episodes(self) -> npt.NDArray[np.void]:
-        """Episodes finished since `clear`, in time, then env order: fields step, env, ret, length (the step that ended them)."""
+        """Episodes finished since `clear`, in time, then env order: fields step (of its end), env, ret, length."""
         return self._episodes[: self._num_episodes]
 
     @property
     def final_obs(self) -> Float32:
-        """float32 [K, *obs_shape], last observations of the K episodes cut by a time limit only, in time, then env order."""
+        """float32 [K, *obs_shape], last observations of episodes cut by a time limit only, in time, then env order."""
         return self._final_obs[: self._num_final]
 
     @property
@@ -159,8 +163,9 @@ class Rollout:
     ) -> tuple[Int64, Int64]:
         """Returns the minibatches of one epoch: each step once, sizes and each env's share differing by at most one.
 
-        Each env's steps are permuted by a counter-based generator keyed by (seed, iteration, epoch, global env index) and dealt in turn,
-        starting where the env before it stopped. So ranks that hold different envs form the same minibatches as one that holds all.
+        Each env's steps are permuted by a counter-based generator keyed by (seed, iteration, epoch, global env
+        index) and dealt in turn, starting where the env before it stopped. So ranks that hold different envs form the
+        same minibatches as one that holds all.
 
         Args:
             seed: Any int.
@@ -170,7 +175,8 @@ class Rollout:
             env_offset: Global index of the first env.
 
         Returns:
-            indices int64 [T * N], flat t * N + env; offsets int64 [n_minibatch + 1]: minibatch m is indices[offsets[m]:offsets[m + 1]].
+            indices int64 [T * N], flat t * N + env; offsets int64 [n_minibatch + 1]: minibatch m is
+            indices[offsets[m]:offsets[m + 1]].
         """
         total = self.num_steps * self.num_envs
         if not 1 <= n_minibatch <= total or min(iteration, epoch, env_offset) < 0:
@@ -180,7 +186,16 @@ class Rollout:
             )
         indices, offsets = np.empty(total, np.int64), np.empty(n_minibatch + 1, np.int64)
         kernels.impl.minibatch_indices(
-            seed, iteration, epoch, self.num_steps, self.num_envs, n_minibatch, env_offset, indices, offsets, self._permutation
+            seed,
+            iteration,
+            epoch,
+            self.num_steps,
+            self.num_envs,
+            n_minibatch,
+            env_offset,
+            indices,
+            offsets,
+            self._permutation,
         )
         return indices, offsets
 
@@ -199,7 +214,8 @@ class Rollout:
             indices = np.ascontiguousarray(indices, np.int64)
             if not kernels.impl.gather(indices, self._flat, out):
                 raise ValueError(
-                    f"indices must be int64 [B], out room for as many steps of this rollout; got {list(indices.shape)}, {len(out[0])}"
+                    "indices must be int64 [B], out room for as many steps of this rollout; "
+                    f"got {list(indices.shape)}, {len(out[0])}"
                 )
         count = len(indices)  # type: ignore[arg-type]
         return out if count == len(out[0]) else Minibatch(*(x[:count] for x in out))
@@ -216,6 +232,7 @@ class Rollout:
         if self.full:
             raise IndexError(f"the rollout is full ({self.num_steps} steps); clear() starts the next one")
         names = ("obs", "actions", "rewards", "terminated", "truncated")
+        buffers: tuple[npt.NDArray[Any], ...]
         buffers = (self.obs, self.actions, self.episode_returns[None], self.terminated, self.truncated)
         converted = []
         for name, buffer, x in zip(names, buffers, step, strict=True):

@@ -56,19 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
-    from xcfast.envs import EnvError
+    from xcfast.envs import EnvError, WorkerError
     from xcfast.trainer import RunFailed, describe, run
 
     try:
         if args.dry_run:
-            print(_resolved(config))
-            print(describe(config, mode))
+            table = describe(config, mode)
+            print(_resolved(config), table, sep="\n")
         else:
             run(config, mode=mode, resume=args.resume)
     except (ConfigError, EnvError, CheckpointError) as error:  # what the configuration names does not exist or not fit
         return _bad_config(error)
-    except RunFailed as error:
-        if not error.expected:
+    except (RunFailed, WorkerError) as error:
+        if isinstance(error, RunFailed) and not error.expected:
             traceback.print_exception(error.__cause__)
         print(f"xcfast: failed: {error}", file=sys.stderr)
         return 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +22,12 @@ from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormal
 from xcfast.policy import ActionMap, build_policy
 from xcfast.ppo import TorchLearner
 from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, start_table
-from xcfast.results import ResultFiles, RunFolders, Summary, package_versions, write_json
+from xcfast.results import Mode, ResultFiles, RunFolders, Summary, package_versions, write_json
 from xcfast.rollout import Rollout
 from xcfast.signals import StopRequest
 
 __all__ = ["RunFailed", "Summary", "Trainer", "describe", "run"]
 
-Mode = Literal["benchmark", "train", "test"]
 RECENT_EPISODES = 100
 
 
@@ -118,9 +118,9 @@ class Trainer:
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
         self.policy = build_policy(config, observation_space, action_space).to(self.device)
         self.action_map = ActionMap(action_space, config.activation_action)
-        num_envs = self.envs.num_envs
+        num_envs, obs_shape = self.envs.num_envs, observation_space.shape or ()
         self.obs_normalizer = ObservationNormalizer(
-            observation_space.shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
+            obs_shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
         )
         self.reward_normalizer = RewardNormalizer(
             num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm
@@ -129,8 +129,8 @@ class Trainer:
         self.rollout = Rollout(
             config.num_steps,
             num_envs,
-            observation_space.shape,
-            () if discrete else (int(np.prod(action_space.shape)),),
+            obs_shape,
+            () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
         )
         self.collector = TorchCollector(self.envs, self.policy, self.obs_normalizer, self.action_map, config.seed)

@@ -152,6 +152,14 @@ def test_two_at_once() -> None:
     two.close()
 
 
+def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    envs = SubprocVecEnv([Toy] * 4, 2)
+    envs.reset(seed=0)
+    assert envs.step(ACTIONS)[0][:, 0].tolist() == [1.0] * 4
+    envs.close()
+
+
 # What follows runs a user's script, without a main guard, in a process of its own.
 
 

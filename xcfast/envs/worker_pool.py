@@ -146,14 +146,15 @@ class WorkerPool:
     def close(self) -> None:
         """Closes the environments if they answer, and ends the workers in any case."""
         idle = self._sync is not None and not self._stepping and not self._owing
-        if idle and all(process.poll() is None for process in self._processes):
-            self._timeout = min(self._timeout, _CLOSE_SECONDS)
-            try:
+        try:
+            if idle and all(process.poll() is None for process in self._processes):
+                self._timeout = min(self._timeout, _CLOSE_SECONDS)
                 self.request([("close", ())] * len(self.slices))
                 self._wait_until_ended(_CLOSE_SECONDS)
-            except WorkerError:
-                pass  # it is killed below
-        self._kill("closed")
+        except WorkerError:
+            pass  # an env that cannot close does not keep its worker
+        finally:
+            self._kill("closed")
 
     # --- processes
 
@@ -192,8 +193,7 @@ class WorkerPool:
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
-        for process in self._processes:
-            process.wait()
+        self._wait_until_ended(_CLOSE_SECONDS)
         for channel in self._channels:
             channel.close()
         if self._memory_fd >= 0:

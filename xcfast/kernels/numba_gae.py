@@ -9,7 +9,9 @@ _BLANK = np.zeros((1, 1))
 
 
 @jit
-def _gae(rewards, values, terminated, truncated, last, final, nexts, use_next, use_final, gamma, decay, advantages, returns):
+def _gae(
+    rewards, values, terminated, truncated, last, final, nexts, use_next, use_final, gamma, decay, advantages, returns
+):
     num_steps, num_envs = rewards.shape
     zero = gamma - gamma
     for t in range(num_steps - 1, -1, -1):
@@ -52,7 +54,9 @@ def _advantage_arguments(rewards, terminated, truncated, last, final, nexts, gam
     flags = [terminated] if truncated is None else [terminated, truncated]
     if rewards.shape[0] < 1 or not 0 <= gamma <= 1 or not writable(*outputs) or (last is None) == (nexts is None):
         return None
-    if any(x.dtype != rewards.dtype or x.shape != rewards.shape for x in floats) or (nexts is not None and final is not None):
+    if any(x.dtype != rewards.dtype or x.shape != rewards.shape for x in floats) or (
+        nexts is not None and final is not None
+    ):
         return None
     if any(x.dtype != np.bool_ or x.shape != rewards.shape for x in flags):
         return None
@@ -84,7 +88,19 @@ def _advantage_arguments(rewards, terminated, truncated, last, final, nexts, gam
     )
 
 
-def gae(rewards, values, terminated, truncated, last_values, final_values, next_values, gamma, gae_lambda, advantages, returns):
+def gae(
+    rewards,
+    values,
+    terminated,
+    truncated,
+    last_values,
+    final_values,
+    next_values,
+    gamma,
+    gae_lambda,
+    advantages,
+    returns,
+):
     """See `xcfast.compute_gae`."""
     a = _advantage_arguments(
         rewards, terminated, truncated, last_values, final_values, next_values, gamma, [values], [advantages, returns]
@@ -102,12 +118,23 @@ def gae(rewards, values, terminated, truncated, last_values, final_values, next_
 
 def discounted_returns(rewards, terminated, truncated, last_values, final_values, next_values, gamma, returns):
     """See `xcfast.compute_returns`."""
-    a = _advantage_arguments(rewards, terminated, truncated, last_values, final_values, next_values, gamma, [], [returns])
+    a = _advantage_arguments(
+        rewards, terminated, truncated, last_values, final_values, next_values, gamma, [], [returns]
+    )
     if a is None:
         return False
     rewards, terminated, truncated, last, final, nexts, real, matrix, use_cuts = a
     cuts = nexts if next_values is not None else final
     _returns(
-        rewards, terminated, truncated, last, cuts, nexts, next_values is not None, use_cuts, real(gamma), returns.reshape(matrix)
+        rewards,
+        terminated,
+        truncated,
+        last,
+        cuts,
+        nexts,
+        next_values is not None,
+        use_cuts,
+        real(gamma),
+        returns.reshape(matrix),
     )
     return True

@@ -123,12 +123,18 @@ def _moments_ok(mean: Any, var: Any, count: Any) -> bool:
 
 
 def _batch_ok(batch: Any, mean: np.ndarray) -> bool:
-    return plain(batch) and is_float(batch) and batch.ndim >= 1 and batch.shape[0] >= 1 and batch.shape[1:] == mean.shape
+    return (
+        plain(batch) and is_float(batch) and batch.ndim >= 1 and batch.shape[0] >= 1 and batch.shape[1:] == mean.shape
+    )
 
 
 def _out_ok(out: Any, batch: np.ndarray) -> bool:
     return (
-        plain(out) and writable(out) and out.dtype == np.float32 and out.shape == batch.shape and not np.may_share_memory(out, batch)
+        plain(out)
+        and writable(out)
+        and out.dtype == np.float32
+        and out.shape == batch.shape
+        and not np.may_share_memory(out, batch)
     )
 
 
@@ -156,7 +162,9 @@ def normalize(x, mean, var, count, epsilon, clip, out):
     if not _moments_ok(mean, var, count) or not _batch_ok(x, mean) or not _out_ok(out, x):
         return False
     rows = len(x)
-    _normalize(x.reshape(rows, -1), mean.reshape(-1), var.reshape(-1), float(epsilon), float(clip), out.reshape(rows, -1))
+    _normalize(
+        x.reshape(rows, -1), mean.reshape(-1), var.reshape(-1), float(epsilon), float(clip), out.reshape(rows, -1)
+    )
     return True
 
 

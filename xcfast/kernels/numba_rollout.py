@@ -211,19 +211,21 @@ def uniform_noise(seed, env_offset, counters, out):
     return True
 
 
-def minibatch_indices(
-    seed, iteration, epoch, num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps
-):
+def minibatch_indices(seed, iteration, epoch, num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps):
     """See `xcfast.Rollout.minibatch_indices`."""
     if not plain(indices, offsets, steps) or not writable(indices, offsets, steps):
         return False
     if min(iteration, epoch, env_offset) < 0 or min(num_steps, num_envs, n_minibatch) < 1:
         return False
     shapes = ((num_steps * num_envs,), (n_minibatch + 1,), (num_steps,))
-    if any(x.dtype != np.int64 for x in (indices, offsets, steps)) or (indices.shape, offsets.shape, steps.shape) != shapes:
+    if (
+        any(x.dtype != np.int64 for x in (indices, offsets, steps))
+        or (indices.shape, offsets.shape, steps.shape) != shapes
+    ):
         return False
     _minibatches(
-        np.uint64(stream_key(seed, DOMAIN_PERMUTATION)), np.uint64(iteration & 0xFFFFFFFF), np.uint64(epoch & 0xFFFFFFFF),
+        np.uint64(stream_key(seed, DOMAIN_PERMUTATION)),
+        np.uint64(iteration & 0xFFFFFFFF), np.uint64(epoch & 0xFFFFFFFF),
         num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps,
     )  # fmt: skip
     return True
@@ -237,9 +239,19 @@ def gather(indices, sources, destinations):
         return False
     count = len(indices)
     for source, out in zip(sources, destinations, strict=True):
-        if source.ndim < 1 or len(source) != len(sources[0]) or source.dtype != out.dtype or out.shape[1:] != source.shape[1:]:
+        if (
+            source.ndim < 1
+            or len(source) != len(sources[0])
+            or source.dtype != out.dtype
+            or out.shape[1:] != source.shape[1:]
+        ):
             return False
-        if len(out) < count or not writable(out) or np.may_share_memory(source, out) or np.may_share_memory(indices, out):
+        if (
+            len(out) < count
+            or not writable(out)
+            or np.may_share_memory(source, out)
+            or np.may_share_memory(indices, out)
+        ):
             return False
     rows = len(sources[0]) if sources else 0
     if count and (indices.min() < 0 or indices.max() >= rows):
@@ -277,7 +289,16 @@ def store_step(
     np.copyto(truncated_buffer[step], truncated)
     ended, ended_returns, ended_lengths = np.empty(num_envs, np.int64), np.empty(num_envs), np.empty(num_envs, np.int64)
     count = _store(
-        step, rewards, terminated, truncated, returns, lengths, rewards_buffer[step], ended, ended_returns, ended_lengths
+        step,
+        rewards,
+        terminated,
+        truncated,
+        returns,
+        lengths,
+        rewards_buffer[step],
+        ended,
+        ended_returns,
+        ended_lengths,
     )
     appended = episodes[num_episodes : num_episodes + count]
     appended["step"] = step
