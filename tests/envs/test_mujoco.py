@@ -97,19 +97,19 @@ def check(env_id: str, *, steps: int, num_envs: int, num_threads: int, seed: int
             returns[i] += rewards[i]
             lengths[i] += 1
             if done[i]:
-                np.testing.assert_array_equal(infos["final_obs"][i], ob)
+                assert np.array_equal(infos["final_obs"][i], ob)
                 assert infos["episode"]["r"][i] == returns[i]
                 assert infos["episode"]["l"][i] == lengths[i]
                 returns[i], lengths[i] = 0, 0
                 ob, _ = env.reset()
                 counts["terminated"] += is_terminated
                 counts["truncated"] += is_truncated
-            np.testing.assert_array_equal(obs[i], ob)
-        np.testing.assert_array_equal(ours.episode_returns, returns)
-        np.testing.assert_array_equal(ours.episode_lengths, lengths)
+            assert np.array_equal(obs[i], ob)
+        assert np.array_equal(ours.episode_returns, returns)
+        assert np.array_equal(ours.episode_lengths, lengths)
         if done.any():
-            np.testing.assert_array_equal(infos["_final_obs"], done)
-            np.testing.assert_array_equal(infos["_episode"], done)
+            assert np.array_equal(infos["_final_obs"], done)
+            assert np.array_equal(infos["_episode"], done)
     ours.close()
     for env in theirs:
         env.close()
@@ -141,5 +141,5 @@ def test_terminations_are_reached(env_id: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("env_id", IDS)
 def test_equals_gymnasium_for_long(env_id: str) -> None:
-    check(env_id, steps=3000, num_envs=5, num_threads=2, seed=11)
-    check(env_id, steps=2000, num_envs=7, num_threads=5, seed=12, max_episode_steps=37)
+    check(env_id, steps=2000, num_envs=3, num_threads=2, seed=11)
+    check(env_id, steps=700, num_envs=7, num_threads=5, seed=12, max_episode_steps=37)

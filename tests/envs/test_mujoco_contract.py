@@ -1,6 +1,7 @@
 """MujocoVecEnv as a vector environment: state, infos, resets, threads, forks, errors; and what serves in its stead."""
 
 import multiprocessing
+import re
 import threading
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from xcfast.envs import (
     make_envs,
     make_native_or_subproc,
     mujoco_check,
+    mujoco_notice,
 )
 from xcfast.envs.registration import NATIVE_IDS
 
@@ -347,3 +349,18 @@ def test_make_envs() -> None:
     assert isinstance(envs, MujocoVecEnv) and (envs.num_envs, envs.num_threads) == (5, 3)
     assert envs.reset(seed=1)[0] is envs.step(random_actions(envs, 1)[0])[0], "made for the trainer: no copies"
     envs.close()
+
+
+def test_who_asks_for_the_serial_loop_hears_of_it_once(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(mujoco_notice, "_said", set())
+    for env_id in ("Hopper-v4", "Hopper-v4", "CartPole-v1"):
+        config = SimpleNamespace(env_id=env_id, vectorize="DummyVecEnv", parallels=2, num_workers=0)
+        envs = make_envs(config)
+        assert type(envs) is DummyVecEnv
+        envs.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    found = re.match(
+        r"xcfast: vectorize: MujocoVecEnv would step Hopper-v4 about (\d+\.\d) times as fast here", lines[0]
+    )
+    assert found and float(found[1]) > 0

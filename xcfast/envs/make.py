@@ -16,6 +16,7 @@ from gymnasium.spaces import Discrete
 from xcfast.envs.dummy import DummyVecEnv
 from xcfast.envs.errors import EnvError, WorkerError
 from xcfast.envs.mujoco import MujocoVecEnv
+from xcfast.envs.mujoco_notice import mention_native
 from xcfast.envs.mujoco_tasks import NotNativeError
 from xcfast.envs.subproc import SubprocVecEnv
 from xcfast.envs.vec_env import VecEnv
@@ -126,6 +127,7 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
                 config.env_id, num_envs, num_threads, num_workers=num_workers, copy=False, **kwargs
             )
         elif config.vectorize == "DummyVecEnv":
+            mention_native(config.env_id, num_envs)
             envs = DummyVecEnv(env_fns, copy=False)
         else:
             envs = SubprocVecEnv(env_fns, config.num_workers or None, copy=False)
