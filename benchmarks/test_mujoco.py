@@ -185,7 +185,6 @@ def test_a_thousand_humanoids(compare: Any) -> None:
         contender=f"{many} envs",
         kind="at_least",
         target=1.0,
-        allowance=0.05,
         shape=f"Humanoid-v5, {NUM_THREADS} threads",
         items=5 * many,
         rounds=7,
