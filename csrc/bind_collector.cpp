@@ -27,10 +27,10 @@ class EnvLoop {
   EnvLoop(py::object engine, const std::vector<LayerTuple> &layers, int actor_head, int critic_head, int64_t log_std, int64_t n_obs,
           int64_t n_parameters, collect::ActionMap map, py::dict normalizer, bool normalize, double epsilon, double clip)
       : keep_alive_(py::make_tuple(engine, normalizer)),
-        bound_(mujoco::engine_of(engine)),
+        bound_(engine.cast<MujocoEngine &>()),
         policy_(make_network(layers, actor_head, critic_head, log_std, n_obs, n_parameters), std::move(map)),
         n_parameters_(n_parameters) {
-    const int64_t dim = bound_.engine.obs_size(), width = bound_.engine.action_size();
+    const int64_t dim = bound_.engine().obs_size(), width = bound_.engine().action_size();
     if (policy_.network.categorical() || policy_.network.action_size() != width || n_obs != dim)
       throw std::invalid_argument("the policy must be Gaussian with " + std::to_string(dim) + " observations and " +
                                   std::to_string(width) + " actions");
@@ -58,7 +58,7 @@ class EnvLoop {
   // Prepares steps [begin, end) of a rollout; run does them.
   void begin_collection(py::dict rollout, py::dict tracked, uint64_t seed, int64_t env_offset, py::array counters, int64_t begin, int64_t end) {
     const auto array = [&](const char *name) { return py::array(rollout[name]); };
-    const mujoco::Engine &engine = bound_.engine;
+    const mujoco::Engine &engine = bound_.engine();
     const int64_t n = engine.num_envs(), num_steps = py::len(rollout["rewards"]), cells = num_steps * n;
     if (begin < 0 || end < begin || end > num_steps)
       throw std::invalid_argument("steps must be within the rollout's " + std::to_string(num_steps) + "; got [" +
@@ -79,15 +79,15 @@ class EnvLoop {
     evaluation_.reset();
     collection_.reset();
     call_memory_ = py::make_tuple(rollout, tracked, counters);
-    collection_ = std::make_unique<collect::Collection>(bound_.engine, policy_, normalizer, rows, noise, begin, end,
-                                                        bound_.pool.num_threads());
+    collection_ = std::make_unique<collect::Collection>(bound_.engine(), policy_, normalizer, rows, noise, begin, end,
+                                                        bound_.pool().num_threads());
   }
 
   // Prepares `quota` episodes in each env; run does them.
   void begin_evaluation(int64_t quota) {
     if (quota < 1) throw std::invalid_argument("quota must be positive; got " + std::to_string(quota));
     collection_.reset();
-    evaluation_ = std::make_unique<collect::Evaluation>(bound_.engine, policy_, normalizer_, quota, bound_.pool.num_threads());
+    evaluation_ = std::make_unique<collect::Evaluation>(bound_.engine(), policy_, normalizer_, quota, bound_.pool().num_threads());
   }
 
   // Whether all is done; else an env has no initial state left: draw some and run again.
@@ -96,12 +96,12 @@ class EnvLoop {
     bool done, failed;
     {
       const py::gil_scoped_release no_gil;
-      done = collection_ ? collection_->run(bound_.pool) : evaluation_->run(bound_.pool);
+      done = collection_ ? collection_->run(bound_.pool()) : evaluation_->run(bound_.pool());
       failed = collection_ ? collection_->failed() : evaluation_->failed();
     }
     if (failed) {
       drop();
-      mujoco::raise_simulation_error(bound_.engine);
+      bound_.raise_errors();
     }
     return done;
   }
@@ -133,7 +133,7 @@ class EnvLoop {
   }
 
   py::object keep_alive_, call_memory_ = py::none();
-  mujoco::EngineAndPool bound_;
+  MujocoEngine &bound_;
   collect::Policy policy_;
   collect::Normalizer normalizer_{};
   int64_t n_parameters_;

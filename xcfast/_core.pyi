@@ -127,3 +127,30 @@ class Sync:
     def wait_finished(self, timeout: float) -> int: ...
 
 def watch_parent(fd: int, parent_pid: int) -> None: ...
+
+# --- the native MuJoCo engine (csrc/bind_mujoco.cpp) ---
+
+class ThreadPool:
+    """Threads that share out independent tasks."""
+
+    def __init__(self, num_threads: int) -> None: ...
+    @property
+    def num_threads(self) -> int: ...
+    def stop(self) -> None: ...
+
+class MujocoEngine:
+    """N environments of one task on one model; see xcfast/envs/mujoco_engine.py."""
+
+    def __init__(
+        self,
+        task: str,
+        setup: dict[str, Any],
+        api: dict[str, int],
+        config: dict[str, int],
+        simulations: list[dict[str, int]],
+        arrays: dict[str, Any],
+        pool: ThreadPool,
+        keep_alive: object,
+    ) -> None: ...
+    def step(self, autoreset: bool) -> int: ...
+    def reset(self, indices: Sequence[int]) -> None: ...

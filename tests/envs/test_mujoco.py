@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+
 from xcfast.envs import MujocoVecEnv, make_env_fn
 from xcfast.envs.registration import NATIVE_IDS
 
@@ -19,7 +20,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("Ant-v4", {"use_contact_forces": True, "contact_cost_weight": 0.1, "contact_force_range": (-0.5, 2.0)}),
     ("Ant-v4", {"ctrl_cost_weight": 0.3, "healthy_reward": 2, "healthy_z_range": (0.4, 0.9), "reset_noise_scale": 0.3}),
     ("Ant-v4", {"terminate_when_unhealthy": False, "exclude_current_positions_from_observation": False}),
-    ("Ant-v5", {"forward_reward_weight": 0.7, "contact_cost_weight": 0.2, "contact_force_range": (-3, 0.5), "main_body": 4}),
+    (
+        "Ant-v5",
+        {"forward_reward_weight": 0.7, "contact_cost_weight": 0.2, "contact_force_range": (-3, 0.5), "main_body": 4},
+    ),
     ("Ant-v5", {"include_cfrc_ext_in_observation": False, "main_body": "front_left_leg", "frame_skip": 3}),
     ("Ant-v5", {"terminate_when_unhealthy": False, "exclude_current_positions_from_observation": False}),
     ("HalfCheetah-v4", {"forward_reward_weight": 0.3, "ctrl_cost_weight": 0.7, "reset_noise_scale": 0.5}),
@@ -33,7 +37,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("Walker2d-v5", {"exclude_current_positions_from_observation": False, "ctrl_cost_weight": 0.3}),
     ("Humanoid-v4", {"healthy_z_range": (1.2, 1.5), "ctrl_cost_weight": 1.5, "forward_reward_weight": 0.5}),
     ("Humanoid-v4", {"exclude_current_positions_from_observation": False, "terminate_when_unhealthy": False}),
-    ("Humanoid-v5", {"contact_cost_weight": 1e-3, "contact_cost_range": (0.5, 2.0), "include_cinert_in_observation": False}),
+    (
+        "Humanoid-v5",
+        {"contact_cost_weight": 1e-3, "contact_cost_range": (0.5, 2.0), "include_cinert_in_observation": False},
+    ),
     ("Humanoid-v5", {"include_cvel_in_observation": False, "include_qfrc_actuator_in_observation": False}),
     ("Humanoid-v5", {"include_cfrc_ext_in_observation": False, "exclude_current_positions_from_observation": False}),
     ("HumanoidStandup-v5", {"ctrl_cost_weight": 0.5, "impact_cost_weight": 1e-4, "impact_cost_range": (0.1, 3.0)}),
@@ -48,7 +55,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def actions_of(space: gymnasium.spaces.Box, num_envs: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Uniform, zero, extreme (also beyond the bounds) and, as a policy's are, slowly varying actions, by turns of ten steps."""
+    """By turns of ten steps: uniform, zero, extreme (also beyond the bounds) and slowly varying, as a policy's are."""
     rng = np.random.default_rng(seed)
     low, high, shape = space.low, space.high, (num_envs, *space.shape)
     phase = rng.uniform(0, 6, shape)
@@ -90,19 +97,19 @@ def check(env_id: str, *, steps: int, num_envs: int, num_threads: int, seed: int
             returns[i] += rewards[i]
             lengths[i] += 1
             if done[i]:
-                np.testing.assert_array_equal(infos["final_obs"][i], ob)
+                assert np.array_equal(infos["final_obs"][i], ob)
                 assert infos["episode"]["r"][i] == returns[i]
                 assert infos["episode"]["l"][i] == lengths[i]
                 returns[i], lengths[i] = 0, 0
                 ob, _ = env.reset()
                 counts["terminated"] += is_terminated
                 counts["truncated"] += is_truncated
-            np.testing.assert_array_equal(obs[i], ob)
-        np.testing.assert_array_equal(ours.episode_returns, returns)
-        np.testing.assert_array_equal(ours.episode_lengths, lengths)
+            assert np.array_equal(obs[i], ob)
+        assert np.array_equal(ours.episode_returns, returns)
+        assert np.array_equal(ours.episode_lengths, lengths)
         if done.any():
-            np.testing.assert_array_equal(infos["_final_obs"], done)
-            np.testing.assert_array_equal(infos["_episode"], done)
+            assert np.array_equal(infos["_final_obs"], done)
+            assert np.array_equal(infos["_episode"], done)
     ours.close()
     for env in theirs:
         env.close()
@@ -123,7 +130,9 @@ def test_equals_gymnasium_with_other_arguments(env_id: str, kwargs: dict[str, An
     check(env_id, steps=60, num_envs=2, num_threads=2, max_episode_steps=25, **kwargs)
 
 
-@pytest.mark.parametrize("env_id", ["Ant-v4", "Hopper-v5", "Walker2d-v4", "InvertedPendulum-v4", "InvertedDoublePendulum-v5"])
+@pytest.mark.parametrize(
+    "env_id", ["Ant-v4", "Hopper-v5", "Walker2d-v4", "InvertedPendulum-v4", "InvertedDoublePendulum-v5"]
+)
 def test_terminations_are_reached(env_id: str) -> None:
     assert check(env_id, steps=200, num_envs=3, num_threads=2)["terminated"] > 0
 
@@ -132,5 +141,5 @@ def test_terminations_are_reached(env_id: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("env_id", IDS)
 def test_equals_gymnasium_for_long(env_id: str) -> None:
-    check(env_id, steps=3000, num_envs=5, num_threads=2, seed=11)
-    check(env_id, steps=2000, num_envs=7, num_threads=5, seed=12, max_episode_steps=37)
+    check(env_id, steps=2000, num_envs=3, num_threads=2, seed=11)
+    check(env_id, steps=700, num_envs=7, num_threads=5, seed=12, max_episode_steps=37)

@@ -1,6 +1,7 @@
-"""MujocoVecEnv as a vector environment: state, infos, resets, threads, forks, errors, and who serves where it cannot."""
+"""MujocoVecEnv as a vector environment: state, infos, resets, threads, forks, errors; and what serves in its stead."""
 
 import multiprocessing
+import re
 import threading
 import time
 from pathlib import Path
@@ -14,8 +15,19 @@ import pytest
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 
-from xcfast.envs import DummyVecEnv, EnvError, MujocoVecEnv, NotNativeError, SubprocVecEnv, VecEnv, make_env_fn, make_envs
-from xcfast.envs import mujoco as native
+from xcfast.envs import (
+    DummyVecEnv,
+    EnvError,
+    MujocoVecEnv,
+    NotNativeError,
+    SubprocVecEnv,
+    VecEnv,
+    make_env_fn,
+    make_envs,
+    make_native_or_subproc,
+    mujoco_check,
+    mujoco_notice,
+)
 from xcfast.envs.registration import NATIVE_IDS
 
 IDS = [env_id for env_id in NATIVE_IDS if env_id != "Pusher-v4"]
@@ -23,8 +35,8 @@ NUM_ENVS = 3
 
 
 def random_actions(envs: VecEnv, steps: int, seed: int = 0) -> np.ndarray:
-    space = envs.single_action_space
-    return np.random.default_rng(seed).uniform(space.low, space.high, (steps, envs.num_envs, *space.shape)).astype(np.float32)
+    space, shape = envs.action_space, (steps, *envs.action_space.shape)
+    return np.random.default_rng(seed).uniform(space.low, space.high, shape).astype(np.float32)
 
 
 def both(env_id: str, **kwargs: Any) -> tuple[MujocoVecEnv, DummyVecEnv]:
@@ -54,7 +66,9 @@ def assert_equal(left: Any, right: Any) -> None:
 # --- states ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", ["Ant-v5", "HalfCheetah-v4", "Humanoid-v4", "Reacher-v4", "Pusher-v5", "InvertedPendulum-v4"])
+@pytest.mark.parametrize(
+    "env_id", ["Ant-v5", "HalfCheetah-v4", "Humanoid-v4", "Reacher-v4", "Pusher-v5", "InvertedPendulum-v4"]
+)
 def test_state_goes_on_in_either_kind(env_id: str) -> None:
     ours, dummy = both(env_id, max_episode_steps=13)
     actions = random_actions(ours, 90)
@@ -298,7 +312,7 @@ def test_what_is_not_native(env_id: str, kwargs: dict[str, Any], reason: str, ca
         with pytest.raises(NotNativeError, match=reason):
             MujocoVecEnv(env_id, 2, **kwargs)
         if kwargs.get("render_mode") != "human":
-            envs = native.make_native_or_subproc("Pendulum-v1", 2, num_workers=1)
+            envs = make_native_or_subproc("Pendulum-v1", 2, num_workers=1)
             assert isinstance(envs, SubprocVecEnv) and envs.num_envs == 2
             envs.close()
             lines = capsys.readouterr().err.splitlines()
@@ -319,7 +333,7 @@ def test_callbacks_into_python_are_not_native() -> None:
 def test_a_difference_from_gymnasium_falls_back(monkeypatch: Any, capsys: Any) -> None:
     control_cost = SwimmerEnv.control_cost
     monkeypatch.setattr(SwimmerEnv, "control_cost", lambda self, action: control_cost(self, action) + 0.25)
-    monkeypatch.setattr(native, "_VERDICTS", {})
+    monkeypatch.setattr(mujoco_check, "_VERDICTS", {})
     config = SimpleNamespace(env_id="Swimmer-v5", vectorize="MujocoVecEnv", parallels=2, num_workers=1)
     for _ in range(2):  # the verdict is kept
         envs = make_envs(config)
@@ -335,3 +349,18 @@ def test_make_envs() -> None:
     assert isinstance(envs, MujocoVecEnv) and (envs.num_envs, envs.num_threads) == (5, 3)
     assert envs.reset(seed=1)[0] is envs.step(random_actions(envs, 1)[0])[0], "made for the trainer: no copies"
     envs.close()
+
+
+def test_who_asks_for_the_serial_loop_hears_of_it_once(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(mujoco_notice, "_said", set())
+    for env_id in ("Hopper-v4", "Hopper-v4", "CartPole-v1"):
+        config = SimpleNamespace(env_id=env_id, vectorize="DummyVecEnv", parallels=2, num_workers=0)
+        envs = make_envs(config)
+        assert type(envs) is DummyVecEnv
+        envs.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    found = re.match(
+        r"xcfast: vectorize: MujocoVecEnv would step Hopper-v4 about (\d+\.\d) times as fast here", lines[0]
+    )
+    assert found and float(found[1]) > 0

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from xcfast.envs.cpus import available_cpus
     from xcfast.envs.dummy import DummyVecEnv
     from xcfast.envs.errors import EnvError, SimulationError, WorkerDiedError, WorkerError, WorkerTimeoutError
-    from xcfast.envs.make import make_env_fn, make_envs
-    from xcfast.envs.mujoco import MujocoVecEnv, make_native_or_subproc
+    from xcfast.envs.make import make_env_fn, make_envs, make_native_or_subproc
+    from xcfast.envs.mujoco import MujocoVecEnv
     from xcfast.envs.mujoco_tasks import NotNativeError
     from xcfast.envs.subproc import SubprocVecEnv
     from xcfast.envs.vec_env import VecEnv, check_spaces
@@ -33,7 +33,7 @@ _MODULE_OF = {
     "check_spaces": "vec_env",
     "make_env_fn": "make",
     "make_envs": "make",
-    "make_native_or_subproc": "mujoco",
+    "make_native_or_subproc": "make",
 }
 
 __all__ = [

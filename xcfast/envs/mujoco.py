@@ -1,9 +1,8 @@
 """MujocoVecEnv: Gymnasium's own MuJoCo tasks, stepped by threads in C++, with Gymnasium's numbers bit for bit."""
 
 import functools
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import gymnasium
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 from xcfast.envs import mujoco_state
 from xcfast.envs.cpus import available_cpus
 from xcfast.envs.env_slice import StepInfos
-from xcfast.envs.errors import EnvError
+from xcfast.envs.mujoco_check import check_against_gymnasium, make_env
 from xcfast.envs.mujoco_draws import ResetDraws
 from xcfast.envs.mujoco_engine import build_engine
-from xcfast.envs.mujoco_tasks import Found, NotNativeError, find_task, reset_info, step_info
+from xcfast.envs.mujoco_infos import reset_info, step_info
+from xcfast.envs.mujoco_tasks import Found, find_task
 from xcfast.envs.shared_memory import buffers_in
-from xcfast.envs.subproc import SubprocVecEnv
 from xcfast.envs.vec_env import VecEnv
 
 _DRAWN_AHEAD = 32
@@ -47,9 +46,9 @@ def _exclusive(method: Method) -> Method:
 class MujocoVecEnv(VecEnv):
     """N environments of one of Gymnasium's MuJoCo tasks (v4 and v5), stepped in C++ on a pool of threads.
 
-    Observations, terminations, truncations and resets, seeded or not, are those of `gymnasium.make(env_id)` bit for bit;
-    rewards too, but for Reacher and Pusher on a CPU for which numpy's BLAS has its own order of operations: there
-    within one unit of float32's last place. Results do not depend on the number of threads.
+    Observations, terminations, truncations and resets, seeded or not, are those of `gymnasium.make(env_id)` bit for
+    bit; rewards too, but for Reacher and Pusher on a CPU for which numpy's BLAS has its own order of operations:
+    there within one unit of float32's last place. Results do not depend on the number of threads.
 
     Contact forces (`cfrc_ext`) of the simulations are computed only for tasks that observe them or pay for them.
 
@@ -59,11 +58,15 @@ class MujocoVecEnv(VecEnv):
         num_threads: threads that step; None or 0: as many as this process may use.
         infos: whether to deliver the tasks' own infos too, as Gymnasium does; slower.
         copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
+        check: whether to compare a few steps with Gymnasium's first (once per process and arguments).
         **env_kwargs: for `gymnasium.make`.
 
+    Attributes:
+        num_threads: threads that step.
+
     Raises:
-        NotNativeError: it is not one of these tasks, or Gymnasium and the engine do not agree about it on this machine.
-            `make_native_or_subproc` falls back to SubprocVecEnv.
+        NotNativeError: it is not one of these tasks, or Gymnasium and the engine do not agree about it on this
+            machine. `make_native_or_subproc` falls back to SubprocVecEnv.
         EnvError: Gymnasium cannot make it.
 
     Note:
@@ -78,23 +81,15 @@ class MujocoVecEnv(VecEnv):
         infos: bool = False,
         *,
         copy: bool = True,
+        check: bool = True,
         **env_kwargs: Any,
     ) -> None:
         self.closed = True  # until there is something to close
-        _check_against_gymnasium(env_id, env_kwargs)
-        self._build(_make(env_id, env_kwargs), num_envs, num_threads, infos, copy)
-
-    @classmethod
-    def _unchecked(cls, env_id: str, num_envs: int, num_threads: int, env_kwargs: Mapping[str, Any]) -> "MujocoVecEnv":
-        """One that has not been compared with Gymnasium: for the comparison."""
-        self = cls.__new__(cls)
-        self.closed = True
-        self._build(_make(env_id, env_kwargs), num_envs, num_threads, infos=False, copy=True)
-        return self
-
-    def _build(self, env: gymnasium.Env, num_envs: int, num_threads: int | None, infos: bool, copy: bool) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1; got {num_envs}")
+        if check:
+            check_against_gymnasium(env_id, env_kwargs, functools.partial(MujocoVecEnv, check=False))
+        env = make_env(env_id, env_kwargs)
         try:
             self._found = found = find_task(env)
             super().__init__(num_envs, _describe(env), copy=copy, infos=infos)
@@ -216,15 +211,17 @@ class MujocoVecEnv(VecEnv):
     def _env_infos(self) -> dict[str, Any]:
         """Infos of the step just done; resets the envs whose episode ended, which the engine has left to this."""
         task, base = self._found.task, self._found.base
-        buffers, infos = self._buffers, {}
-        done = np.flatnonzero(buffers.terminated | buffers.truncated)
-        step_infos = [step_info(task, base, sim.data, row) for sim, row in zip(self._simulations, self._terms, strict=True)]
-        envs: StepInfos = [(info, None) for info in step_infos]
-        if done.size:
-            self._engine.reset(done.tolist())
+        done = np.flatnonzero(self._buffers.terminated | self._buffers.truncated).tolist()
+        envs: StepInfos = [
+            (step_info(task, base, simulation.data, terms), None)
+            for simulation, terms in zip(self._simulations, self._terms, strict=True)
+        ]
+        if done:
+            self._engine.reset(done)
             self._draws.refill()
         for index in done:
-            envs[index] = reset_info(task, base, self._simulations[index].data), step_infos[index]
+            envs[index] = reset_info(task, base, self._simulations[index].data), envs[index][0]
+        infos: dict[str, Any] = {}
         for index, (info, final_info) in enumerate(envs):
             if final_info is not None:
                 infos = self._add_info(infos, {"final_info": final_info}, index)
@@ -263,7 +260,7 @@ class MujocoVecEnv(VecEnv):
             now = simulation.data.warning.number
             counts[: now.size] += now
         names = {int(value): name.removeprefix("mjWARN_") for name, value in mujoco.mjtWarning.__members__.items()}
-        return {names.get(kind, str(kind)): int(counts[kind]) for kind in np.flatnonzero(counts)}
+        return {names.get(kind, str(kind)): int(counts[kind]) for kind in np.flatnonzero(counts).tolist()}
 
     def _ask(self, method: str, *args: Any) -> list[Any]:
         if method == "get_state":
@@ -277,8 +274,8 @@ class MujocoVecEnv(VecEnv):
         if method == "call" and args[0] == "data":
             return [simulation.data for simulation in self._simulations]
         raise AttributeError(
-            f"the environments of MujocoVecEnv are not Python objects: {method}({args[0]!r}) works with DummyVecEnv and "
-            f"SubprocVecEnv; here one can get data, {', '.join(_CONSTANTS)}"
+            f"the environments of MujocoVecEnv are not Python objects: {method}({args[0]!r}) works with DummyVecEnv "
+            f"and SubprocVecEnv; here one can get data, {', '.join(_CONSTANTS)}"
         )
 
     def _get_env_state(self, index: int) -> dict[str, Any]:
@@ -312,7 +309,7 @@ class MujocoVecEnv(VecEnv):
 
 
 class _Simulation:
-    """One env's model and data, in the shape in which mujoco_state reads an environment; its generator is ResetDraws'."""
+    """One env's model and data, in the shape in which mujoco_state reads an environment. Its generator is unused."""
 
     def __init__(self, model: Any, data: Any) -> None:
         self.model, self.data = model, data
@@ -324,42 +321,6 @@ _UNUSED_GENERATOR = seeding.np_random(0)
 _CONSTANTS = ("model", "init_qpos", "init_qvel", "frame_skip", "dt", "metadata", "observation_structure")
 
 
-def make_native_or_subproc(
-    env_id: str,
-    num_envs: int = 1,
-    num_threads: int | None = None,
-    infos: bool = False,
-    *,
-    num_workers: int | None = None,
-    copy: bool = True,
-    **env_kwargs: Any,
-) -> VecEnv:
-    """A MujocoVecEnv; where the native engine cannot serve, a SubprocVecEnv, after one line on stderr that says why.
-
-    Args:
-        env_id: Gymnasium's id.
-        num_envs: N.
-        num_threads: of MujocoVecEnv.
-        infos: of either.
-        num_workers: of SubprocVecEnv.
-        copy: of either.
-        **env_kwargs: for `gymnasium.make`.
-    """
-    try:
-        return MujocoVecEnv(env_id, num_envs, num_threads, infos, copy=copy, **env_kwargs)
-    except NotNativeError as error:
-        print(f"xcfast: {env_id} is stepped by SubprocVecEnv, not by the native engine: {error}", file=sys.stderr)
-    from xcfast.envs.make import make_env_fn
-
-    return SubprocVecEnv([make_env_fn(env_id, **env_kwargs)] * num_envs, num_workers, copy=copy, infos=infos)
-
-
-def _make(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
-    from xcfast.envs.make import make_env_fn
-
-    return make_env_fn(env_id, **env_kwargs)()
-
-
 def _describe(env: gymnasium.Env) -> dict[str, Any]:
     return {
         "observation_space": env.observation_space,
@@ -369,67 +330,3 @@ def _describe(env: gymnasium.Env) -> dict[str, Any]:
         "spec": env.spec,
         "state_supported": True,
     }
-
-
-# --- comparison with Gymnasium --------------------------------------------------------------------------------------
-
-_VERDICTS: dict[tuple[Any, ...], str] = {}
-_CHECK_STEPS = 24
-
-
-def _check_against_gymnasium(env_id: str, env_kwargs: Mapping[str, Any]) -> None:
-    """Compares a few steps with Gymnasium's, once per process, id and arguments; raises NotNativeError if they differ."""
-    key = (env_id, *sorted((name, repr(value)) for name, value in env_kwargs.items()))
-    if key not in _VERDICTS:
-        _VERDICTS[key] = _compare(env_id, env_kwargs)
-    if _VERDICTS[key]:
-        raise NotNativeError(_VERDICTS[key])
-
-
-def _compare(env_id: str, env_kwargs: Mapping[str, Any]) -> str:
-    # A short time limit, so that truncation and autoreset take part.
-    kwargs = {**env_kwargs, "max_episode_steps": _CHECK_STEPS // 3}
-    ours = MujocoVecEnv._unchecked(env_id, 2, 1, kwargs)
-    theirs = [_make(env_id, kwargs) for _ in range(2)]
-    try:
-        return _first_difference(ours, theirs)
-    finally:
-        ours.close()
-        for env in theirs:
-            env.close()
-
-
-def _first_difference(ours: MujocoVecEnv, theirs: list[gymnasium.Env]) -> str:
-    rng = np.random.default_rng(0)
-    obs, _ = ours.reset(seed=7)
-    if not _same(obs, np.stack([env.reset(seed=7 + index)[0] for index, env in enumerate(theirs)])):
-        return "its reset differs from Gymnasium's on this machine"
-    space = ours.action_space
-    for step in range(_CHECK_STEPS):
-        uniform = rng.uniform(space.low, space.high).astype(np.float32)
-        actions = space.high * np.sign(uniform) if step % 5 == 4 else uniform
-        obs, rewards, terminated, truncated, infos = ours.step(actions)
-        for index, env in enumerate(theirs):
-            ob, reward, is_terminated, is_truncated, _ = env.step(actions[index])
-            if not _same_reward(rewards[index], float(reward)):
-                return f"its reward differs from Gymnasium's on this machine: {rewards[index]} for {float(reward)}"
-            if (bool(terminated[index]), bool(truncated[index])) != (is_terminated, is_truncated):
-                return "its episodes end otherwise than Gymnasium's on this machine"
-            if is_terminated or is_truncated:
-                if not _same(infos["final_obs"][index], ob):
-                    return "its last observations differ from Gymnasium's on this machine"
-                ob, _ = env.reset()
-            if not _same(obs[index], ob):
-                return "its observations differ from Gymnasium's on this machine"
-    return ""
-
-
-def _same(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
-    return np.array_equal(ours, theirs, equal_nan=True)
-
-
-def _same_reward(ours: float, theirs: float) -> bool:
-    return ours == theirs or (np.isnan(ours) and np.isnan(theirs)) or abs(ours - theirs) <= np.spacing(np.float32(abs(theirs)))
-
-
-__all__ = ["EnvError", "MujocoVecEnv", "NotNativeError", "make_native_or_subproc"]

@@ -1,6 +1,6 @@
-"""Initial states of episodes, drawn ahead from each environment's own generator, so that the engine can reset without Python."""
+"""Initial states of episodes, drawn ahead from each env's own generator: the engine resets without Python."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class ResetDraws:
             self._generators.append(generator)
             self._seeds.append(seed)
         # The stream's state before a row `_skipped` rows in front of row 0.
-        self._origins: list[dict[str, Any]] = [generator.bit_generator.state for generator in self._generators]
+        self._origins: list[Mapping[str, Any]] = [generator.bit_generator.state for generator in self._generators]
         self._skipped = [0] * num_envs
 
     def seed(self, index: int, seed: int) -> None:
@@ -65,7 +65,7 @@ class ResetDraws:
         for index in np.flatnonzero(self.drawn - self.used <= low):
             self.fill(int(index), self.capacity)
 
-    def get_state(self, index: int) -> tuple[dict[str, Any], int]:
+    def get_state(self, index: int) -> tuple[Mapping[str, Any], int]:
         """The generator's state as if nothing had been drawn ahead, and its seed."""
         generator, spent = self._generators[index], self._skipped[index] + int(self.used[index])
         if self.used[index] == self.drawn[index]:
@@ -78,7 +78,7 @@ class ResetDraws:
             self._skipped[index] -= spent
         return self._origins[index], self._seeds[index]
 
-    def set_state(self, index: int, state: dict[str, Any], seed: int) -> None:
+    def set_state(self, index: int, state: Mapping[str, Any], seed: int) -> None:
         """Continues from what `get_state` returned."""
         self._generators[index].bit_generator.state = state
         self._seeds[index] = seed

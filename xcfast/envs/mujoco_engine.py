@@ -87,8 +87,8 @@ def functions() -> dict[str, int]:
     """Addresses of MuJoCo's functions, 0 for a handler that this version does not have."""
     import mujoco
 
-    folder = Path(mujoco.__file__).parent
-    found = sorted(path for pattern in ("libmujoco*.so*", "libmujoco*.dylib", "mujoco.dll") for path in folder.glob(pattern))
+    folder, names = Path(mujoco.__file__).parent, ("libmujoco*.so*", "libmujoco*.dylib", "mujoco.dll")
+    found = sorted(path for name in names for path in folder.glob(name))
     if not found:
         raise NotNativeError(f"there is no libmujoco in {folder}")
     library = ctypes.CDLL(str(found[0]))

@@ -17,6 +17,6 @@ def register() -> None:
     for env_id in NATIVE_IDS:
         gymnasium.register(
             f"xcfast/{env_id}",
-            vector_entry_point="xcfast.envs.mujoco:make_native_or_subproc",
+            vector_entry_point="xcfast.envs.make:make_native_or_subproc",
             kwargs={"env_id": env_id},
         )
