@@ -5,7 +5,8 @@ import sys
 def test_fast_utilities_import_no_heavy_package():
     code = (
         "import sys\n"
-        "from xcfast import ObservationNormalizer, RewardNormalizer, Rollout, RunningMeanStd, compute_gae, compute_returns\n"
+        "from xcfast import ObservationNormalizer, RewardNormalizer, Rollout, RunningMeanStd\n"
+        "from xcfast import compute_gae, compute_returns\n"
         "import xcfast.kernels.noise\n"
         "import numpy as np\n"
         "x = np.zeros((2, 1)); compute_gae(x, x, x > 0, last_values=x[0])\n"

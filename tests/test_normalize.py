@@ -18,7 +18,7 @@ def samples(seed, rows, shape=(3,), offset=0.0, scale=1.0, dtype=np.float64):
 
 
 def assert_moments(rms, batch):
-    """Sums of B terms round B times; the offset's own rounding enters the mean once per merge, and the variance through its square."""
+    """Sums of B terms round B times; the mean is rounded at its own size, which enters the variance too."""
     mean, var = reference.moments(batch.astype(np.float64))
     rows, spread = len(batch), float(np.abs(batch.astype(np.float64) - mean).max(initial=0))
     slack = EPS * (np.abs(mean) + spread) * (rows + 8)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,7 +155,7 @@ def test_minibatches(implementation, num_steps, num_envs, fraction, seed, env_of
     np.testing.assert_array_equal(np.sort(indices), np.arange(total))
     sizes = np.diff(offsets)
     assert offsets[0] == 0 and offsets[-1] == total and sizes.max() - sizes.min() <= 1 and sizes.min() >= 1
-    parts = [indices[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    parts = [indices[a:b].tolist() for a, b in pairwise(offsets)]
     for n in range(num_envs):
         shares = [sum(i % num_envs == n for i in part) for part in parts]
         assert max(shares) - min(shares) <= 1
@@ -168,7 +170,7 @@ def test_minibatches_do_not_depend_on_the_ranks(implementation):
         rollout = Rollout(num_steps, num_envs, (1,))
         indices, offsets = rollout.minibatch_indices(9, 0, 2, n_minibatch, env_offset=env_offset)
         steps = [(int(i) // num_envs, int(i) % num_envs + env_offset) for i in indices]
-        return [set(steps[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        return [set(steps[a:b]) for a, b in pairwise(offsets)]
 
     with forced(implementation):
         ranks = [sets(2, 0), sets(3, 2), sets(1, 5)]

@@ -1,6 +1,8 @@
-"""The compiled core. Kernels take plain arrays (exactly numpy.ndarray, C-contiguous, native dtype, matching shapes) and write into the
-caller's outputs; for anything else they do nothing and return False or None, and the public wrappers convert or raise. Therefore array
-arguments are `Any` here: whatever a user passed to the wrapper may come.
+"""The compiled core.
+
+Kernels take plain arrays (exactly numpy.ndarray, C-contiguous, native dtype, matching shapes) and write into the
+caller's outputs; for anything else they do nothing and return False or None, and the public wrappers convert or raise.
+Therefore array arguments are `Any` here: whatever a user passed to the wrapper may come.
 """
 
 from collections.abc import Sequence

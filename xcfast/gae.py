@@ -28,8 +28,9 @@ def compute_gae(
 ) -> tuple[Array, Array]:
     """Returns advantages and returns (advantages + values) of a rollout.
 
-    `terminated` cuts the bootstrap, `terminated | truncated` cuts the recursion; a step that is truncated and not terminated bootstraps
-    from its own final value, the last step from `last_values`. Entries that a flag masks may hold anything, NaN included.
+    `terminated` cuts the bootstrap, `terminated | truncated` cuts the recursion; a step that is truncated and not
+    terminated bootstraps from its own final value, the last step from `last_values`. Entries that a flag masks may hold
+    anything, NaN included.
 
     Args:
         rewards: float [T, N] (or [T]; [N, T] with ``time_major=False``, here and below), reward of step t.
@@ -47,14 +48,15 @@ def compute_gae(
         out: Arrays for (advantages, returns), of the shape and dtype of the result.
 
     Returns:
-        (advantages, returns), `out` where given; numpy or torch, device and dtype like the arguments. float64 if one of them is.
+        (advantages, returns), `out` where given; numpy or torch, device and dtype like the arguments (the widest).
 
     Raises:
         ValueError: A shape, a combination of arguments, gamma or gae_lambda is wrong; the message says which.
         TypeError: `rewards` or `values` is not floating point.
 
     Note:
-        Fastest with C-contiguous numpy arrays, bool flags and `out`; everything else is converted first. Tensors are detached.
+        Fastest with C-contiguous numpy arrays, bool flags and `out`; everything else is converted first. Tensors are
+        detached.
 
     Source: Schulman et al. 2016, equation 16; time limits as in Pardo et al. 2018.
     """
@@ -99,7 +101,7 @@ def compute_returns(
     time_major: bool = True,
     out: Array | None = None,
 ) -> Array:
-    """Returns the discounted sum of rewards to the end of each step's episode, bootstrapped where that or the rollout is cut.
+    """Returns the discounted sum of rewards to the end of each episode, bootstrapped where it is cut.
 
     Arguments and errors as in `compute_gae` (it is lambda = 1 without a baseline); `out` is one array.
     """

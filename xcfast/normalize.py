@@ -17,7 +17,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class RunningMeanStd:
-    """Mean and population variance of all samples so far, in float64 (Chan's formula; large offsets and tiny variances survive).
+    """Mean and population variance of all samples so far, in float64 by Chan's formula.
 
     Args:
         shape: Shape of one sample.
@@ -52,7 +52,8 @@ class RunningMeanStd:
         means, variances = np.array(mean, np.float64, ndmin=0), np.array(var, np.float64, ndmin=0)
         if means.shape != self.shape or variances.shape != self.shape or count < 0:
             raise ValueError(
-                f"mean and var must be {list(self.shape)}, count >= 0; got {list(means.shape)}, {list(variances.shape)}, {count}"
+                f"mean and var must be {list(self.shape)}, count >= 0; "
+                f"got {list(means.shape)}, {list(variances.shape)}, {count}"
             )
         rows = np.array([count], np.int64), means[None], np.ascontiguousarray(variances[None] * count)
         kernels.impl.merge_tracked(*rows, self.mean, self.var, self._count)
@@ -145,7 +146,7 @@ class ObservationNormalizer:
         return out
 
     def normalize_and_track(self, obs: npt.ArrayLike, out: Float32 | None = None) -> Float32:
-        """`normalize` for one vector step, float [N, *shape], which also enters each env's own moments until `commit`."""
+        """`normalize` for one vector step [N, *shape], which also enters each env's own moments until `commit`."""
         if out is None:
             out = np.empty(self._means.shape, np.float32)
         if not self._track(obs, out):
@@ -210,8 +211,8 @@ class ObservationNormalizer:
 class RewardNormalizer:
     """Scales rewards by the standard deviation of each env's running discounted return.
 
-    R_t = gamma R_{t-1} (1 - done_{t-1}) + r_t per env, carried over rollouts. A rollout's T N values enter the variance first, then
-    the whole rollout is scaled: clip(r / sqrt(var + epsilon), ±clip).
+    R_t = gamma R_{t-1} (1 - done_{t-1}) + r_t per env, carried over rollouts. A rollout's T N values enter the variance
+    first, then the whole rollout is scaled: clip(r / sqrt(var + epsilon), ±clip).
 
     Args:
         num_envs: N.
@@ -251,7 +252,8 @@ class RewardNormalizer:
         r, d = _plain_float("rewards", rewards), np.ascontiguousarray(done, bool)
         if r.ndim != 2 or r.shape[1:] != self.returns.shape or len(r) < 1 or d.shape != r.shape:
             raise ValueError(
-                f"rewards and done must be [T >= 1, {len(self.returns)}]; got {r.dtype} {list(r.shape)}, {d.dtype} {list(d.shape)}"
+                f"rewards and done must be [T >= 1, {len(self.returns)}]; "
+                f"got {r.dtype} {list(r.shape)}, {d.dtype} {list(d.shape)}"
             )
         finite = np.isfinite(r)
         if not finite.all():

@@ -33,7 +33,8 @@ class Rollout:
         obs_shape: Shape of one observation.
         action_shape: Shape of one action.
         action_dtype: dtype of the actions.
-        allocate: Called as ``allocate(shape, dtype)`` for each array, for memory from elsewhere (page-locked, shared); C-contiguous.
+        allocate: Called as ``allocate(shape, dtype)`` for each array, for memory from elsewhere (page-locked,
+            shared); C-contiguous.
 
     Attributes:
         obs: float32 [T, N, *obs_shape], what the policy saw.
@@ -100,12 +101,12 @@ class Rollout:
 
     @property
     def episodes(self) -> npt.NDArray[np.void]:
-        """Episodes finished since `clear`, in time, then env order: fields step, env, ret, length (the step that ended them)."""
+        """Episodes finished since `clear`, in time, then env order: fields step (of its end), env, ret, length."""
         return self._episodes[: self._num_episodes]
 
     @property
     def final_obs(self) -> Float32:
-        """float32 [K, *obs_shape], last observations of the K episodes cut by a time limit only, in time, then env order."""
+        """float32 [K, *obs_shape], last observations of episodes cut by a time limit only, in time, then env order."""
         return self._final_obs[: self._num_final]
 
     @property
@@ -162,8 +163,9 @@ class Rollout:
     ) -> tuple[Int64, Int64]:
         """Returns the minibatches of one epoch: each step once, sizes and each env's share differing by at most one.
 
-        Each env's steps are permuted by a counter-based generator keyed by (seed, iteration, epoch, global env index) and dealt in turn,
-        starting where the env before it stopped. So ranks that hold different envs form the same minibatches as one that holds all.
+        Each env's steps are permuted by a counter-based generator keyed by (seed, iteration, epoch, global env
+        index) and dealt in turn, starting where the env before it stopped. So ranks that hold different envs form the
+        same minibatches as one that holds all.
 
         Args:
             seed: Any int.
@@ -173,7 +175,8 @@ class Rollout:
             env_offset: Global index of the first env.
 
         Returns:
-            indices int64 [T * N], flat t * N + env; offsets int64 [n_minibatch + 1]: minibatch m is indices[offsets[m]:offsets[m + 1]].
+            indices int64 [T * N], flat t * N + env; offsets int64 [n_minibatch + 1]: minibatch m is
+            indices[offsets[m]:offsets[m + 1]].
         """
         total = self.num_steps * self.num_envs
         if not 1 <= n_minibatch <= total or min(iteration, epoch, env_offset) < 0:
@@ -211,7 +214,8 @@ class Rollout:
             indices = np.ascontiguousarray(indices, np.int64)
             if not kernels.impl.gather(indices, self._flat, out):
                 raise ValueError(
-                    f"indices must be int64 [B], out room for as many steps of this rollout; got {list(indices.shape)}, {len(out[0])}"
+                    "indices must be int64 [B], out room for as many steps of this rollout; "
+                    f"got {list(indices.shape)}, {len(out[0])}"
                 )
         count = len(indices)  # type: ignore[arg-type]
         return out if count == len(out[0]) else Minibatch(*(x[:count] for x in out))

@@ -1,10 +1,12 @@
 """Numeric kernels, and the choice between their implementations.
 
-``XCFAST_IMPL`` forces one: ``cpp`` (the compiled core, the default), ``numba``, or ``torch`` (advantage estimation on tensors; the
-rest in ``cpp``). Without the compiled core and without the variable, numba serves, announced by one warning.
+``XCFAST_IMPL`` forces one: ``cpp`` (the compiled core, the default), ``numba``, or ``torch`` (advantage estimation
+on tensors; the rest in ``cpp``). Without the compiled core and without the variable, numba serves, announced by one
+warning.
 
-All implementations have the functions listed in ``_core.pyi``: they take plain arrays (``numpy.ndarray``, C-contiguous, native dtype,
-matching shapes) and write into the caller's outputs; for anything else they do nothing and return False or None.
+All implementations have the functions listed in ``_core.pyi``: they take plain arrays (``numpy.ndarray``,
+C-contiguous, native dtype, matching shapes) and write into the caller's outputs; for anything else they do nothing and
+return False or None.
 """
 
 import os
@@ -35,7 +37,8 @@ def load(implementation: str) -> ModuleType:
         return import_module("xcfast._core")
     except ImportError as error:
         raise ImportError(
-            f"the compiled core of xcfast is missing ({error}); build it with `pip install -e .`, or set XCFAST_IMPL=numba"
+            f"the compiled core of xcfast is missing ({error}); "
+            "build it with `pip install -e .`, or set XCFAST_IMPL=numba"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Counter-based random numbers: the same on every platform, in every implementation and for any grouping of envs.
 
-Stream: Philox4x32-10 with a key made of the seed and the purpose, and the counter (global env index, step count low, step count high,
+Stream: Philox4x32-10 with a key made of the seed and the purpose, and the counter (global env index, step count low,
+    step count high,
 block). ``kernels/reference.py`` spells it out.
 """
 

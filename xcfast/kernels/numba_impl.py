@@ -37,7 +37,7 @@ __all__ = [
 
 
 def warmup() -> None:
-    """Compiles what a training run calls (float32 rollouts, float64 observations), so that the first step does not wait for it."""
+    """Compiles what a training run calls (float32 rollouts, float64 observations)."""
     flat, flags, one = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.bool_), np.zeros(1, np.float32)
     gae(flat, flat, flags, flags, one, flat, None, 0.9, 0.9, flat.copy(), flat.copy())
     discounted_returns(flat, flags, flags, one, flat, None, 0.9, flat.copy())

@@ -224,7 +224,8 @@ def minibatch_indices(seed, iteration, epoch, num_steps, num_envs, n_minibatch, 
     ):
         return False
     _minibatches(
-        np.uint64(stream_key(seed, DOMAIN_PERMUTATION)), np.uint64(iteration & 0xFFFFFFFF), np.uint64(epoch & 0xFFFFFFFF),
+        np.uint64(stream_key(seed, DOMAIN_PERMUTATION)),
+        np.uint64(iteration & 0xFFFFFFFF), np.uint64(epoch & 0xFFFFFFFF),
         num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps,
     )  # fmt: skip
     return True

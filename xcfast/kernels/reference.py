@@ -95,7 +95,7 @@ def normalize(x: F64, mean: F64, var: F64, epsilon: float, clip: float) -> F64:
 
 
 def discounted_reward_sums(rewards: F64, done: Bool, carry: F64, gamma: float) -> tuple[F64, F64]:
-    """Returns R_t = gamma R_{t-1} (1 - done_{t-1}) + r_t for each step and env, and what is carried to the next rollout."""
+    """Returns R_t = gamma R_{t-1} (1 - done_{t-1}) + r_t [T, N], and what is carried to the next rollout."""
     sums = np.zeros(rewards.shape)
     carry = carry.copy()
     for t in range(len(rewards)):
@@ -138,7 +138,7 @@ def open_uniform(high: int, low: int) -> float:
 
 
 def portable_log(x: float) -> float:
-    """Returns log(x) by + - * / alone: x = 2**k m with m near 1, and log m = 2 atanh((m - 1) / (m + 1)) as its series."""
+    """Returns log(x) by + - * / alone: x = 2**k m, m near 1, log m = 2 atanh((m - 1) / (m + 1)) as its series."""
     m, k = math.frexp(x)
     m, k = m * 2, k - 1
     if m > 1.4142135623730951:
@@ -154,7 +154,8 @@ def portable_log(x: float) -> float:
 
 LN2_HIGH, LN2_LOW = float.fromhex("0x1.62e42fefa3800p-1"), float.fromhex("0x1.ef35793c76730p-45")
 
-# Wichura 1988, algorithm AS 241, PPND16: numerator and denominator, highest power first, for the centre, the tail and the far tail.
+# Wichura 1988, algorithm AS 241, PPND16: numerator and denominator, highest power first, for the centre, the tail
+# and the far tail.
 _CENTRE = (
     (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
      13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),
@@ -215,7 +216,7 @@ def uniform_noise(seed: int, env_offset: int, counters: Sequence[int]) -> F64:
 def minibatch_indices(
     seed: int, iteration: int, epoch: int, num_steps: int, num_envs: int, n_minibatch: int, env_offset: int = 0
 ) -> list[list[int]]:
-    """Returns the flat indices of each minibatch: each env's steps, permuted, are dealt in turn where the env before it stopped."""
+    """Returns each minibatch's flat indices: an env's permuted steps are dealt from where the env before it stopped."""
     key = stream_key(seed, DOMAIN_PERMUTATION)
     minibatches: list[list[int]] = [[] for _ in range(n_minibatch)]
     for n in range(num_envs):

@@ -1,4 +1,4 @@
-"""Advantage estimation on tensors, whatever their device; no synchronisation with the host when all arguments are complete."""
+"""Advantage estimation on tensors of any device; without synchronisation where truncation comes with its values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +47,7 @@ def advantages(
     time_major: bool,
     out: tuple[Any, ...] | None,
 ) -> tuple[Any, ...]:
-    """Returns (advantages, returns) for kernel "gae", (returns,) for "discounted_returns", like `xcfast.gae`'s general path."""
+    """Returns (advantages, returns) for "gae", (returns,) for "discounted_returns"; rules in `xcfast.gae`."""
     given = arrays["rewards"]
     is_numpy = not isinstance(given, torch.Tensor)
     device = torch.device("cpu") if is_numpy else given.device
@@ -79,26 +79,26 @@ def advantages(
         terminated = time_first(flags["terminated"]).bool()
     truncated = None if flags["truncated"] is None else time_first(flags["truncated"]).bool()
     done = terminated if truncated is None else terminated | truncated
-    last = None if ends["last_values"] is None else ends["last_values"].to(wide).reshape(1, *envs)
     final, nexts = inputs.get("final_values"), inputs.get("next_values")
     if truncated is not None and nexts is None and final is None:
         check_cuts(bool((truncated & ~terminated).any()))
     gamma = factors["gamma"]
     baseline = inputs["values"] if kernel == "gae" else torch.zeros_like(rewards)
     if nexts is None:
-        nexts = torch.cat([baseline[1:], last])
+        nexts = torch.cat([baseline[1:], ends["last_values"].to(wide).reshape(1, *envs)])
         if truncated is not None and final is not None:
             nexts = torch.where(truncated, final, nexts)
     elif kernel != "gae":
-        # Without a baseline, a step that goes on takes its bootstrap from the recursion; the last one ends it like a truncation.
+        # Without a baseline, a step that goes on takes its bootstrap from the recursion; the last one ends it like a
+        # truncation.
         ended = done.clone()
         ended[-1] = True
         nexts = torch.where(ended, nexts, 0)
     nexts = torch.where(terminated, 0, nexts)
     delta = rewards + gamma * nexts - baseline
     result = _scan(delta, done, gamma * factors.get("gae_lambda", 1.0))
-    results = (result, result + baseline) if kernel == "gae" else (result,)
-    results = tuple((x if time_major else x.T).to(dtype).contiguous() for x in results)
+    both = [result, result + baseline] if kernel == "gae" else [result]
+    results = tuple((x if time_major else x.T).to(dtype).contiguous() for x in both)
     if out is None:
         return tuple(x.numpy() for x in results) if is_numpy else results
     for name, target, x in zip(
@@ -122,8 +122,8 @@ def advantages(
 def _scan(delta: torch.Tensor, done: torch.Tensor, decay: float) -> torch.Tensor:
     """Solves A[t] = delta[t] + (0 if done[t] else decay A[t + 1]) in log2(T) passes over all envs at once.
 
-    After the pass with step k, A[t] holds the sum over the window [t, t + 2k), and cut[t] says that an episode ends in it. Everything
-    is selected: what lies behind an end must not leak, NaN included.
+    After the pass with step k, A[t] holds the sum over the window [t, t + 2k), and cut[t] says that an episode ends in
+    it. Everything is selected: what lies behind an end must not leak, NaN included.
     """
     sums, cut, step = delta, done, 1
     while step < len(sums):
