@@ -271,7 +271,7 @@ class Learner {
                          work_.gradient(layer.source, row),
                          work_.stride(),
                          count,
-                         panels_of(layer.n_in)};
+                         layer.n_in};
       product.accumulate = first_reader(layer.source) != l;
       if (last_reader_[size_t(layer.source)] == l && piecewise_linear(source.activation) && source.activation != Activation::none) {
         product.gate = work_.output(layer.source, row);
