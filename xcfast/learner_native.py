@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -35,15 +35,29 @@ _ROLLOUT_ARRAYS = ("obs", "actions", "terminated", "truncated", "last_obs", "fin
 _RESULT_ARRAYS = ("values", "log_probs", "advantages", "returns")
 
 
+class ParameterPlaces(Protocol):
+    """A flat array of a module's parameters."""
+
+    def place(self, parameter: Tensor) -> int:
+        """Where in the array a parameter begins."""
+
+
 class FlatParameters:
-    """A module's parameters as views of one flat float32 array, in the module's order; the module works as before."""
+    """A module's parameters as views of one flat float32 array, in the module's order; the module works as before.
+
+    A second object for the same module finds the first one's array.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._parameters = list(module.parameters())
         sizes = [p.numel() for p in self._parameters]
-        self.array = np.empty(sum(sizes), np.float32)
         ends = np.cumsum(sizes).tolist()
         self.slices = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        first = self._parameters[0].detach()
+        if len(first.untyped_storage()) == 4 * ends[-1]:
+            self.array = first.as_strided((ends[-1],), (1,), 0).numpy()
+        else:
+            self.array = np.empty(ends[-1], np.float32)
         self.adopt()
 
     @torch.no_grad()
@@ -63,7 +77,7 @@ class FlatParameters:
         return next(s.start for s, p in zip(self.slices, self._parameters, strict=True) if p is parameter)
 
 
-def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
+def network_spec(policy: ActorCritic, flat: ParameterPlaces) -> dict[str, Any]:
     """The policy's shape, as keyword arguments of ``_core.Learner``.
 
     ``layers`` are tuples (n_in, n_out, place of the weight, place of the bias, source, activation) in an order of
@@ -96,6 +110,12 @@ def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
         "log_std": log_std,
         "n_obs": next(n_in for n_in, *_, source, _ in layers if source == _OBS),
     }
+
+
+def unknown_modules(policy: ActorCritic) -> list[str]:
+    """Classes of the policy's layers that ``network_spec`` cannot describe."""
+    known = {nn.Linear, nn.Sequential, *_ACTIVATIONS, *map(type, (policy, *policy.children()))}
+    return sorted({type(m).__name__ for m in policy.modules() if type(m) not in known})
 
 
 def _pairs(modules: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module]]:
@@ -160,8 +180,7 @@ class NativeLearner:
             return f"precision is {config.precision}; it computes in fp32"
         if any(p.dtype != torch.float32 for p in policy.parameters()):
             return "the weights are not float32"
-        known = {nn.Linear, nn.Sequential, *_ACTIVATIONS, *map(type, (policy, *policy.children()))}
-        unknown = sorted({type(m).__name__ for m in policy.modules() if type(m) not in known})
+        unknown = unknown_modules(policy)
         if unknown:
             return f"it has no {', '.join(unknown)}"
         try:

@@ -9,7 +9,12 @@ typedef float Quad __attribute__((vector_size(16)));
 typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
 template <int A, int B, int C, int D>
 XC_INLINE Quad shuffle(Quad x, Quad y) {
+#if defined(__clang__)
   return __builtin_shufflevector(x, y, A, B, C, D);
+#else
+  typedef int32_t QuadMask __attribute__((vector_size(16)));
+  return __builtin_shuffle(x, y, QuadMask{A, B, C, D});
+#endif
 }
 
 XC_INLINE Vec load(const float *p) { return *reinterpret_cast<const LooseVec *>(p); }
