@@ -24,11 +24,13 @@ if sanitizers := os.environ.get("XCFAST_SANITIZE"):
 if sys.platform.startswith("linux"):
     link_args.append("-pthread")
 
+build_flags = " ".join(compile_args)
 core = Pybind11Extension(
     "xcfast._core",
     sources=sorted(glob("csrc/*.cpp")),
     depends=sorted(glob("csrc/**/*.hpp", recursive=True)),
     include_dirs=["csrc"],
+    define_macros=[("XCFAST_BUILD_FLAGS", f'"{build_flags}"')],
     cxx_std=17,
     extra_compile_args=compile_args,
     extra_link_args=link_args,

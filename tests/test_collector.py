@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from xcfast.normalize import NonFiniteError, ObservationNormalizer, RunningMeanStd
-from xcfast.rollout import Rollout
 
-from xcfast import kernels
 from xcfast.collector import TorchCollector
-from xcfast.envs import make_envs
+from xcfast.envs import make_env_fn, make_envs
+from xcfast.kernels.noise import gaussian_noise
+from xcfast.normalize import NonFiniteError, ObservationNormalizer, RunningMeanStd
 from xcfast.policy import ActionMap, build_policy
+from xcfast.rollout import Rollout
 
 
 def make_collector(config, reset=True):
@@ -33,11 +33,9 @@ def test_rollout_replays_through_gymnasium(small):
     collector.collect(rollout)
     action_map = ActionMap(collector.envs.single_action_space, "tanh")
     assert action_map.rescales  # the bounds are +-3
-    import gymnasium as gym
-
     ends = 0
     for env_index in range(2):
-        env = gym.make(config.env_id)
+        env = make_env_fn(config.env_id)()
         obs, _ = env.reset(seed=7 + env_index)
         for t in range(300):
             expected = np.clip((obs - frozen.mean) / np.sqrt(frozen.var + 1e-8), -5, 5).astype(np.float32)
@@ -61,7 +59,7 @@ def test_actions_are_mean_plus_std_times_counter_based_noise(small):
     collector.collect(rollout, 5)
     noise = np.empty((config.parallels, 1), np.float32)
     for t in range(5):
-        kernels.gaussian_noise(3, 0, np.full(config.parallels, t, np.int64), noise)
+        gaussian_noise(3, 0, np.full(config.parallels, t, np.int64), noise)
         with torch.no_grad():
             mean = collector.policy.act(torch.from_numpy(rollout.obs[t].copy())).numpy()
         np.testing.assert_allclose(

@@ -1,11 +1,9 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import torch
 
 from xcfast import checkpoint as ckpt
 from xcfast.results import RunFolders
-from xcfast.trainer import RunFailed, run
+from xcfast.trainer import RunFailed, Trainer, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -257,22 +255,17 @@ def test_failing_env_stops_the_run_with_a_saved_model(small, env_id, reason, vec
 def test_killed_worker_stops_the_run_with_a_saved_model(small):
     psutil = pytest.importorskip("psutil")
     config = small(vectorize="SubprocVecEnv", num_workers=2, running_steps=10**6, logger="none")
-
-    def kill_one():
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            workers = [p for p in psutil.Process().children() if "xcfast.envs.worker" in p.cmdline()]
-            if len(workers) == 2:
-                time.sleep(0.5)
-                workers[1].send_signal(signal.SIGKILL)
-                return
-            time.sleep(0.02)
-
-    killer = threading.Thread(target=kill_one)
+    trainer = Trainer(config, "train", quiet=True)
+    workers = [p for p in psutil.Process().children() if "xcfast.envs.worker" in p.cmdline()]
+    assert len(workers) == 2
+    killer = threading.Timer(1.0, workers[1].kill)
     killer.start()
-    with pytest.raises(RunFailed, match=r"(?s)stopped at step \d+: .*checkpoint_\d+\.pth"):
-        run(config, mode="train", quiet=True)
-    killer.join()
+    try:
+        with pytest.raises(RunFailed, match=r"(?s)stopped at step \d+: worker 1 .*SIGKILL.*checkpoint_\d+\.pth"):
+            trainer.run()
+    finally:
+        killer.join()
+        trainer.close()
 
 
 def test_full_disk_does_not_end_the_run(small, monkeypatch, capfd):

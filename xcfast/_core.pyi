@@ -6,7 +6,9 @@ Therefore array arguments are `Any` here: whatever a user passed to the wrapper 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
+
+from typing_extensions import Buffer
 
 # --- kernels (csrc/bind_kernels.cpp): also in xcfast.kernels.numba_impl, except where noted ---
 
@@ -164,3 +166,16 @@ class Learner:
 
 def nn_activation(activation: int, x: Any, variant: str | None = None) -> Any: ...
 def nn_variants() -> list[str]: ...
+# --- lock-step with worker processes (csrc/bind_sync.cpp) ---
+
+class Sync:
+    """Lock-step of one parent with worker processes over a block of shared memory."""
+
+    nbytes: ClassVar[int]
+    def __init__(self, buffer: Buffer, spin_seconds: float, spin_yields: bool) -> None: ...
+    def publish(self, opcode: int, num_workers: int) -> None: ...
+    def wait_command(self, timeout: float) -> int: ...
+    def finish(self, failed: bool) -> None: ...
+    def wait_finished(self, timeout: float) -> int: ...
+
+def watch_parent(fd: int, parent_pid: int) -> None: ...

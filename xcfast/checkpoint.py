@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from xcfast.errors import CheckpointError
+
 FORMAT = "xcfast-checkpoint"
 VERSION = 1
 BEST_MODEL = "best_model.pth"
 FINAL_MODEL = "final_train_model.pth"
 _PERIODIC = re.compile(r"checkpoint_(\d+)\.pth")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names the file and the reason."""
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from xcfast import kernels
+from xcfast.kernels import noise
 from xcfast.policy import CategoricalActor
 
 if TYPE_CHECKING:
-    from gymnasium.vector import VectorEnv
-
+    from xcfast.envs import VecEnv
     from xcfast.normalize import ObservationNormalizer
     from xcfast.policy import ActionMap, ActorCritic
     from xcfast.rollout import Rollout
@@ -24,11 +24,11 @@ class ActionNoise:
     def __init__(self, policy: ActorCritic, seed: int, num_envs: int, env_offset: int = 0) -> None:
         self.counters = np.zeros(num_envs, np.int64)
         self._seed, self._env_offset = seed, env_offset
-        self._out: np.ndarray
+        self._draw: Callable[..., np.ndarray]
         if isinstance(policy.actor, CategoricalActor):
-            self._draw, self._out = kernels.uniform_noise, np.empty(num_envs, np.float64)
+            self._draw, self._out = noise.uniform_noise, np.empty(num_envs, np.float64)
         else:
-            self._draw = kernels.gaussian_noise
+            self._draw = noise.gaussian_noise
             self._out = np.empty((num_envs, policy.actor.logstd.numel()), np.float32)
 
     def next(self) -> np.ndarray:
@@ -48,7 +48,7 @@ class TorchCollector:
 
     def __init__(
         self,
-        envs: VectorEnv,
+        envs: VecEnv,
         policy: ActorCritic,
         normalizer: ObservationNormalizer,
         action_map: ActionMap,
@@ -77,7 +77,7 @@ class TorchCollector:
         """
         if self._obs is None:
             raise RuntimeError("collect() called before reset()")
-        obs, policy, noise = self._obs, self.policy, self.noise
+        obs, policy = self._obs, self.policy
         normalizer, action_map = self._normalizer, self._action_map
         device = policy.device
         end = rollout.rewards.shape[0] if num_steps is None else rollout.step + num_steps
@@ -85,7 +85,7 @@ class TorchCollector:
             row = rollout.obs[rollout.step]
             normalizer.normalize_and_track(obs, out=row)
             output = policy.act(torch.from_numpy(row).to(device))
-            actions = policy.actor.sample(output, torch.from_numpy(noise.next()).to(device)).cpu().numpy()
+            actions = policy.actor.sample(output, torch.from_numpy(self.noise.next()).to(device)).cpu().numpy()
             obs, rewards, terminated, truncated, infos = self.envs.step(action_map(actions))
             final_obs = None
             timed_out = truncated & ~terminated

@@ -3,6 +3,7 @@
 `python -m xcfast.config` prints every key with its type, default and meaning.
 """
 
+import contextlib
 import importlib.resources
 import importlib.util
 import os
@@ -167,16 +168,17 @@ def check_policy(config: Config, action_space: Any) -> None:
 
 def shipped_configs() -> dict[str, Path]:
     """The configurations that come with the package: name (ant, half_cheetah, ...) -> file."""
-    try:
+    entries: list[Path] = []
+    with contextlib.suppress(ModuleNotFoundError, OSError, ValueError):  # as in a checkout that is not installed
         entries = [Path(str(entry)) for entry in importlib.resources.files("xcfast.configs").iterdir()]
-    except ModuleNotFoundError:  # a checkout that is not installed
-        entries = list((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
-    return {path.stem: path for path in sorted(entries) if path.suffix == ".yaml"}
+    found = [path for path in entries if path.suffix == ".yaml"]
+    found = found or list((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+    return {path.stem: path for path in sorted(found)}
 
 
 def shipped_config(env_id: str) -> Path | None:
-    """The shipped file for any version of a task (Ant-v5 finds ant.yaml), or None."""
-    task = env_id.rpartition("/")[2].rpartition("-v")[0] or env_id
+    """The shipped file for any version of a Gymnasium task (Ant-v5 finds ant.yaml), or None."""
+    task = env_id.rpartition("-v")[0] or env_id
     folded = {name.replace("_", ""): path for name, path in shipped_configs().items()}
     return folded.get(task.lower())
 

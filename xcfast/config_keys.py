@@ -94,6 +94,7 @@ class Key:
         low: Smallest number allowed.
         high: Largest number allowed.
         open_low: `low` itself is not allowed.
+        words: What is allowed, where the type does not say it.
         aliases: Old spellings of a value -> the value.
         refused: Values that exist elsewhere and are refused by name -> the reason.
     """
@@ -102,6 +103,7 @@ class Key:
     low: float | None = None
     high: float | None = None
     open_low: bool = False
+    words: str | None = None
     aliases: Mapping[Any, Any] = field(default_factory=dict)
     refused: Mapping[Any, str] = field(default_factory=dict)
 
@@ -118,6 +120,8 @@ def keys_of(config_class: type) -> dict[str, Key]:
 
 def describe_type(hint: Any, rules: Key) -> str:
     """What a key accepts, in words."""
+    if rules.words is not None:
+        return rules.words
     members = get_args(hint)
     if get_origin(hint) in (Union, types.UnionType):
         inner = next(member for member in members if member is not type(None))

@@ -12,6 +12,7 @@ from xcfast.config_keys import ConfigError, coerce, key, keys_of, nearest_name
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
 
 _MAX_SEED = 2**32 - 1
+_DEVICES = "auto, cpu, cuda, cuda:K, gpu"
 _LATER = "not available yet"
 _NO_IMAGES = "image representations are not supported"
 _OTHER_ENV = "not supported; the environments of gymnasium.make with Box or Discrete spaces are"
@@ -43,7 +44,7 @@ class Config:
         "deep-learning library",
         refused=dict.fromkeys(("tensorflow", "mindspore", "tensorlayer"), "xcfast runs on PyTorch only"),
     )
-    device: str = key("auto", "where the networks live: cpu, cuda, cuda:K, gpu, or auto (CUDA where there is one)")
+    device: str = key("auto", "where the networks live; auto: CUDA where there is one", words=_DEVICES)
     test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark")
     agent: Literal["PPO"] = key(
         "PPO", "algorithm", aliases={"PPO_Clip": "PPO"}, refused={"PPO_KL": f"the KL-penalty variant is {_LATER}"}
@@ -258,9 +259,7 @@ def _settle(config: Config) -> None:
         settle("device", "cuda:0")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         near = nearest_name(config.device, ("auto", "cpu", "cuda", "gpu"))
-        raise ConfigError(
-            "unknown device", key="device", given=config.device, allowed="auto, cpu, cuda, cuda:K, gpu", nearest=near
-        )
+        raise ConfigError("unknown device", key="device", given=config.device, allowed=_DEVICES, nearest=near)
     if config.representation == "Basic_Identical":
         settle("representation_hidden_size", ())
     elif not config.representation_hidden_size:

@@ -42,16 +42,27 @@ def read_file(path: str | os.PathLike[str]) -> Layer:
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError("is no mapping; wanted: lines of 'key: value'", where=where)
         for name_node, value_node in root.value:
-            name, line = str(name_node.value), name_node.start_mark.line + 1
-            place = f"{where}, line {line}"
+            place = f"{where}, line {name_node.start_mark.line + 1}"
+            if not isinstance(name_node, yaml.ScalarNode):
+                raise ConfigError("a key that is no text; wanted: lines of 'key: value'", where=place)
+            name = name_node.value
             if name in layer:
                 raise ConfigError(f"given twice, first in {layer[name][1]}", key=name, where=place)
             if isinstance(value_node, yaml.MappingNode):
                 raise ConfigError("has keys below it; the keys of a configuration do not nest", key=name, where=place)
-            layer[name] = (yaml.SafeLoader("").construct_object(value_node, deep=True), place)
+            layer[name] = (_construct(value_node, name, place), place)
     except yaml.YAMLError as error:
         raise _broken(error, where) from None
     return layer
+
+
+def _construct(node: yaml.Node, name: str, where: str) -> Any:
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError, TypeError, LookupError) as error:  # an unknown tag, a date of month 13, ...
+        reason = getattr(error, "problem", None) or error
+        given = node.value if isinstance(node.value, str) else "a list"
+        raise ConfigError(f"broken YAML: {reason}", key=name, given=given, where=where) from None
 
 
 def _broken(error: yaml.YAMLError, where: str) -> ConfigError:
@@ -81,9 +92,10 @@ def read_overrides(overrides: Mapping[str, Any] | Iterable[str], where: str | No
         if name in layer:
             raise ConfigError("given twice", key=name, where=where)
         try:
-            layer[name] = (yaml.safe_load(value), where)
+            node = yaml.compose(value, Loader=yaml.SafeLoader)
         except yaml.YAMLError:
             raise ConfigError("broken YAML", key=name, given=value, where=where) from None
-        if isinstance(layer[name][0], dict):
+        if isinstance(node, yaml.MappingNode):
             raise ConfigError("the keys of a configuration do not nest", key=name, given=value, where=where)
+        layer[name] = (None if node is None else _construct(node, name, where), where)
     return layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,9 +11,8 @@ import torch
 from xcfast.envs import make_envs
 
 if TYPE_CHECKING:
-    from gymnasium.vector import VectorEnv
-
     from xcfast.config import Config
+    from xcfast.envs import VecEnv
     from xcfast.normalize import ObservationNormalizer
     from xcfast.policy import ActionMap, ActorCritic
 
@@ -35,7 +34,7 @@ def num_evaluation_envs(episodes: int) -> int:
 class Evaluator:
     """Runs ``test_episode`` episodes with the policy's most likely actions; leaves no trace in training.
 
-    The envs are made at the first call and kept until ``close``. With ``render_mode`` there is one env, and ``on_frame``
+    The envs are made at the first call and kept until ``close``. With ``render_mode`` there is one env; ``on_frame``
     gets every picture (``rgb_array`` only).
     """
 
@@ -46,7 +45,7 @@ class Evaluator:
         normalizer: ObservationNormalizer,
         action_map: ActionMap,
         render_mode: str | None = None,
-        on_frame: Callable[[np.ndarray], None] | None = None,
+        on_frame: Callable[[Any], None] | None = None,
     ) -> None:
         self._config = config
         self._policy = policy
@@ -54,7 +53,7 @@ class Evaluator:
         self._action_map = action_map
         self._render_mode = render_mode
         self._on_frame = on_frame
-        self._envs: VectorEnv | None = None
+        self._envs: VecEnv | None = None
 
     @torch.inference_mode()
     def __call__(self, number: int) -> np.ndarray:

@@ -231,7 +231,7 @@ def build_policy(config: Config, observation_space: gym.Space, action_space: gym
 
     check_policy(config, action_space)
     generator = torch.Generator().manual_seed(config.seed)
-    n_in = int(np.prod(observation_space.shape))
+    n_in = math.prod(observation_space.shape or ())
     widths = config.representation_hidden_size if config.representation == "Basic_MLP" else ()
     shape = (config.activation, config.normalize, generator)
     representation = BasicMLP(n_in, widths, *shape)
@@ -241,7 +241,7 @@ def build_policy(config: Config, observation_space: gym.Space, action_space: gym
         actor = GaussianActor(
             n_features,
             config.actor_hidden_size,
-            int(np.prod(action_space.shape)),
+            math.prod(action_space.shape),
             config.activation,
             config.activation_action,
             config.log_std_init,
@@ -249,6 +249,7 @@ def build_policy(config: Config, observation_space: gym.Space, action_space: gym
             generator,
         )
     else:
+        assert isinstance(action_space, gym.spaces.Discrete)  # check_policy made sure
         actor = CategoricalActor(n_features, config.actor_hidden_size, int(action_space.n), *shape)
     critic = Critic(n_features, config.critic_hidden_size, *shape)
     separate = None if config.shared_representation else BasicMLP(n_in, widths, *shape)

@@ -13,9 +13,8 @@ from xcfast.envs import available_cpus, make_env_fn
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 
 if TYPE_CHECKING:
-    from gymnasium.vector import VectorEnv
-
     from xcfast.config import Config
+    from xcfast.envs import VecEnv
     from xcfast.results import RunFolders, Summary
 
 COLLECTOR_REASON = "serves every environment and policy"
@@ -91,7 +90,7 @@ def start_table(
     policy: ActorCritic,
     action_map: ActionMap,
     device: torch.device,
-    envs: VectorEnv,
+    envs: VecEnv,
     folders: RunFolders,
 ) -> str:
     """What will run, with which engines and why, and where the output goes."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from xcfast.metrics import CsvLog, truncate_csv
 
 if TYPE_CHECKING:
     from xcfast.config import Config
+
+Mode = Literal["benchmark", "train", "test"]
 
 _PACKAGES = ("xcfast", "torch", "numpy", "gymnasium", "mujoco")
 
@@ -52,24 +54,26 @@ class Summary:
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where a run writes: logs and results, and models."""
+    """Where a run writes: logs and results, and models; and the mode that it runs in."""
 
     log_dir: Path
     model_dir: Path
+    mode: Mode
 
     @classmethod
-    def create(cls, config: Config) -> RunFolders:
+    def create(cls, config: Config, mode: Mode) -> RunFolders:
         """New folders ``<dir>/<env_id>/seed_<seed>_<time>``; a second run in the same second gets a suffix."""
         env = env_folder(config.env_id)
         stamp = f"seed_{config.seed}_{time.strftime('%Y_%m%d_%H%M%S')}"
         for attempt in itertools.count(1):
             name = stamp if attempt == 1 else f"{stamp}_{attempt}"
-            folders = cls(Path(config.log_dir) / env / name, Path(config.model_dir) / env / name)
+            folders = cls(Path(config.log_dir) / env / name, Path(config.model_dir) / env / name, mode)
             try:
                 folders.model_dir.mkdir(parents=True)
             except FileExistsError:
                 continue
             folders.log_dir.mkdir(parents=True, exist_ok=True)
+            folders._write_pointers()
             return folders
         raise AssertionError("unreachable")
 
@@ -88,17 +92,18 @@ class RunFolders:
             raise CheckpointError(f"{folder}: not a run folder of xcfast (no run.json in it)")
         try:
             run = json.loads(pointer.read_text(encoding="utf-8"))
-            log_dir, model_dir = folder / run["log_dir"], folder / run["model_dir"]
+            found = cls((folder / run["log_dir"]).resolve(), (folder / run["model_dir"]).resolve(), run["mode"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{pointer}: damaged ({error})") from error
-        return cls(log_dir.resolve(), model_dir.resolve())
+        return found
 
-    def write_pointers(self) -> None:
-        """Let each of the two folders name the other, so that either leads to the run."""
+    def _write_pointers(self) -> None:
+        """Let each of the two folders name both, and the mode, so that either leads to the run."""
         for folder in {self.log_dir, self.model_dir}:
             pointer = {
                 "log_dir": os.path.relpath(self.log_dir, folder),
                 "model_dir": os.path.relpath(self.model_dir, folder),
+                "mode": self.mode,
             }
             write_json(folder / "run.json", pointer)
 

@@ -59,7 +59,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
     policy.load_state_dict(saved["policy"])
     policy.to(resolve_device(config))
     normalizer = ObservationNormalizer(
-        observation_space.shape, num_envs=config.parallels, clip=config.obsnorm_range, enabled=config.use_obsnorm
+        observation_space.shape or (), num_envs=config.parallels, clip=config.obsnorm_range, enabled=config.use_obsnorm
     )
     normalizer.load_state_dict(saved["obs_normalizer"])
     action_map = ActionMap(action_space, config.activation_action)

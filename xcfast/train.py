@@ -6,18 +6,24 @@ Nothing heavy is imported before the configuration is known to be good.
 import argparse
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from xcfast.config import Config, ConfigError, load_config, shipped_config, shipped_configs
+from xcfast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from xcfast.results import RunFolders
 
 Mode = Literal["benchmark", "train", "test"]
 
 _FAMILIES = {"mujoco": "MuJoCo", "classic_control": "Classic Control", "box2d": "Box2D"}
-# What a resumed run may change without becoming another run.
-_RESUMABLE_KEYS = ("device", "num_threads", "num_workers", "logger")
+# What a resumed run may change without becoming another run, and what a test of it may change besides.
+_RESUMABLE_KEYS = ("device", "num_threads", "num_workers", "vectorize", "logger", "keep_checkpoints")
+_TEST_KEYS = ("test_episode", "env_seed", "render", "render_mode", "fps")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("nothing to train: give CONFIG (a YAML file), --env-id or --resume")
         config = _build_config(args, path, overrides)
         mode, remark = choose_mode(args.benchmark, args.test, config)
-    except ConfigError as error:
+        if args.resume and args.benchmark is args.test is None:
+            mode = _find_run(args.resume).mode
+    except (ConfigError, CheckpointError) as error:
         return _bad_config(error)
     for line in (*config.notices, *remark):
         print(line, file=sys.stderr)
@@ -48,18 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
-    from xcfast.envs.vec_env import WorkerError
+    from xcfast.envs import EnvError, WorkerError
     from xcfast.trainer import RunFailed, describe, run
 
     try:
         if args.dry_run:
-            print(_resolved(config))
-            print(describe(config, mode))
+            table = describe(config, mode)
+            print(_resolved(config), table, sep="\n")
         else:
             run(config, mode=mode, resume=args.resume)
-    except ConfigError as error:  # what only the environment can tell: its action space, an id that does not exist
+    except (ConfigError, EnvError, CheckpointError) as error:  # what the configuration names does not exist or not fit
         return _bad_config(error)
     except (RunFailed, WorkerError) as error:
+        if isinstance(error, RunFailed) and not error.expected:
+            traceback.print_exception(error.__cause__)
         print(f"xcfast: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -102,6 +112,8 @@ def _build_config(args: argparse.Namespace, path: str | Path | None, overrides: 
     family = _FAMILIES[args.env] if args.env else None
     if args.env_id is not None:
         flags["env_id"] = args.env_id
+    if path is not None and family is not None:
+        flags["env_name"] = family
     if path is None:
         path = shipped_config(args.env_id)
         if path is None:
@@ -131,23 +143,26 @@ def _resumed_config(
     args: argparse.Namespace, path: str | Path | None, flags: dict[str, Any], overrides: Sequence[str]
 ) -> Config:
     """The configuration of the run that is continued, with the few keys changed that may change."""
-    run_dir: Path = args.resume
     if path is not None or args.env_id is not None:
         raise ConfigError(
             "takes the configuration from the run; CONFIG and --env-id do not go with it",
             key="--resume",
-            given=str(run_dir),
+            given=str(args.resume),
             where="command line",
         )
+    allowed = (*_RESUMABLE_KEYS, *(_TEST_KEYS if args.benchmark == 0 and args.test == 1 else ()))
     for name in (*flags, *_names(overrides)):
-        if name not in _RESUMABLE_KEYS:
-            allowed = ", ".join(_RESUMABLE_KEYS)
-            raise ConfigError("cannot change when a run is resumed", key=name, allowed=allowed, where="command line")
-    file = run_dir / "config.json"
-    if not file.is_file():
-        problem = "is no run folder: it has no config.json; wanted: <log_dir>/<env_id>/seed_..."
-        raise ConfigError(problem, where=str(run_dir))
-    return load_config(file, [*_as_overrides(flags), *overrides])
+        if name not in allowed:
+            raise ConfigError(
+                "cannot change when a run is resumed", key=name, allowed=", ".join(allowed), where="command line"
+            )
+    return load_config(_find_run(args.resume).log_dir / "config.json", [*_as_overrides(flags), *overrides])
+
+
+def _find_run(path: Path) -> "RunFolders":
+    from xcfast.results import RunFolders
+
+    return RunFolders.find(path)
 
 
 def _split_positionals(words: Sequence[str], config_path: str | None) -> tuple[str | None, list[str]]:
@@ -164,7 +179,7 @@ def _split_positionals(words: Sequence[str], config_path: str | None) -> tuple[s
     return (paths[0] if paths else None), overrides
 
 
-def _bad_config(error: ConfigError) -> int:
+def _bad_config(error: Exception) -> int:
     print(f"xcfast: {error}", file=sys.stderr)
     return 2
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +21,24 @@ from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.ppo import TorchLearner
-from xcfast.report import ProgressBar, end_table, num_threads, resolve_device, say, start_table
-from xcfast.results import ResultFiles, RunFolders, Summary, package_versions, write_json
+from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, start_table
+from xcfast.results import Mode, ResultFiles, RunFolders, Summary, package_versions, write_json
 from xcfast.rollout import Rollout
 from xcfast.signals import StopRequest
 
-Mode = Literal["benchmark", "train", "test"]
+__all__ = ["RunFailed", "Summary", "Trainer", "describe", "run"]
+
 RECENT_EPISODES = 100
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on; the message says at which step, why, and what was saved."""
+    """The run cannot go on; the message says at which step, why, and what was saved.
+
+    Attributes:
+        expected: whether the message tells all there is to know; otherwise the cause's traceback does.
+    """
+
+    expected = True
 
 
 def run(config: Config, mode: Mode = "benchmark", resume: str | Path | None = None, quiet: bool = False) -> Summary:
@@ -81,8 +89,7 @@ class Trainer:
         try:
             self._build()
             if saved is None:
-                self.folders = RunFolders.create(config)
-                self.folders.write_pointers()
+                self.folders = RunFolders.create(config, mode)
             resume_step = None if saved is None else int(saved["step"])
             self.writer = make_writer(config, self.folders.log_dir, resume_step=resume_step)
             self._closers.append(self.writer.close)
@@ -111,9 +118,9 @@ class Trainer:
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
         self.policy = build_policy(config, observation_space, action_space).to(self.device)
         self.action_map = ActionMap(action_space, config.activation_action)
-        num_envs = self.envs.num_envs
+        num_envs, obs_shape = self.envs.num_envs, observation_space.shape or ()
         self.obs_normalizer = ObservationNormalizer(
-            observation_space.shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
+            obs_shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
         )
         self.reward_normalizer = RewardNormalizer(
             num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm
@@ -122,8 +129,8 @@ class Trainer:
         self.rollout = Rollout(
             config.num_steps,
             num_envs,
-            observation_space.shape,
-            () if discrete else (int(np.prod(action_space.shape)),),
+            obs_shape,
+            () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
         )
         self.collector = TorchCollector(self.envs, self.policy, self.obs_normalizer, self.action_map, config.seed)
@@ -154,8 +161,10 @@ class Trainer:
                     if finished or self._passed(config.checkpoint_every) or stop.signal_name is not None:
                         self._save_checkpoint()
                     bar.update(self.step, self._recent_returns)
-            except (NonFiniteError, WorkerError) as error:
-                raise RunFailed(self._save_after_failure(error)) from error
+            except Exception as error:
+                failure = RunFailed(self._save_after_failure(error))
+                failure.expected = isinstance(error, NonFiniteError | WorkerError)
+                raise failure from error
         if self.iteration == config.num_iterations:
             self._save(ckpt.FINAL_MODEL)
         self.results.close(time.perf_counter() - started)
@@ -177,6 +186,7 @@ class Trainer:
         self._log_episodes()
         self.iteration += 1
         self._log_iteration(metrics, collected - start, updated - collected)
+        self.writer.flush()
         self.rollout.clear()
 
     def _passed(self, interval: int) -> bool:
@@ -193,6 +203,7 @@ class Trainer:
         self.results.add_scores(self.step, scores)
         tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
         self.writer.scalars(tags, self.step)
+        self.writer.flush()
         say(f"step {self.step:>9,}  score {mean:10.2f} +- {std:.2f}", self.quiet)
         if self.best is None or mean > self.best["mean"]:
             self.best = {"mean": mean, "std": std, "step": self.step}
@@ -272,7 +283,7 @@ class Trainer:
             self.rollout.episode_returns[:] = np.asarray(saved["episodes"]["returns"])
             self.rollout.episode_lengths[:] = np.asarray(saved["episodes"]["lengths"])
         else:
-            self.reward_normalizer.reset_returns()
+            self.reward_normalizer.returns[:] = 0.0
             seeds = evaluation_seeds(self.config.env_seed, TEST_RUN + 1 + self.iteration, self.envs.num_envs)
             self.collector.reset(seeds)
             say("the state of these environments is not in the checkpoint: all episodes start anew", self.quiet)
@@ -298,8 +309,8 @@ class Trainer:
         if path.exists():
             return f"{message}\nThe last good state is in {path}"
         try:
-            # A failed worker cannot tell its envs' state; the weights are worth saving without it.
-            ckpt.save_checkpoint(path, self._state(with_envs=not isinstance(error, WorkerError)))
+            # Where an env failed, the state of the envs is unknown; the weights are worth saving without it.
+            ckpt.save_checkpoint(path, self._state(with_envs=isinstance(error, NonFiniteError)))
         except ckpt.CheckpointError as failure:
             return f"{message}\n{failure}"
         return f"{message}\nThe last good weights are in {path}"

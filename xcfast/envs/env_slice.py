@@ -26,7 +26,7 @@ class EnvSlice:
         infos: whether `step` and `reset` return the envs' infos.
 
     Attributes:
-        progress: int32 [1], local index of the env at work, -1 between two calls; it keeps its value when an env raises.
+        progress: int32 [1], local index of the env at work, -1 between two calls; kept as it is when an env raises.
     """
 
     def __init__(self, *, infos: bool) -> None:

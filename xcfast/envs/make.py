@@ -1,8 +1,11 @@
 """Makes environments by their Gymnasium id, and vector environments from a configuration."""
 
+import contextlib
 import difflib
+import importlib
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,9 +47,7 @@ class EnvConstructor:
             EnvError: the id is unknown, or a package that it needs is missing.
         """
         try:
-            with warnings.catch_warnings():
-                # Which version of a task to train is the user's choice: v4 is what results are published for.
-                warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
+            with _without_deprecation_noise(self.env_id):
                 return gymnasium.make(self.env_id, disable_env_checker=True, **self.kwargs)
         except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
             raise EnvError(unknown_id_message(self.env_id, error)) from None
@@ -101,6 +102,46 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
             "gymnasium.wrappers.FlattenObservation turns them into one-hot vectors"
         )
     return envs
+
+
+@contextlib.contextmanager
+def _without_deprecation_noise(env_id: str) -> Iterator[None]:
+    """Drops the deprecation notices of making one env: those of Gymnasium and those of MuJoCo's compiler.
+
+    Which version of a task to train is the user's choice (v4 is what results are published for), and what Gymnasium's
+    model files contain is not. MuJoCo would print its notice once per env and write it to a file in the folder.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
+        registered = gymnasium.registry.get(env_id)
+        if registered is None or "gymnasium.envs.mujoco" not in str(registered.entry_point):
+            yield
+            return
+        try:
+            import mujoco
+
+            previous = mujoco.get_mju_user_warning()
+        except (ImportError, AttributeError):  # gymnasium.make says so; or an old MuJoCo without these functions
+            yield
+            return
+        mujoco.set_mju_user_warning(_drop_deprecation)
+        try:
+            yield
+        finally:
+            mujoco.set_mju_user_warning(previous)
+
+
+def _spec(env_id: str) -> Any:
+    """The registered specification; of "module:id" after the module's import, which registers it."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gymnasium.spec(name)
+
+
+def _drop_deprecation(message: str) -> None:
+    if "deprecated" not in message:
+        warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
 def unknown_id_message(env_id: str, error: Exception) -> str:

@@ -24,7 +24,7 @@ class Buffers(NamedTuple):
 
     def rows(self, start: int, stop: int) -> "Buffers":
         """The views of environments start to stop - 1."""
-        return Buffers(*(array[start:stop] for array in self))
+        return Buffers._make(array[start:stop] for array in self)
 
 
 def buffers_in(
@@ -49,7 +49,7 @@ def buffers_in(
     for shape, dtype in (obs, obs, actions, ((num_envs,), np.dtype(np.float64)), flags, flags):
         array, offset = array_in(memory, offset, shape, dtype)
         arrays.append(array)
-    return Buffers(*arrays), offset
+    return Buffers._make(arrays), offset
 
 
 def array_in(memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> tuple[NDArray[Any], int]:

@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from xcfast.envs.errors import EnvError
 from xcfast.envs.env_slice import StepInfos
+from xcfast.envs.errors import EnvError
 from xcfast.envs.shared_memory import Buffers
 
 STATE_VERSION = 1
@@ -79,13 +79,13 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """Calls a method of EnvSlice whose answer is a list over envs; args that are lists of N are dealt out."""
         raise NotImplementedError
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Resets all envs.
 
         Args:
-            seed: an int seeds env i with seed + i; a list gives one seed per env; None leaves the generators as they are.
+            seed: an int seeds env i with seed + i; a list gives one seed per env; None leaves the generators alone.
             options: handed to every env, except "reset_mask" (bool [N]): reset only the envs where it is True.
 
         Returns:
@@ -249,6 +249,6 @@ class VecEnv(gymnasium.vector.VectorEnv):
     def _check_state_supported(self) -> None:
         if not self.state_supported:
             raise EnvError(
-                "the state of these environments cannot be saved or restored exactly: "
-                f"only Gymnasium's own MuJoCo tasks under their standard wrappers can; got {self._env_id() or 'env_fns'!r}"
+                f"the state of {self._env_id() or 'these environments'} cannot be saved or restored exactly; "
+                "only that of Gymnasium's own MuJoCo tasks under their standard wrappers can"
             )

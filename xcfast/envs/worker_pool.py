@@ -1,7 +1,6 @@
 """The parent's side of the worker processes: start, commands, answers, errors, end."""
 
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -18,8 +17,8 @@ from xcfast import _core
 from xcfast.envs.channel import Channel
 from xcfast.envs.cpus import available_cpus
 from xcfast.envs.env_slice import EnvFn
-from xcfast.envs.shared_memory import Buffers, array_in, buffers_in, create_memory, map_memory
 from xcfast.envs.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
+from xcfast.envs.shared_memory import Buffers, array_in, buffers_in, create_memory, map_memory
 from xcfast.envs.worker import MESSAGE, STEP
 
 SPIN_SECONDS = 50e-6  # about the price of a sleep and a wake-up
@@ -105,8 +104,10 @@ class WorkerPool:
         self._memory_fd = -1
         buffers, _ = buffers_in(memory, _core.Sync.nbytes, num_envs, *spaces)
         self._progress, _ = array_in(memory, end, (num_workers,), np.int32)
-        spin_yields = available_cpus() <= num_workers + 1
-        self._sync = _core.Sync(memory, SPIN_SECONDS, spin_yields)
+        cpus = available_cpus()
+        spin_yields = cpus <= num_workers + 1
+        # Where the workers take all CPUs, a parent that spins while they work only slows them.
+        self._sync = _core.Sync(memory, SPIN_SECONDS if cpus > num_workers else 0.0, spin_yields)
         for worker, rows in enumerate(self.slices):
             plan = {
                 "worker": worker,
@@ -145,14 +146,15 @@ class WorkerPool:
     def close(self) -> None:
         """Closes the environments if they answer, and ends the workers in any case."""
         idle = self._sync is not None and not self._stepping and not self._owing
-        if idle and all(process.poll() is None for process in self._processes):
-            self._timeout = min(self._timeout, _CLOSE_SECONDS)
-            try:
+        try:
+            if idle and all(process.poll() is None for process in self._processes):
+                self._timeout = min(self._timeout, _CLOSE_SECONDS)
                 self.request([("close", ())] * len(self.slices))
                 self._wait_until_ended(_CLOSE_SECONDS)
-            except WorkerError:
-                pass  # it is killed below
-        self._kill("closed")
+        except WorkerError:
+            pass  # an env that cannot close does not keep its worker
+        finally:
+            self._kill("closed")
 
     # --- processes
 
@@ -182,11 +184,8 @@ class WorkerPool:
 
     def _wait_until_ended(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        for process in self._processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                return
+        while time.monotonic() < deadline and any(process.poll() is None for process in self._processes):
+            time.sleep(0.002)
 
     def _kill(self, reason: str) -> None:
         """Ends the workers at once and lets go of all that belongs to them."""
@@ -194,8 +193,7 @@ class WorkerPool:
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
-        for process in self._processes:
-            process.wait()
+        self._wait_until_ended(_CLOSE_SECONDS)
         for channel in self._channels:
             channel.close()
         if self._memory_fd >= 0:

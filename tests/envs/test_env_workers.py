@@ -1,0 +1,259 @@
+"""Workers that raise, die, hang or lose their parent: a typed error in time, and nothing stays behind."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_envs import Toy, wait_until_gone
+
+from xcfast.envs import SubprocVecEnv, WorkerDiedError, WorkerError, WorkerTimeoutError
+
+ACTIONS = np.zeros((4, 1), np.float32)
+DEADLINE = 5.0  # for processes to be gone
+
+
+def toys(**trouble: Any) -> list[Any]:
+    """Four environments, the last of which makes trouble."""
+    return [Toy, Toy, Toy, partial(Toy, **trouble)]
+
+
+def open_fds() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind() -> Any:
+    shm = Path("/dev/shm")
+    before = open_fds(), sorted(shm.iterdir()) if shm.is_dir() else []
+    yield
+    gc.collect()
+    assert (open_fds(), sorted(shm.iterdir()) if shm.is_dir() else []) == before
+
+
+def test_constructor_raises() -> None:
+    with pytest.raises(WorkerError, match="toy trouble in init") as caught:
+        SubprocVecEnv(toys(trouble="raise", where="init"), 2)
+    assert caught.value.env_index == 3
+    assert caught.value.exception_type == "ValueError"
+    assert "in _visit" in str(caught.value), "the worker's traceback is part of the message"
+
+
+def test_step_and_reset_raise_and_the_workers_live_on() -> None:
+    envs = SubprocVecEnv(toys(trouble="raise", at=2), 2)
+    pids = envs.get_attr("pid")
+    envs.reset(seed=0)
+    envs.step(ACTIONS)
+    with pytest.raises(WorkerError, match=r"in environment 3.*(?s:.*)in _visit(?s:.*)toy trouble in step") as caught:
+        envs.step(ACTIONS)
+    assert caught.value.env_index == 3 and type(caught.value) is WorkerError
+    with pytest.raises(RuntimeError, match=r"call reset\(\) before step"):
+        envs.step(ACTIONS)
+    envs.reset(seed=0)
+    assert envs.step(ACTIONS)[0][:, 0].tolist() == [1.0] * 4
+    envs.set_attr("where", "reset")
+    envs.set_attr("trouble", ["", "raise", "", "raise"])
+    envs.set_attr("at", 3)
+    with pytest.raises(WorkerError, match="toy trouble in reset") as caught:
+        envs.reset()
+    assert caught.value.env_index == 1
+    with pytest.raises(WorkerError, match="no_such_attribute"):
+        envs.get_attr("no_such_attribute")
+    envs.reset()
+    envs.close()
+    assert wait_until_gone(pids, 0.0) == []
+
+
+@pytest.mark.parametrize("trouble, how", [("kill", "killed by SIGKILL"), ("exit", "exited with status 3")])
+def test_worker_dies_in_a_step(trouble: str, how: str) -> None:
+    envs = SubprocVecEnv(toys(trouble=trouble, at=2), 2)
+    pids = envs.get_attr("pid")
+    envs.reset(seed=0)
+    envs.step(ACTIONS)
+    start = time.monotonic()
+    with pytest.raises(WorkerDiedError, match=f"worker 1 .*{how}.* in environment 3") as caught:
+        envs.step(ACTIONS)
+    assert time.monotonic() - start < DEADLINE
+    assert caught.value.worker == 1 and caught.value.env_index == 3
+    assert wait_until_gone(pids, DEADLINE) == []
+    with pytest.raises(RuntimeError, match="workers are gone"):
+        envs.reset()
+    envs.close()
+    envs.close()
+
+
+def test_worker_is_killed_between_steps() -> None:
+    envs = SubprocVecEnv([Toy] * 4, 2)
+    envs.reset(seed=0)
+    os.kill(envs.get_attr("pid")[0], signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match=r"worker 0 .*environments 0 to 1.* killed by SIGKILL"):
+        envs.step(ACTIONS)
+    envs.close()
+
+
+@pytest.mark.parametrize("trouble, where", [("sleep", "step"), ("hold_gil", "reset")])
+def test_worker_hangs(trouble: str, where: str, capfd: pytest.CaptureFixture[str]) -> None:
+    envs = SubprocVecEnv(toys(trouble=trouble, where=where), 2, timeout=0.5)
+    pids = envs.get_attr("pid")
+    start = time.monotonic()
+    with pytest.raises(WorkerTimeoutError, match=r"within 0\.5 s from worker 1 .*at work on environment 3") as caught:
+        envs.reset(seed=0)
+        envs.step(ACTIONS)
+    assert time.monotonic() - start < DEADLINE
+    assert caught.value.env_index == 3
+    assert wait_until_gone(pids, DEADLINE) == []
+    assert "in _visit" in capfd.readouterr().err, "the hung worker's Python stack is shown"
+    envs.close()
+
+
+def test_close_when_an_environment_hangs_or_raises_in_close() -> None:
+    for trouble in ("sleep", "raise"):
+        envs = SubprocVecEnv(toys(trouble=trouble, where="close"), 2, timeout=0.5)
+        pids = envs.get_attr("pid")
+        envs.close()
+        assert wait_until_gone(pids, 0.0) == []
+
+
+def test_garbage_collection_closes() -> None:
+    envs = SubprocVecEnv([Toy] * 4, 2)
+    pids = envs.get_attr("pid")
+    del envs
+    gc.collect()
+    assert wait_until_gone(pids, 0.0) == []
+
+
+def test_what_a_worker_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    envs = SubprocVecEnv([Toy], 1)
+    modules, environ = envs.call("loaded_modules")[0], envs.call("environ")[0]
+    envs.close()
+    assert "torch" not in modules and "numba" not in modules
+    assert "toy_envs" in modules
+    assert environ["OMP_NUM_THREADS"] == environ["OPENBLAS_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == "1"
+    assert environ["PYTHONPATH"] == "/somewhere" and "PYTHONSAFEPATH" not in environ
+
+
+def test_two_at_once() -> None:
+    one, two = SubprocVecEnv([Toy] * 4, 2), SubprocVecEnv([Toy] * 4, 2)
+    one.reset(), two.reset()
+    for count in range(1, 4):
+        assert one.step(ACTIONS)[0][0, 0] == count
+        assert two.step(ACTIONS + 1)[1].tolist() == [1.0] * 4
+    one.close()
+    assert two.step(ACTIONS)[0][0, 0] == 4
+    two.close()
+
+
+def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    envs = SubprocVecEnv([Toy] * 4, 2)
+    envs.reset(seed=0)
+    assert envs.step(ACTIONS)[0][:, 0].tolist() == [1.0] * 4
+    envs.close()
+
+
+# What follows runs a user's script, without a main guard, in a process of its own.
+
+
+def start_script(body: str) -> "subprocess.Popen[str]":
+    script = textwrap.dedent(
+        """
+        import os, sys, time
+        sys.path[:0] = PATH
+        from functools import partial
+        import numpy as np
+        from toy_envs import Toy
+        from xcfast.envs import SubprocVecEnv
+        actions = np.zeros((4, 1), np.float32)
+        def show(*words): print(*words, flush=True)
+        """
+    ).replace("PATH", repr(sys.path)) + textwrap.dedent(body)
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+
+
+def read_pids(process: "subprocess.Popen[str]") -> list[int]:
+    assert process.stdout is not None
+    pids = [int(word) for word in process.stdout.readline().split()]
+    assert len(set(pids)) == 2, process.communicate(timeout=10)
+    return pids
+
+
+IDLE = """
+envs = SubprocVecEnv([Toy] * 4, 2)
+envs.reset(seed=0)
+show(*envs.get_attr("pid"))
+time.sleep(100)
+"""
+IN_A_STEP = """
+envs = SubprocVecEnv([Toy, Toy, Toy, partial(Toy, trouble="hold_gil")], 2)
+envs.reset(seed=0)
+show(*envs.get_attr("pid"))
+envs.step(actions)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("body", [IDLE, IN_A_STEP], ids=["idle", "in-a-step"])
+def test_workers_end_with_their_parent(body: str, number: int) -> None:
+    with start_script(body) as process:
+        pids = read_pids(process)
+        time.sleep(0.2)
+        process.send_signal(number)
+        assert process.wait(10) == -number
+        assert wait_until_gone(pids, DEADLINE) == []
+
+
+def test_control_c_reaches_only_the_parent() -> None:
+    body = """
+    envs = SubprocVecEnv([Toy, Toy, Toy, partial(Toy, length=10**9)], 2)
+    envs.reset(seed=0)
+    show(*envs.get_attr("pid"))
+    steps = 0
+    try:
+        while True:
+            envs.step(actions)
+    except KeyboardInterrupt:
+        pass
+    envs.reset(seed=0)
+    show(envs.step(actions)[0][:, 0].tolist())
+    """
+    with start_script(body) as process:
+        pids = read_pids(process)
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out.strip(), err) == (0, "[1.0, 1.0, 1.0, 1.0]", "")
+    assert wait_until_gone(pids, DEADLINE) == []
+
+
+def test_script_that_forgets_to_close_and_one_that_forks() -> None:
+    body = """
+    envs = SubprocVecEnv([Toy] * 4, 2)
+    envs.reset(seed=0)
+    show(*envs.get_attr("pid"))
+    child = os.fork()
+    if child == 0:
+        sys.exit()  # must leave its parent's workers alone
+    os.waitpid(child, 0)
+    show(envs.step(actions)[0][:, 0].tolist())
+    """
+    with start_script(body) as process:
+        pids = read_pids(process)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out.strip(), err) == (0, "[1.0, 1.0, 1.0, 1.0]", "")
+    assert wait_until_gone(pids, DEADLINE) == []

@@ -1,0 +1,124 @@
+"""Small environments that misbehave on demand; the workers import this module by its name."""
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Toy(gymnasium.Env):
+    """Counts its steps; `trouble` happens in method `where` once `at` calls of it were made."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(
+        self, trouble: str = "", where: str = "step", at: int = 1, length: int = 1000, render_mode: str | None = None
+    ) -> None:
+        self.render_mode = render_mode
+        self.trouble, self.where, self.at, self.length = trouble, where, at, length
+        self.calls = {"init": 0, "reset": 0, "step": 0, "close": 0}
+        self.count = 0
+        self.pid = os.getpid()
+        self.kept_action = None
+        self._visit("init")
+
+    def _visit(self, where: str) -> None:
+        self.calls[where] += 1
+        if where != self.where or self.calls[where] != self.at:
+            return
+        if self.trouble == "raise":
+            raise ValueError(f"toy trouble in {where}")
+        if self.trouble == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.trouble == "exit":
+            os._exit(3)
+        if self.trouble == "sleep":
+            time.sleep(1000)
+        if self.trouble == "hold_gil":  # one call into C that does not come back and lets no other thread run
+            sum(range(10**13))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._visit("reset")
+        self.count = 0
+        return np.array([0.0, self.np_random.random()]), {"start": True}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._visit("step")
+        previous = 0.0 if self.kept_action is None else float(self.kept_action[0])
+        self.kept_action = action
+        self.count += 1
+        return (
+            np.array([self.count, previous]),
+            float(action[0]),
+            False,
+            self.count >= self.length,
+            {"count": self.count},
+        )
+
+    def render(self) -> np.ndarray:
+        return np.full((2, 2, 3), self.count, np.uint8)
+
+    def close(self) -> None:
+        self._visit("close")
+
+    def loaded_modules(self) -> list[str]:
+        return sorted(sys.modules)
+
+    def environ(self) -> dict[str, str]:
+        return dict(os.environ)
+
+
+class DictObservation(Toy):
+    observation_space = spaces.Dict({"x": spaces.Box(0.0, 1.0, (1,))})
+
+
+class TupleAction(Toy):
+    action_space = spaces.Tuple([spaces.Discrete(2)])
+
+
+class Wider(Toy):
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+
+class OneHotRoom(gymnasium.Env):
+    """Discrete observations and actions that do not start at 0."""
+
+    observation_space = spaces.Discrete(5, start=2)
+    action_space = spaces.Discrete(3, start=-1)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place = 2 + int(self.np_random.integers(5))
+        return self.place, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place = 2 + (self.place - 2 + int(action)) % 5
+        return self.place, float(action), self.place == 4, False, {}
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is not only waiting to be collected."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return not os.path.isdir("/proc/self")
+
+
+def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
+    """The processes that still live after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
