@@ -1,5 +1,4 @@
 // Binds nn/learner.hpp: argument checks, GIL release, and the guard against use from two threads at once.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -160,6 +159,16 @@ class BoundLearner {
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 
+py::array_t<float> activation(int number, const py::array &x, const std::optional<std::string> &variant) {
+  if (number < 0 || number > int(nn::Activation::softmax)) throw std::invalid_argument("activation is unknown");
+  const int64_t rows = x.size() / nn::kPanel;
+  const float *from = checked<float>(x, "x", rows * nn::kPanel);
+  py::array_t<float> y(rows * nn::kPanel);
+  std::copy(from, from + rows * nn::kPanel, y.mutable_data());
+  find_kernels(variant).activate(nn::Activation(number), {y.mutable_data(), rows * nn::kPanel, rows, nn::kPanel});
+  return y;
+}
+
 }  // namespace
 
 void bind_nn(py::module_ &m) {
@@ -183,6 +192,8 @@ void bind_nn(py::module_ &m) {
            py::arg("normalize_advantages"), py::arg("max_norm"), py::arg("seed"), py::arg("iteration"), py::arg("n_epochs"),
            py::arg("n_minibatch"), py::arg("learning_rates"), py::arg("steps_done"),
            "The whole update; the means of compute_gradients over all samples, and the mean norm.");
+  m.def("nn_activation", &activation, py::arg("activation"), py::arg("x"), py::arg("variant") = py::none(),
+        "An activation (its number in nn/types.hpp) of float32 [16 n], as rows of 16; for tests of accuracy.");
   m.def("nn_variants", [] {
     std::vector<std::string> names;
     for (const nn::Kernels *kernels : nn::available_kernels()) names.push_back(kernels->name);

@@ -30,6 +30,9 @@ _ACTIVATIONS: dict[type[nn.Module], int] = {
     nn.Softmax: 6,
 }
 _OBS = -1
+_LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+_ROLLOUT_ARRAYS = ("obs", "actions", "terminated", "truncated", "last_obs", "final_obs", "final_index")
+_RESULT_ARRAYS = ("values", "log_probs", "advantages", "returns")
 
 
 class ParameterPlaces(Protocol):
@@ -40,14 +43,21 @@ class ParameterPlaces(Protocol):
 
 
 class FlatParameters:
-    """A module's parameters as views of one flat float32 array, in the module's order; the module keeps working as before."""
+    """A module's parameters as views of one flat float32 array, in the module's order; the module works as before.
+
+    A second object for the same module finds the first one's array.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._parameters = list(module.parameters())
         sizes = [p.numel() for p in self._parameters]
-        self.array = np.empty(sum(sizes), np.float32)
         ends = np.cumsum(sizes).tolist()
         self.slices = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        first = self._parameters[0].detach()
+        if len(first.untyped_storage()) == 4 * ends[-1]:
+            self.array = first.as_strided((ends[-1],), (1,), 0).numpy()
+        else:
+            self.array = np.empty(ends[-1], np.float32)
         self.adopt()
 
     @torch.no_grad()
@@ -68,56 +78,59 @@ class FlatParameters:
 
 
 def network_spec(policy: ActorCritic, flat: ParameterPlaces) -> dict[str, Any]:
-    """The policy's shape, as ``_core.Learner`` and the native collector take it: keyword arguments.
+    """The policy's shape, as keyword arguments of ``_core.Learner``.
 
-    ``layers`` are tuples (n_in, n_out, place of the weight, place of the bias, source, activation) in an order of evaluation; the source
-    is the index of an earlier layer or -1 for the observations.
+    ``layers`` are tuples (n_in, n_out, place of the weight, place of the bias, source, activation) in an order of
+    evaluation; the source is the index of an earlier layer, or -1: the observations.
     """
     layers: list[tuple[int, int, int, int, int, int]] = []
 
-    def append(modules: nn.Sequential, source: int) -> int:
+    def append(modules: nn.Module, source: int) -> int:
         for linear, activation in _pairs(modules):
             places = (flat.place(linear.weight), flat.place(linear.bias))
             layers.append((linear.in_features, linear.out_features, *places, source, _ACTIVATIONS[type(activation)]))
             source = len(layers) - 1
         return source
 
-    actor, critic = policy.actor, policy.critic
+    actor = policy.actor
     trunk = append(policy.representation.model, _OBS)
-    categorical = isinstance(actor, CategoricalActor)
-    actor_head = append(actor.model if categorical else actor.mu, trunk)
+    log_std = -1
+    if isinstance(actor, CategoricalActor):
+        actor_head = append(actor.model, trunk)
+    else:
+        actor_head = append(actor.mu, trunk)
+        log_std = flat.place(actor.logstd)
     separate = policy.critic_representation
     critic_trunk = trunk if separate is None else append(separate.model, _OBS)
-    critic_head = append(critic.model, critic_trunk)
+    critic_head = append(policy.critic.model, critic_trunk)
     return {
         "layers": layers,
         "actor_head": actor_head,
         "critic_head": critic_head,
-        "log_std": -1 if categorical else flat.place(actor.logstd),
+        "log_std": log_std,
         "n_obs": next(n_in for n_in, *_, source, _ in layers if source == _OBS),
     }
 
 
 def unknown_modules(policy: ActorCritic) -> list[str]:
     """Classes of the policy's layers that ``network_spec`` cannot describe."""
-    containers = (nn.Sequential, *(type(m) for m in (policy, *policy.children())))
-    known = (nn.Linear, *_ACTIVATIONS, *containers)
-    return sorted({type(m).__name__ for m in policy.modules() if not isinstance(m, known)})
+    known = {nn.Linear, nn.Sequential, *_ACTIVATIONS, *map(type, (policy, *policy.children()))}
+    return sorted({type(m).__name__ for m in policy.modules() if type(m) not in known})
 
 
-def _pairs(modules: nn.Sequential) -> Iterator[tuple[nn.Linear, nn.Module]]:
+def _pairs(modules: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module]]:
     """Each linear layer with the activation behind it."""
-    layers = [*modules, nn.Identity()]
-    for module, after in pairwise(layers):
+    for module, after in pairwise([*modules.children(), nn.Identity()]):
         if isinstance(module, nn.Linear):
             yield module, after if type(after) in _ACTIVATIONS else nn.Identity()
 
 
 class NativeLearner:
-    """The update of ``TorchLearner`` in C++: the same arithmetic in float32, in one call per iteration that releases the GIL.
+    """The update of ``TorchLearner`` in C++, in float32, in one call per iteration that releases the GIL.
 
-    The policy's parameters become views of one flat array that the update works on in place, so torch reads the new weights. The result
-    does not depend on the number of threads. The optimiser's state is interchangeable with ``TorchLearner``'s.
+    The policy's parameters become views of one flat array that the update works on in place, so torch reads the new
+    weights. The result does not depend on the number of threads. The optimiser's state is interchangeable with
+    ``TorchLearner``'s.
     """
 
     name = "native"
@@ -194,7 +207,7 @@ class NativeLearner:
         means = self._core.update(
             rollout={
                 "rewards": rewards,
-                **{name: getattr(rollout, name) for name in _ROLLOUT_ARRAYS},
+                **{name: getattr(rollout, name) for name in (*_ROLLOUT_ARRAYS, *_RESULT_ARRAYS)},
             },
             gamma=config.gamma,
             gae_lambda=config.gae_lambda if config.use_gae else 1.0,
@@ -207,7 +220,7 @@ class NativeLearner:
             learning_rates=rates,
             steps_done=self._steps_done,
         )
-        metrics = {f"losses/{name}": value for name, value in zip(LOSS_NAMES, means, strict=True)}
+        metrics = {f"losses/{name}": value for name, value in zip((*_LOSSES, "grad_norm"), means, strict=True)}
         metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
         metrics["predict_value"] = float(rollout.values.mean(dtype=np.float64))
         metrics["learning_rate"] = float(rates[-1])
@@ -229,20 +242,34 @@ class NativeLearner:
         returns: np.ndarray,
         indices: np.ndarray | None = None,
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """The gradient of one minibatch: the flat array itself (float32 [parameters], for ``apply``), and the means of the loss's parts.
+        """The gradient of one minibatch, before its norm is limited.
 
         Args:
-            obs: float32 [B, ...]; ``actions`` float32 [B, A] or int64 [B]; the others float32 [B].
+            obs: float32 [B, ...].
+            actions: float32 [B, A], or int64 [B].
+            log_probs: float32 [B], under the policy that collected.
+            advantages: float32 [B], raw; normalised here if the configuration says so.
+            returns: float32 [B].
             indices: int64, the rows to take; default: all.
+
+        Returns:
+            The flat gradient, float32 [parameters], in the memory that ``apply`` reads; the means of the loss's parts.
         """
         self._flat.adopt()
         means = self._core.compute_gradients(
             obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices
         )
-        return self._core.gradient, dict(zip(LOSS_NAMES, means, strict=False))
+        return self._core.gradient, dict(zip(_LOSSES, means, strict=True))
 
     def apply(self, learning_rate: float) -> float:
-        """Limit the norm of the flat gradient and make one Adam step with it; returns the norm before that."""
+        """Limit the norm of the flat gradient and make one Adam step with it.
+
+        Args:
+            learning_rate: of this step.
+
+        Returns:
+            The norm before it was limited.
+        """
         config = self._config
         max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
         norm = self._core.apply(learning_rate, max_norm, self._steps_done + 1)
@@ -269,19 +296,3 @@ class NativeLearner:
                 exp_avg.copy_(saved["exp_avg"])
                 exp_avg_sq.copy_(saved["exp_avg_sq"])
                 self._steps_done = int(saved["step"])
-
-
-LOSS_NAMES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "grad_norm")
-_ROLLOUT_ARRAYS = (
-    "obs",
-    "actions",
-    "terminated",
-    "truncated",
-    "last_obs",
-    "final_obs",
-    "final_index",
-    "values",
-    "log_probs",
-    "advantages",
-    "returns",
-)

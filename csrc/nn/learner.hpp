@@ -60,7 +60,7 @@ class Learner {
   Learner(const Network &network, const Parameters &parameters, const LossSettings &loss, const AdamSettings &adam, int64_t max_minibatch,
           int num_threads, const Kernels &kernels = best_kernels())
       : network_(network), kernels_(&kernels), parameters_(parameters), loss_(loss), adam_(adam), pool_(num_threads),
-        weights_(network_, kernels, true), capacity_(std::min(max_minibatch, kChunk)), work_(network_, capacity_, true), all_(network_.layers.size(), 1),
+        weights_(network_, kernels, true), capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)), work_(network_, capacity_, true), all_(network_.layers.size(), 1),
         value_path_(network_.path(network_.critic_head)), gradient_(network_.n_parameters) {
     // Outputs in the outer order: the layers' parts alternate, so that equal shares of the tasks are equal shares of the work.
     parts_ = weights_.parts();
@@ -74,7 +74,7 @@ class Learner {
     block_sums_.resize(blocks);
     block_log_std_.resize(blocks * size_t(network_.log_std < 0 ? 0 : network_.action_size()));
     block_scratch_.resize(blocks * size_t(network_.action_size()));
-    norms_.resize(size_t((network_.n_parameters + kNormBlock - 1) / kNormBlock));
+    squares_.resize(parts_.size());
   }
   Learner(const Learner &) = delete;
   Learner &operator=(const Learner &) = delete;
@@ -121,21 +121,23 @@ class Learner {
         sums.add(block_sums_[size_t(block)]);
         for (int64_t j = 0; j < log_stds; ++j) d_log_std[size_t(j)] += block_log_std_[size_t(block * log_stds + j)];
       }
-      pool_.run(int64_t(parts_.size()), [&](int64_t task) { weight_gradient(parts_[size_t(task)], size, start > 0); });
+      const bool last = start + size == batch.size;
+      pool_.run(int64_t(parts_.size()), [&](int64_t task) {
+        weight_gradient(parts_[size_t(task)], size, start > 0);
+        if (last) square(task);
+      });
     }
     for (int64_t j = 0; j < log_stds; ++j) gradient()[network_.log_std + j] = float(d_log_std[size_t(j)]);
     return sums;
   }
 
-  // Adam step number `step` (from 1) with gradient(), its norm limited; returns the norm before that.
-  double apply(double learning_rate, double max_norm, int64_t step) {
-    pool_.run(int64_t(norms_.size()), [&](int64_t task) {
-      const int64_t begin = task * kNormBlock;
-      norms_[size_t(task)] = kernels_->sum_of_squares(gradient() + begin, std::min(kNormBlock, network_.n_parameters - begin));
-    });
-    double square = 0;
-    for (double part : norms_) square += part;
-    const double norm = std::sqrt(square), limit = max_norm / (norm + 1e-6);
+  // Adam step number `step` (from 1) with gradient(), its norm limited; returns the norm before that. `changed`: the gradient is not what
+  // compute_gradients left.
+  double apply(double learning_rate, double max_norm, int64_t step, bool changed = true) {
+    if (changed) pool_.run(int64_t(parts_.size()), [&](int64_t task) { square(task); });
+    double total = network_.log_std < 0 ? 0.0 : kernels_->sum_of_squares(gradient() + network_.log_std, network_.action_size());
+    for (double part : squares_) total += part;
+    const double norm = std::sqrt(total), limit = max_norm / (norm + 1e-6);
     AdamStep adam{};
     adam.beta1 = adam_.beta1;
     adam.beta2 = adam_.beta2;
@@ -167,16 +169,16 @@ class Learner {
       const Batch batch{{rollout.obs, rollout.actions, rollout.discrete_actions, size}, rollout.log_probs, rollout.advantages,
                         rollout.returns, indices_.data() + epoch * samples + offsets[0], size};
       sums.losses.add(compute_gradients(batch, moments_[size_t(k)]));
-      sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1);
+      sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1, false);
     }
     return sums;
   }
 
  private:
-  static constexpr int64_t kChunk = 1024;      // rows whose activations are held at once
+  static constexpr int64_t kChunk = 1024;      // rows whose activations are held at once, for large minibatches
+  static constexpr int64_t kMinChunk = 256;    // and for small ones
   static constexpr int64_t kBlock = 64;        // rows of a task, where there are enough
   static constexpr int64_t kMinBlock = 16;     // and where there are not
-  static constexpr int64_t kNormBlock = 8192;  // parameters of a task
 
   Gaussian gaussian() const {
     return network_.log_std < 0 ? Gaussian(nullptr, 0) : Gaussian(parameters_.values + network_.log_std, network_.action_size());
@@ -271,7 +273,7 @@ class Learner {
                          work_.gradient(layer.source, row),
                          work_.stride(),
                          count,
-                         panels_of(layer.n_in)};
+                         layer.n_in};
       product.accumulate = first_reader(layer.source) != l;
       if (last_reader_[size_t(layer.source)] == l && piecewise_linear(source.activation) && source.activation != Activation::none) {
         product.gate = work_.output(layer.source, row);
@@ -294,6 +296,15 @@ class Learner {
     kernels_->weight_product({work_.gradient(part.layer, 0) + part.begin / kPanel * work_.stride(), work_.stride(), part.end - part.begin,
                               work_.output(layer.source, 0), work_.stride(), layer.n_in, rows,
                               gradient() + layer.weight + part.begin * layer.n_in, gradient() + layer.bias + part.begin, accumulate});
+  }
+
+  // The squares of a part's gradient, weight and bias.
+  void square(int64_t task) {
+    const PackedWeights::Part &part = parts_[size_t(task)];
+    const Layer &layer = network_.layers[size_t(part.layer)];
+    const int64_t n_out = part.end - part.begin;
+    squares_[size_t(task)] = kernels_->sum_of_squares(gradient() + layer.weight + part.begin * layer.n_in, n_out * layer.n_in) +
+                             kernels_->sum_of_squares(gradient() + layer.bias + part.begin, n_out);
   }
 
   void adam_range(AdamStep adam, int64_t begin, int64_t size) {
@@ -347,7 +358,7 @@ class Learner {
   std::vector<PackedWeights::Part> parts_;
   std::vector<int> last_reader_;  // of each layer's output: the reader that backward meets last; -1: a head
   std::vector<LossSums> block_sums_;
-  std::vector<double> block_log_std_, block_scratch_, norms_;
+  std::vector<double> block_log_std_, block_scratch_, squares_;
   std::vector<float> last_values_, finals_, final_values_;
   std::vector<int64_t> indices_, offsets_, steps_;
   std::vector<AdvantageMoments> moments_;

@@ -57,7 +57,7 @@ inline AdvantageMoments advantage_moments(const float *advantages, const int64_t
 class PanelRow {
  public:
   PanelRow(float *data, int64_t stride) : data_(data), stride_(stride) {}
-  float &operator[](int64_t column) const { return data_[(column / kPanel) * stride_ + column % kPanel]; }
+  float &operator[](int64_t column) const { return data_[uint64_t(column) / kPanel * uint64_t(stride_) + uint64_t(column) % kPanel]; }
 
  private:
   float *data_;

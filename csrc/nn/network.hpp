@@ -125,15 +125,14 @@ class Workspace {
 inline void to_panels(const float *from, int64_t columns, const int64_t *index, int64_t rows, float *to, int64_t stride) {
   for (int64_t i = 0; i < rows; ++i) {
     const float *row = from + (index ? index[i] : i) * columns;
-    for (int64_t c = 0; c < columns; c += kPanel)
-      std::memcpy(to + (c / kPanel) * stride + i * kPanel, row + c, size_t(std::min(kPanel, columns - c)) * sizeof(float));
+    for (int64_t c = 0; c < columns; c += kPanel) std::copy_n(row + c, std::min(kPanel, columns - c), to + (c / kPanel) * stride + i * kPanel);
   }
 }
 
 inline void from_panels(const float *from, int64_t stride, int64_t columns, int64_t rows, float *to) {
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t c = 0; c < columns; c += kPanel)
-      std::memcpy(to + i * columns + c, from + (c / kPanel) * stride + i * kPanel, size_t(std::min(kPanel, columns - c)) * sizeof(float));
+      std::copy_n(from + (c / kPanel) * stride + i * kPanel, std::min(kPanel, columns - c), to + i * columns + c);
 }
 
 // The layers in `needed` for rows [row, row + rows) whose observations are in the workspace. A row's result does not depend on the others.
@@ -149,7 +148,7 @@ inline void forward_rows(const Network &network, const Kernels &kernels, const P
                        work.output(int(l), row),
                        work.stride(),
                        rows,
-                       panels_of(layer.n_out)};
+                       layer.n_out};
     product.bias = weights.bias(l);
     product.slope = slope_of(layer.activation);
     kernels.row_product(product);

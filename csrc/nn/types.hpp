@@ -22,15 +22,15 @@ inline float slope_of(Activation activation) {
 }
 inline bool piecewise_linear(Activation activation) { return activation <= Activation::leaky_relu; }
 
-// c [rows, 16 panels] = a [rows, depth] b, for the forward pass and the gradients of inputs. Every element of c is one chain of
+// c [rows, columns] = a [rows, depth] b, for the forward pass and the gradients of inputs. Every element of c is one chain of
 // multiply-adds over the depth in order, whatever the rows beside it.
 struct RowProduct {
   const float *a;
   int64_t a_stride, depth;
   const float *b;  // panel p is [depth, kPanel] at b + p * depth * kPanel
   float *c;
-  int64_t c_stride, rows, panels;
-  const float *bias = nullptr;  // [16 panels]; then y = max(y, slope y)
+  int64_t c_stride, rows, columns;
+  const float *bias = nullptr;  // as many as columns, in whole panels; then y = max(y, slope y)
   bool accumulate = false;      // the chain continues what c holds
   const float *gate = nullptr;  // laid out as c: y times slope where gate <= 0
   float slope = 1.0f;
