@@ -3,11 +3,17 @@
 
 namespace py = pybind11;
 
-void bind_kernels(py::module_ &m);  // bind_kernels.cpp
-void bind_sync(py::module_ &m);     // bind_sync.cpp
+void bind_collector(py::module_ &m);  // bind_collector.cpp
+void bind_kernels(py::module_ &m);    // bind_kernels.cpp
+void bind_mujoco(py::module_ &m);     // bind_mujoco.cpp
+void bind_nn(py::module_ &m);         // bind_nn.cpp
+void bind_sync(py::module_ &m);       // bind_sync.cpp
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled core of xcfast";
   bind_kernels(m);
+  bind_mujoco(m);
+  bind_nn(m);
+  bind_collector(m);
   bind_sync(m);
 }

@@ -113,7 +113,7 @@ def test_same_seed_same_run_and_evaluation_leaves_no_trace(small):
 
 
 @pytest.mark.parametrize("env_id", ["Ant-v4", "CartPole-v1"])
-@pytest.mark.parametrize("vectorize", ["DummyVecEnv", "SubprocVecEnv"])
+@pytest.mark.parametrize("vectorize", ["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv"])
 def test_every_kind_of_run_ends(small, env_id, vectorize):
     keys = {"policy": "Categorical_AC"} if env_id == "CartPole-v1" else {}
     config = small(
@@ -161,7 +161,11 @@ def run_in_new_process(overrides, resume=None, stop_after=None, signal_name="SIG
 
 @pytest.mark.parametrize(
     ("env_id", "vectorize", "signal_name"),
-    [("Ant-v4", "DummyVecEnv", "SIGINT"), ("InvertedPendulum-v4", "SubprocVecEnv", "SIGTERM")],
+    [
+        ("Ant-v4", "DummyVecEnv", "SIGINT"),
+        ("InvertedPendulum-v4", "SubprocVecEnv", "SIGTERM"),
+        ("InvertedPendulum-v4", "MujocoVecEnv", "SIGINT"),
+    ],
 )
 def test_resumed_run_ends_bit_identical(small, env_id, vectorize, signal_name):
     """Stopped by a signal after 2 of 4 iterations, continued in a new process, compared with an uninterrupted run."""
@@ -174,6 +178,7 @@ def test_resumed_run_ends_bit_identical(small, env_id, vectorize, signal_name):
     assert not (folders.model_dir / ckpt.FINAL_MODEL).exists()
     resumed = run_in_new_process(overrides, resume=stopped)
     assert resumed == stopped
+    assert whole.collector_backend == ("native" if vectorize == "MujocoVecEnv" else "torch")
     full, again = (ckpt.load_checkpoint(Path(d) / ckpt.FINAL_MODEL) for d in (whole.model_dir, folders.model_dir))
     assert same(full["policy"], again["policy"])
     for name in ("obs_normalizer", "reward_normalizer", "collector"):
@@ -182,6 +187,22 @@ def test_resumed_run_ends_bit_identical(small, env_id, vectorize, signal_name):
     ours, theirs = events(whole.log_dir), events(folders.log_dir)
     timeless = [[e for e in each if not e[0].startswith(("time/", "charts/SPS"))] for each in (ours, theirs)]
     assert timeless[0] == timeless[1]
+
+
+def test_run_goes_on_with_another_collector(small, capfd):
+    config = small(vectorize="MujocoVecEnv", collector_backend="torch")
+    first = run(replace(config, running_steps=256), mode="train", quiet=True)
+    second = run(replace(config, collector_backend="native"), mode="train", resume=first.log_dir)
+    assert (first.collector_backend, second.collector_backend) == ("torch", "native")
+    assert second.steps == 512
+    out = capfd.readouterr().out
+    assert "native (as asked for" in out and "start anew" not in out
+    assert "4 x MujocoVecEnv, 1 threads" in out
+
+
+def test_native_collector_that_cannot_serve_is_refused(small):
+    with pytest.raises(ConfigError, match="native collector cannot serve.*SubprocVecEnv"):
+        run(small(vectorize="SubprocVecEnv", num_workers=2, collector_backend="native"), quiet=True)
 
 
 def assert_equal_trees(a, b, where):

@@ -114,6 +114,58 @@ def inverse_normal_cdf(u: float) -> float: ...
 def build_info() -> dict[str, Any]: ...
 def use_variant(name: str) -> None: ...
 
+# --- the native learner (csrc/bind_nn.cpp): xcfast.learner_native documents it ---
+
+class Learner:
+    def __init__(
+        self,
+        *,
+        layers: Sequence[tuple[int, int, int, int, int, int]],
+        actor_head: int,
+        critic_head: int,
+        log_std: int,
+        n_obs: int,
+        parameters: Any,
+        exp_avg: Any,
+        exp_avg_sq: Any,
+        loss: tuple[float, float, float],
+        adam: tuple[float, float, float],
+        max_minibatch: int,
+        num_threads: int,
+        variant: str | None = None,
+    ) -> None: ...
+    @property
+    def gradient(self) -> Any: ...
+    def evaluate(self, obs: Any, actions: Any) -> tuple[Any, Any]: ...
+    def compute_gradients(
+        self,
+        obs: Any,
+        actions: Any,
+        log_probs: Any,
+        advantages: Any,
+        returns: Any,
+        normalize_advantages: bool,
+        indices: Any = None,
+    ) -> list[float]: ...
+    def apply(self, learning_rate: float, max_norm: float, step: int) -> float: ...
+    def update(
+        self,
+        *,
+        rollout: dict[str, Any],
+        gamma: float,
+        gae_lambda: float,
+        normalize_advantages: bool,
+        max_norm: float,
+        seed: int,
+        iteration: int,
+        n_epochs: int,
+        n_minibatch: int,
+        learning_rates: Any,
+        steps_done: int,
+    ) -> list[float]: ...
+
+def nn_activation(activation: int, x: Any, variant: str | None = None) -> Any: ...
+def nn_variants() -> list[str]: ...
 # --- lock-step with worker processes (csrc/bind_sync.cpp) ---
 
 class Sync:
@@ -127,3 +179,30 @@ class Sync:
     def wait_finished(self, timeout: float) -> int: ...
 
 def watch_parent(fd: int, parent_pid: int) -> None: ...
+
+# --- the native MuJoCo engine (csrc/bind_mujoco.cpp) ---
+
+class ThreadPool:
+    """Threads that share out independent tasks."""
+
+    def __init__(self, num_threads: int) -> None: ...
+    @property
+    def num_threads(self) -> int: ...
+    def stop(self) -> None: ...
+
+class MujocoEngine:
+    """N environments of one task on one model; see xcfast/envs/mujoco_engine.py."""
+
+    def __init__(
+        self,
+        task: str,
+        setup: dict[str, Any],
+        api: dict[str, int],
+        config: dict[str, int],
+        simulations: list[dict[str, int]],
+        arrays: dict[str, Any],
+        pool: ThreadPool,
+        keep_alive: object,
+    ) -> None: ...
+    def step(self, autoreset: bool) -> int: ...
+    def reset(self, indices: Sequence[int]) -> None: ...

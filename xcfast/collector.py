@@ -41,7 +41,7 @@ class ActionNoise:
 
     def __init__(self, policy: ActorCritic, seed: int, num_envs: int, env_offset: int = 0) -> None:
         self.counters = np.zeros(num_envs, np.int64)
-        self._seed, self._env_offset = seed, env_offset
+        self.seed, self.env_offset = seed, env_offset
         self._draw: Callable[..., np.ndarray]
         if isinstance(policy.actor, CategoricalActor):
             self._draw, self._out = noise.uniform_noise, np.empty(num_envs, np.float64)
@@ -51,7 +51,7 @@ class ActionNoise:
 
     def next(self) -> np.ndarray:
         """Noise of every env's next step: float32 [N, A], or float64 [N] in (0, 1). Overwritten by the next call."""
-        self._draw(self._seed, self._env_offset, self.counters, self._out)
+        self._draw(self.seed, self.env_offset, self.counters, self._out)
         self.counters += 1
         return self._out
 

@@ -66,12 +66,11 @@ class Config:
     )
     env_id: str = key("Ant-v4", "Gymnasium id of the task")
     env_seed: int = key(1, "environment i is seeded with env_seed + i", low=0, high=_MAX_SEED)
-    vectorize: Literal["DummyVecEnv", "SubprocVecEnv"] = key(
+    vectorize: Literal["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv"] = key(
         "SubprocVecEnv",
-        "step the environments one after the other, or in worker processes",
+        "step the environments one after the other, in worker processes, or (Gymnasium's MuJoCo tasks) in native threads",
         aliases={"Dummy_Gym": "DummyVecEnv", "Subproc_Gym": "SubprocVecEnv"},
         refused={
-            "MujocoVecEnv": f"the native environment is {_LATER}",
             **dict.fromkeys(("Dummy_Atari", "Subproc_Atari"), "Atari is not supported"),
             "NOREQUIRED": "the environments here are always vectorised",
         },
@@ -158,8 +157,8 @@ class Config:
     keep_checkpoints: int = key(3, "how many of the latest checkpoints stay", low=1)
 
     # Speed
-    collector_backend: Literal["auto", "torch"] = key(
-        "auto", "engine that collects rollouts", refused={"native": f"the native collector is {_LATER}"}
+    collector_backend: Literal["auto", "torch", "native"] = key(
+        "auto", "engine that collects rollouts and evaluates; native needs MujocoVecEnv and policy Gaussian_AC"
     )
     learner_backend: Literal["auto", "torch"] = key(
         "auto", "engine that updates the weights", refused={"native": f"the native learner is {_LATER}"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from xcfast.collector_native import EnvLoop, reason_not_native
 from xcfast.envs import make_envs
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def num_evaluation_envs(episodes: int) -> int:
 class Evaluator:
     """Runs ``test_episode`` episodes with the policy's most likely actions; leaves no trace in training.
 
-    The envs are made at the first call and kept until ``close``. With ``render_mode`` there is one env; ``on_frame``
+    Native code runs them where it can and ``collector_backend`` is not ``torch``. The envs are made at the first call and kept until ``close``. With ``render_mode`` there is one env; ``on_frame``
     gets every picture (``rgb_array`` only).
     """
 
@@ -61,6 +62,7 @@ class Evaluator:
         self._on_frame = on_frame
         self._should_stop = should_stop
         self._envs: VecEnv | None = None
+        self._loop: EnvLoop | None = None
 
     @torch.inference_mode()
     def __call__(self, number: int) -> np.ndarray:
@@ -72,9 +74,10 @@ class Evaluator:
         config, policy = self._config, self._policy
         num_envs = 1 if self._render_mode else num_evaluation_envs(config.test_episode)
         quota = config.test_episode // num_envs
-        if self._envs is None:
-            self._envs = make_envs(config, num_envs=num_envs, render_mode=self._render_mode)
-        envs = self._envs
+        envs = self._envs or self._make_envs(num_envs)
+        if self._loop is not None:
+            envs.reset(seed=evaluation_seeds(config, number, num_envs))
+            return self._loop.evaluate(quota)
         scores: list[list[float]] = [[] for _ in range(num_envs)]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -96,8 +99,15 @@ class Evaluator:
         finally:
             torch.set_num_threads(threads)
 
+    def _make_envs(self, num_envs: int) -> VecEnv:
+        self._envs = envs = make_envs(self._config, num_envs=num_envs, render_mode=self._render_mode)
+        wanted = self._config.collector_backend != "torch" and self._render_mode is None
+        if wanted and reason_not_native(envs, self._policy) is None:
+            self._loop = EnvLoop(envs, self._policy, self._normalizer, self._action_map)
+        return envs
+
     def close(self) -> None:
         """Close the envs."""
         if self._envs is not None:
             self._envs.close()
-            self._envs = None
+            self._envs = self._loop = None

@@ -181,6 +181,18 @@ class ObservationNormalizer:
         self._means[...] = 0
         self._m2s[...] = 0
 
+    def memory(self) -> dict[str, npt.NDArray[Any]]:
+        """Returns the arrays themselves, for native code that does the work of `normalize_and_track`."""
+        rms = self.rms
+        return {
+            "mean": rms.mean,
+            "var": rms.var,
+            "count": rms._count,
+            "counts": self._counts,
+            "means": self._means,
+            "m2s": self._m2s,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of the statistics and of what was tracked since the last commit."""
         return {

@@ -275,9 +275,9 @@ class ActionMap:
         self.low, self.high = action_space.low, action_space.high
         if activation_action == "tanh" and action_space.is_bounded():
             low, high = self.low.astype(np.float64), self.high.astype(np.float64)
-            self._scale = ((high - low) / 2).astype(np.float32)
-            self._offset = ((high + low) / 2).astype(np.float32)
-            self.rescales = bool((self._scale != 1).any() or (self._offset != 0).any())
+            self.scale = ((high - low) / 2).astype(np.float32)
+            self.offset = ((high + low) / 2).astype(np.float32)
+            self.rescales = bool((self.scale != 1).any() or (self.offset != 0).any())
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """Env actions [N, *action_shape] of raw samples float32 [N, A] (or int64 [N])."""
@@ -285,7 +285,7 @@ class ActionMap:
             return actions + self._start if self._start else actions
         actions = actions.reshape(len(actions), *self._shape)
         if self.rescales:
-            actions = actions * self._scale + self._offset
+            actions = actions * self.scale + self.offset
         return np.minimum(np.maximum(actions, self.low), self.high).astype(self._dtype, copy=False)
 
     def describe(self) -> str:

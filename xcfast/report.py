@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from xcfast.envs import available_cpus, make_env_fn
+from xcfast.envs import MujocoVecEnv, SubprocVecEnv, available_cpus, make_env_fn
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from xcfast.envs import VecEnv
     from xcfast.results import RunFolders, Summary
 
-COLLECTOR_REASON = "serves every environment and policy"
 LEARNER_REASON = "serves every policy and device"
 
 
@@ -88,7 +87,13 @@ def describe(config: Config, mode: str) -> str:
         shapes = f"observation {env.observation_space.shape}, action {_space(env.action_space)}"
     finally:
         env.close()
-    return _table(_rows(config, mode, policy, action_map, resolve_device(config), shapes))
+    collector = {"auto": "native where it can serve, else torch"}.get(config.collector_backend, config.collector_backend)
+    workers = {
+        "SubprocVecEnv": f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes",
+        "MujocoVecEnv": f", {num_threads(config)} threads",
+    }
+    engines = (config.vectorize + workers.get(config.vectorize, ""), collector)
+    return _table(_rows(config, mode, policy, action_map, resolve_device(config), shapes, engines))
 
 
 def start_table(
@@ -99,10 +104,16 @@ def start_table(
     device: torch.device,
     envs: VecEnv,
     folders: RunFolders,
+    collector: str,
 ) -> str:
     """What will run, with which engines and why, and where the output goes."""
     shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"
-    rows = _rows(config, mode, policy, action_map, device, shapes)
+    kind = type(envs).__name__
+    if isinstance(envs, SubprocVecEnv):
+        kind += f", {envs.num_workers} worker processes"
+    elif isinstance(envs, MujocoVecEnv):
+        kind += f", {envs.num_threads} threads"
+    rows = _rows(config, mode, policy, action_map, device, shapes, (kind, collector))
     rows += [("logs", str(folders.log_dir)), ("models", str(folders.model_dir))]
     return _table(rows)
 
@@ -121,8 +132,15 @@ def end_table(summary: Summary, stopped_by: str | None) -> str:
 
 
 def _rows(
-    config: Config, mode: str, policy: ActorCritic, action_map: ActionMap, device: torch.device, shapes: str
+    config: Config,
+    mode: str,
+    policy: ActorCritic,
+    action_map: ActionMap,
+    device: torch.device,
+    shapes: str,
+    engines: tuple[str, str],
 ) -> list[tuple[str, str]]:
+    vectorize, collector = engines
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     batch = f"{config.parallels} envs x {config.horizon_size} steps = {config.batch_size:,}"
     small, rest = divmod(config.batch_size, config.n_minibatch)
@@ -133,8 +151,8 @@ def _rows(
     return [
         ("mode", mode),
         ("env", f"{config.env_id}: {shapes} ({action_map.describe()})"),
-        ("envs", f"{config.parallels} x {config.vectorize}{_workers(config)}"),
-        ("collector", f"torch ({COLLECTOR_REASON})"),
+        ("envs", f"{config.parallels} x {vectorize}"),
+        ("collector", collector),
         ("learner", f"torch ({LEARNER_REASON})"),
         ("device", f"{device}, {num_threads(config)} threads for the update, 1 for inference"),
         ("network", f"{parameters:,} parameters: {_network(policy)}"),
@@ -146,12 +164,6 @@ def _rows(
         ),
         ("seeds", f"seed {config.seed}, env_seed {config.env_seed}"),
     ]
-
-
-def _workers(config: Config) -> str:
-    if config.vectorize != "SubprocVecEnv":
-        return ""
-    return f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes"
 
 
 def _space(space: object) -> str:

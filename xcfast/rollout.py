@@ -158,6 +158,23 @@ class Rollout:
         if stored[0]:
             self._make_room()
 
+    def advance(self, num_steps: int, episodes: npt.NDArray[np.void], final_index: Int64, final_obs: Float32) -> None:
+        """Counts the next rows as filled, after native code has written them and the running episodes' accumulators.
+
+        Args:
+            num_steps: Number of rows.
+            episodes: Those that finished in them, as `self.episodes` has them.
+            final_index: As `self.final_index`, of these rows.
+            final_obs: As `self.final_obs`, of these rows.
+        """
+        self._make_room(len(episodes), len(final_index))
+        self._episodes[self._num_episodes : self._num_episodes + len(episodes)] = episodes
+        self._final_index[self._num_final : self._num_final + len(final_index)] = final_index
+        self._final_obs[self._num_final : self._num_final + len(final_index)] = final_obs
+        self._num_episodes += len(episodes)
+        self._num_final += len(final_index)
+        self.step += num_steps
+
     def minibatch_indices(
         self, seed: int, iteration: int, epoch: int, n_minibatch: int, *, env_offset: int = 0
     ) -> tuple[Int64, Int64]:
@@ -247,10 +264,14 @@ class Rollout:
     def _wanted(first: int | str, rest: tuple[int, ...]) -> str:
         return f"[{', '.join(map(str, (first, *rest)))}]"
 
-    def _make_room(self) -> None:
-        """Doubles what could not take another vector step."""
-        if self._num_episodes + self.num_envs > len(self._episodes):
-            self._episodes = np.concatenate([self._episodes, np.zeros_like(self._episodes)])
-        if self._num_final + self.num_envs > len(self._final_index):
-            self._final_index = np.concatenate([self._final_index, np.zeros_like(self._final_index)])
-            self._final_obs = np.concatenate([self._final_obs, np.zeros_like(self._final_obs)])
+    def _make_room(self, episodes: int = 0, finals: int = 0) -> None:
+        """Makes room for that many more, and for another vector step after them."""
+
+        def grown(array: npt.NDArray[Any], needed: int) -> npt.NDArray[Any]:
+            if needed <= len(array):
+                return array
+            return np.concatenate([array, np.zeros_like(array, shape=(needed, *array.shape[1:]))])
+
+        self._episodes = grown(self._episodes, self._num_episodes + episodes + self.num_envs)
+        self._final_index = grown(self._final_index, self._num_final + finals + self.num_envs)
+        self._final_obs = grown(self._final_obs, self._num_final + finals + self.num_envs)

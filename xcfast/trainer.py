@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from xcfast import checkpoint as ckpt
-from xcfast.collector import TorchCollector, check_finite
+from xcfast.collector import check_finite
+from xcfast.collector_native import make_collector
 from xcfast.config import RESUMABLE_KEYS, Config, ConfigError
-from xcfast.envs import WorkerError, make_envs
+from xcfast.envs import SimulationError, WorkerError, make_envs
 from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
 from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
@@ -104,7 +105,18 @@ class Trainer:
             self._closers.append(self.writer.close)
             self.results = ResultFiles(self.folders, config, self.mode, str(self.device), resume_step)
             if not quiet:
-                say(start_table(config, self.mode, self.policy, self.action_map, self.device, self.envs, self.folders))
+                say(
+                    start_table(
+                        config,
+                        self.mode,
+                        self.policy,
+                        self.action_map,
+                        self.device,
+                        self.envs,
+                        self.folders,
+                        f"{self.collector.name} ({self.collector_reason})",
+                    )
+                )
             if saved is not None and checkpoint_file is not None:
                 self._restore(saved, checkpoint_file)
                 say(f"resuming {checkpoint_file} at step {self.step}", quiet)
@@ -140,7 +152,9 @@ class Trainer:
             () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
         )
-        self.collector = TorchCollector(self.envs, self.policy, self.obs_normalizer, self.action_map, config.seed)
+        self.collector, self.collector_reason = make_collector(
+            config, self.envs, self.policy, self.obs_normalizer, self.action_map
+        )
         self.learner = TorchLearner(self.policy, config, self.rollout, self.reward_normalizer, num_threads(config))
         self.evaluator = Evaluator(
             config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested
@@ -165,7 +179,7 @@ class Trainer:
                 self._train()
             except Exception as error:
                 failure = RunFailed(self._save_after_failure(error))
-                failure.expected = isinstance(error, NonFiniteError | WorkerError)
+                failure.expected = isinstance(error, NonFiniteError | SimulationError | WorkerError)
                 raise failure from error
             finally:
                 self.results.close(self._elapsed_seconds)

@@ -6,17 +6,24 @@ Names are imported on first use, so that a worker process loads only what it nee
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from xcfast.envs.registration import register
+
 if TYPE_CHECKING:
     from xcfast.envs.cpus import available_cpus
     from xcfast.envs.dummy import DummyVecEnv
-    from xcfast.envs.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
-    from xcfast.envs.make import make_env_fn, make_envs
+    from xcfast.envs.errors import EnvError, SimulationError, WorkerDiedError, WorkerError, WorkerTimeoutError
+    from xcfast.envs.make import make_env_fn, make_envs, make_native_or_subproc
+    from xcfast.envs.mujoco import MujocoVecEnv
+    from xcfast.envs.mujoco_tasks import NotNativeError
     from xcfast.envs.subproc import SubprocVecEnv
     from xcfast.envs.vec_env import VecEnv, check_spaces
 
 _MODULE_OF = {
     "DummyVecEnv": "dummy",
     "EnvError": "errors",
+    "MujocoVecEnv": "mujoco",
+    "NotNativeError": "mujoco_tasks",
+    "SimulationError": "errors",
     "SubprocVecEnv": "subproc",
     "VecEnv": "vec_env",
     "WorkerDiedError": "errors",
@@ -26,11 +33,15 @@ _MODULE_OF = {
     "check_spaces": "vec_env",
     "make_env_fn": "make",
     "make_envs": "make",
+    "make_native_or_subproc": "make",
 }
 
 __all__ = [
     "DummyVecEnv",
     "EnvError",
+    "MujocoVecEnv",
+    "NotNativeError",
+    "SimulationError",
     "SubprocVecEnv",
     "VecEnv",
     "WorkerDiedError",
@@ -40,6 +51,7 @@ __all__ = [
     "check_spaces",
     "make_env_fn",
     "make_envs",
+    "make_native_or_subproc",
 ]
 
 
@@ -53,3 +65,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# `gymnasium.make_vec("xcfast.envs:xcfast/Ant-v5")` imports this module and expects the id to be known then.
+register()

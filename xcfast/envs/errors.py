@@ -5,6 +5,18 @@ class EnvError(ValueError):
     """An environment that cannot be made, or not used here; the message says what to do."""
 
 
+class SimulationError(RuntimeError):
+    """MuJoCo raised an error in an environment of MujocoVecEnv; `reset` starts the environments anew.
+
+    Attributes:
+        env_index: index of the environment.
+    """
+
+    def __init__(self, message: str, env_index: int) -> None:
+        super().__init__(message)
+        self.env_index = env_index
+
+
 class WorkerError(RuntimeError):
     """An environment raised in a worker process; the worker lives on, and `reset` starts its environments anew.
 

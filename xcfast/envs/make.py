@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,10 +15,13 @@ from gymnasium.spaces import Discrete
 
 from xcfast.envs.dummy import DummyVecEnv
 from xcfast.envs.errors import EnvError, WorkerError
+from xcfast.envs.mujoco import MujocoVecEnv
+from xcfast.envs.mujoco_notice import mention_native
+from xcfast.envs.mujoco_tasks import NotNativeError
 from xcfast.envs.subproc import SubprocVecEnv
 from xcfast.envs.vec_env import VecEnv
 
-VECTORIZE = ("DummyVecEnv", "SubprocVecEnv")
+VECTORIZE = ("DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv")
 
 
 class EnvConfig(Protocol):
@@ -65,12 +69,41 @@ def make_env_fn(env_id: str, **kwargs: Any) -> EnvConstructor:
     return EnvConstructor(env_id, kwargs)
 
 
+def make_native_or_subproc(
+    env_id: str,
+    num_envs: int = 1,
+    num_threads: int | None = None,
+    infos: bool = False,
+    *,
+    num_workers: int | None = None,
+    copy: bool = True,
+    **env_kwargs: Any,
+) -> VecEnv:
+    """A MujocoVecEnv; where the native engine cannot serve, a SubprocVecEnv, after one line on stderr that says why.
+
+    Args:
+        env_id: Gymnasium's id.
+        num_envs: N.
+        num_threads: of MujocoVecEnv.
+        infos: of either.
+        num_workers: of SubprocVecEnv.
+        copy: of either.
+        **env_kwargs: for `gymnasium.make`.
+    """
+    try:
+        return MujocoVecEnv(env_id, num_envs, num_threads, infos, copy=copy, **env_kwargs)
+    except NotNativeError as error:
+        print(f"xcfast: {env_id} is stepped by SubprocVecEnv, not by the native engine: {error}", file=sys.stderr)
+    return SubprocVecEnv([make_env_fn(env_id, **env_kwargs)] * num_envs, num_workers, copy=copy, infos=infos)
+
+
 def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: str | None = None) -> VecEnv:
     """The vector environment that `config` asks for, with internal buffers handed out (`copy=False`).
 
     Args:
-        config: its env_id, parallels, vectorize and num_workers (0: as many as there are CPUs) are read. Its
-            render_mode is not: an environment that trains does not render.
+        config: its env_id, parallels, vectorize, num_workers and num_threads (0: as many as there are CPUs) are read.
+            Its render_mode is not: an environment that trains does not render. Where MujocoVecEnv cannot serve,
+            SubprocVecEnv does, after one line that says why.
         num_envs: number of environments instead of `config.parallels`.
         render_mode: for `gymnasium.make`.
 
@@ -83,12 +116,19 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
     num_envs = config.parallels if num_envs is None else num_envs
     if num_envs < 1:
         raise EnvError(f"num_envs must be at least 1; got {num_envs}")
-    env_fns = [make_env_fn(config.env_id, **({"render_mode": render_mode} if render_mode else {}))] * num_envs
+    kwargs: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
+    env_fns = [make_env_fn(config.env_id, **kwargs)] * num_envs
     if config.vectorize not in VECTORIZE:
         raise EnvError(f"vectorize must be one of {', '.join(VECTORIZE)}; got {config.vectorize!r}")
     try:
-        if config.vectorize == "DummyVecEnv":
-            envs: VecEnv = DummyVecEnv(env_fns, copy=False)
+        if config.vectorize == "MujocoVecEnv":
+            num_threads, num_workers = getattr(config, "num_threads", 0), config.num_workers or None
+            envs: VecEnv = make_native_or_subproc(
+                config.env_id, num_envs, num_threads, num_workers=num_workers, copy=False, **kwargs
+            )
+        elif config.vectorize == "DummyVecEnv":
+            mention_native(config.env_id, num_envs)
+            envs = DummyVecEnv(env_fns, copy=False)
         else:
             envs = SubprocVecEnv(env_fns, config.num_workers or None, copy=False)
     except WorkerError as error:

@@ -1,0 +1,202 @@
+// Binds nn/learner.hpp: argument checks, GIL release, and the guard against use from two threads at once.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "network_arg.hpp"
+#include "nn/learner.hpp"
+
+namespace py = pybind11;
+using namespace xc;
+
+namespace {
+
+const nn::Kernels &find_kernels(const std::optional<std::string> &name) {
+  if (!name) return nn::best_kernels();
+  for (const nn::Kernels *kernels : nn::available_kernels())
+    if (*name == kernels->name) return *kernels;
+  throw std::invalid_argument("variant must be one of nn_variants(); got '" + *name + "'");
+}
+
+class BoundLearner {
+ public:
+  BoundLearner(const std::vector<LayerTuple> &layers, int actor_head, int critic_head, int64_t log_std, int64_t n_obs,
+               py::array parameters, py::array exp_avg, py::array exp_avg_sq, std::tuple<double, double, double> loss,
+               std::tuple<double, double, double> adam, int64_t max_minibatch, int num_threads, const std::optional<std::string> &variant)
+      : parameters_(parameters), exp_avg_(exp_avg), exp_avg_sq_(exp_avg_sq) {
+    const int64_t size = parameters.size();
+    if (max_minibatch < 1) throw std::invalid_argument("max_minibatch must be positive; got " + std::to_string(max_minibatch));
+    const nn::Parameters memory{checked<float>(parameters, "parameters", size, true), checked<float>(exp_avg, "exp_avg", size, true),
+                                checked<float>(exp_avg_sq, "exp_avg_sq", size, true)};
+    learner_ = std::make_unique<nn::Learner>(
+        make_network(layers, actor_head, critic_head, log_std, n_obs, size), memory,
+        nn::LossSettings{std::get<0>(loss), std::get<1>(loss), std::get<2>(loss)},
+        nn::AdamSettings{std::get<0>(adam), std::get<1>(adam), std::get<2>(adam)}, max_minibatch, num_threads, find_kernels(variant));
+  }
+
+  py::array gradient(py::object self) { return py::array_t<float>(learner_->network().n_parameters, learner_->gradient(), self); }
+
+  std::tuple<py::array, py::array> evaluate(const py::array &obs, const py::array &actions) {
+    nn::Rows rows = make_rows(obs, actions, num_rows(obs));
+    py::array_t<float> values(rows.size), log_probs(rows.size);
+    float *v = values.mutable_data(), *p = log_probs.mutable_data();
+    call([&] {
+      learner_->pack();
+      learner_->evaluate(rows, v, p);
+    });
+    return {values, log_probs};
+  }
+
+  std::vector<double> compute_gradients(const py::array &obs, const py::array &actions, const py::array &log_probs,
+                                        const py::array &advantages, const py::array &returns, bool normalize_advantages,
+                                        const std::optional<py::array> &indices) {
+    const int64_t rows = num_rows(obs);
+    nn::Batch batch{make_rows(obs, actions, rows), checked<float>(log_probs, "log_probs", rows),
+                    checked<float>(advantages, "advantages", rows), checked<float>(returns, "returns", rows), nullptr, rows};
+    if (indices) {
+      batch.total = batch.size = indices->size();
+      batch.index = checked<int64_t>(*indices, "indices", batch.size);
+      for (int64_t i = 0; i < batch.size; ++i)
+        if (batch.index[i] < 0 || batch.index[i] >= rows) throw std::invalid_argument("indices must lie within the rows of obs");
+    }
+    if (batch.size < 1) throw std::invalid_argument("a minibatch needs at least one row");
+    nn::LossSums sums;
+    call([&] {
+      learner_->pack();
+      nn::AdvantageMoments moments;
+      if (normalize_advantages) moments = nn::advantage_moments(batch.advantages, batch.index, batch.size);
+      sums = learner_->compute_gradients(batch, moments);
+    });
+    const double n = double(batch.size);
+    return {sums.policy / n, sums.value / n, sums.entropy / n, sums.approx_kl / n, sums.clipped / n};
+  }
+
+  double apply(double learning_rate, double max_norm, int64_t step) {
+    double norm = 0;
+    call([&] { norm = learner_->apply(learning_rate, max_norm, step); });
+    return norm;
+  }
+
+  std::vector<double> update(const py::dict &rollout, double gamma, double gae_lambda, bool normalize_advantages, double max_norm,
+                             uint64_t seed, uint32_t iteration, int64_t n_epochs, int64_t n_minibatch, const py::array &learning_rates,
+                             int64_t steps_done) {
+    auto get = [&](const char *name) { return py::array(rollout[name]); };
+    const py::array rewards = get("rewards"), final_index = get("final_index"), obs = get("obs"), actions = get("actions");
+    if (rewards.ndim() != 2) throw std::invalid_argument("rewards must be [T, N]");
+    const int64_t n_obs = learner_->network().n_obs;
+    nn::RolloutView view{};
+    view.num_steps = rewards.shape(0);
+    view.num_envs = rewards.shape(1);
+    view.num_finals = final_index.size();
+    const int64_t samples = view.num_steps * view.num_envs;
+    if (n_epochs < 1 || n_minibatch < 1 || n_minibatch > samples) throw std::invalid_argument("n_epochs or n_minibatch does not fit");
+    const nn::Rows rows = make_rows(obs, actions, samples);
+    view.obs = rows.obs;
+    view.actions = rows.actions;
+    view.discrete_actions = rows.discrete_actions;
+    view.rewards = checked<float>(rewards, "rewards", samples);
+    view.last_obs = checked<float>(get("last_obs"), "last_obs", view.num_envs * n_obs);
+    view.final_obs = checked<float>(get("final_obs"), "final_obs", view.num_finals * n_obs);
+    view.final_index = checked<int64_t>(final_index, "final_index", view.num_finals);
+    view.terminated = reinterpret_cast<const uint8_t *>(checked<bool>(get("terminated"), "terminated", samples));
+    view.truncated = reinterpret_cast<const uint8_t *>(checked<bool>(get("truncated"), "truncated", samples));
+    view.values = checked<float>(get("values"), "values", samples, true);
+    view.log_probs = checked<float>(get("log_probs"), "log_probs", samples, true);
+    view.advantages = checked<float>(get("advantages"), "advantages", samples, true);
+    view.returns = checked<float>(get("returns"), "returns", samples, true);
+    for (int64_t i = 0; i < view.num_finals; ++i)
+      if (view.final_index[i] < 0 || view.final_index[i] >= samples) throw std::invalid_argument("final_index must lie within the rollout");
+    const nn::UpdateSettings settings{gamma,     gae_lambda, normalize_advantages,
+                                      max_norm,  seed,       iteration,
+                                      n_epochs,  n_minibatch, 0,
+                                      checked<double>(learning_rates, "learning_rates", n_epochs * n_minibatch),
+                                      steps_done};
+    nn::UpdateSums sums;
+    call([&] { sums = learner_->update(view, settings); });
+    const double n = double(samples * n_epochs);
+    return {sums.losses.policy / n,    sums.losses.value / n,   sums.losses.entropy / n,
+            sums.losses.approx_kl / n, sums.losses.clipped / n, sums.grad_norm / double(n_epochs * n_minibatch)};
+  }
+
+ private:
+  int64_t num_rows(const py::array &obs) const { return obs.size() / learner_->network().n_obs; }
+
+  nn::Rows make_rows(const py::array &obs, const py::array &actions, int64_t rows) const {
+    const nn::Network &network = learner_->network();
+    nn::Rows made{checked<float>(obs, "obs", rows * network.n_obs), nullptr, nullptr, rows};
+    if (!network.categorical()) {
+      made.actions = checked<float>(actions, "actions", rows * network.action_size());
+      return made;
+    }
+    made.discrete_actions = checked<int64_t>(actions, "actions", rows);
+    for (int64_t i = 0; i < rows; ++i)
+      if (made.discrete_actions[i] < 0 || made.discrete_actions[i] >= network.action_size())
+        throw std::invalid_argument("actions must be in [0, " + std::to_string(network.action_size()) + "); got " +
+                                    std::to_string(made.discrete_actions[i]));
+    return made;
+  }
+
+  template <class F>
+  void call(F &&f) {
+    if (busy_.test_and_set()) throw std::runtime_error("this learner is in use by another thread");
+    struct Release {
+      std::atomic_flag &flag;
+      ~Release() { flag.clear(); }
+    } release{busy_};
+    py::gil_scoped_release no_gil;
+    f();
+  }
+
+  py::array parameters_, exp_avg_, exp_avg_sq_;  // keep the memory alive
+  std::unique_ptr<nn::Learner> learner_;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+};
+
+py::array_t<float> activation(int number, const py::array &x, const std::optional<std::string> &variant) {
+  if (number < 0 || number > int(nn::Activation::softmax)) throw std::invalid_argument("activation is unknown");
+  const int64_t rows = x.size() / nn::kPanel;
+  const float *from = checked<float>(x, "x", rows * nn::kPanel);
+  py::array_t<float> y(rows * nn::kPanel);
+  std::copy(from, from + rows * nn::kPanel, y.mutable_data());
+  find_kernels(variant).activate(nn::Activation(number), {y.mutable_data(), rows * nn::kPanel, rows, nn::kPanel});
+  return y;
+}
+
+}  // namespace
+
+void bind_nn(py::module_ &m) {
+  py::class_<BoundLearner>(m, "Learner", "The PPO update on all cores; xcfast.learner_native.NativeLearner is its wrapper.")
+      .def(py::init<const std::vector<LayerTuple> &, int, int, int64_t, int64_t, py::array, py::array, py::array,
+                    std::tuple<double, double, double>, std::tuple<double, double, double>, int64_t, int,
+                    const std::optional<std::string> &>(),
+           py::kw_only(), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"), py::arg("log_std"), py::arg("n_obs"),
+           py::arg("parameters"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("loss"), py::arg("adam"), py::arg("max_minibatch"),
+           py::arg("num_threads"), py::arg("variant") = py::none())
+      .def_property_readonly(
+          "gradient", [](py::object self) { return self.cast<BoundLearner &>().gradient(self); },
+          "float32 [parameters], written by compute_gradients and read by apply; the memory itself, not a copy.")
+      .def("evaluate", &BoundLearner::evaluate, py::arg("obs"), py::arg("actions"), "values [B], log_probs [B]")
+      .def("compute_gradients", &BoundLearner::compute_gradients, py::arg("obs"), py::arg("actions"), py::arg("log_probs"),
+           py::arg("advantages"), py::arg("returns"), py::arg("normalize_advantages"), py::arg("indices") = py::none(),
+           "Means over the minibatch: policy loss, value loss, entropy, KL, clipped fraction. Writes `gradient`.")
+      .def("apply", &BoundLearner::apply, py::arg("learning_rate"), py::arg("max_norm"), py::arg("step"),
+           "Limits the norm of `gradient` and makes Adam step number `step`, from 1; returns the norm before that.")
+      .def("update", &BoundLearner::update, py::kw_only(), py::arg("rollout"), py::arg("gamma"), py::arg("gae_lambda"),
+           py::arg("normalize_advantages"), py::arg("max_norm"), py::arg("seed"), py::arg("iteration"), py::arg("n_epochs"),
+           py::arg("n_minibatch"), py::arg("learning_rates"), py::arg("steps_done"),
+           "The whole update; the means of compute_gradients over all samples, and the mean norm.");
+  m.def("nn_activation", &activation, py::arg("activation"), py::arg("x"), py::arg("variant") = py::none(),
+        "An activation (its number in nn/types.hpp) of float32 [16 n], as rows of 16; for tests of accuracy.");
+  m.def("nn_variants", [] {
+    std::vector<std::string> names;
+    for (const nn::Kernels *kernels : nn::available_kernels()) names.push_back(kernels->name);
+    return names;
+  }, "Instruction sets of the learner that this machine can run, the chosen one last.");
+}

@@ -1,0 +1,163 @@
+// Steps [begin, end) of a rollout of a MujocoVecEnv: each env through all of them, without a barrier between threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "collect/actor.hpp"
+#include "collect/schedule.hpp"
+#include "kernels/random.hpp"
+#include "kernels/rollout.hpp"
+#include "mujoco/engine.hpp"
+
+namespace xc::collect {
+
+// Memory of xcfast.Rollout.
+struct RolloutRows {
+  float *obs, *actions, *rewards;       // [T, N, D], [T, N, A], [T, N]
+  uint8_t *terminated, *truncated;      // [T, N]
+  double *episode_returns;              // [N], running
+  int64_t *episode_lengths;
+};
+
+// xcfast.collector.ActionNoise.
+struct Noise {
+  uint64_t seed;
+  int64_t env_offset;
+  int64_t *counters;  // [N]
+};
+
+class Collection {
+ public:
+  Collection(mujoco::Engine &engine, const Policy &policy, const Normalizer &normalizer, const RolloutRows &rollout, const Noise &noise,
+             int64_t begin, int64_t end, int num_threads)
+      : engine_(engine),
+        policy_(policy),
+        normalizer_(normalizer),
+        rollout_(rollout),
+        noise_(noise),
+        end_(end),
+        schedule_(engine.num_envs(), Schedule::envs_per_block(engine.num_envs(), num_threads)),
+        blocks_(size_t(schedule_.size()), Block{begin, {}, {}, {}}),
+        waiting_(size_t(engine.num_envs())) {
+    const int64_t most = schedule_.size() ? schedule_[0].end - schedule_[0].begin : 1;
+    for (int64_t t = 0; t < std::min<int64_t>(num_threads, schedule_.size()); ++t) actors_.emplace_back(policy, most);
+  }
+
+  // False: an env has no initial state left (draw some and call again), or failed.
+  bool run(ThreadPool &pool) {
+    return schedule_.run(pool, [this](int64_t block, int64_t worker) { return advance(block, actors_[size_t(worker)]); });
+  }
+  bool failed() const { return schedule_.failed(); }
+
+  // What ended, in time, then env order.
+  struct Ended {
+    std::vector<Episode> episodes;
+    std::vector<int64_t> final_index;  // flat t * N + env of the steps that were truncated and not terminated
+    std::vector<float> final_obs;      // [K, D] their observations, normalised
+  };
+  Ended ended() const {
+    Ended all;
+    struct Final {
+      int64_t index;
+      const float *obs;
+    };
+    std::vector<Final> finals;
+    const size_t dim = size_t(engine_.obs_size());
+    for (const Block &block : blocks_) {
+      all.episodes.insert(all.episodes.end(), block.episodes.begin(), block.episodes.end());
+      for (size_t k = 0; k < block.final_index.size(); ++k) finals.push_back({block.final_index[k], block.final_obs.data() + k * dim});
+    }
+    const auto earlier = [](const Episode &a, const Episode &b) { return a.step != b.step ? a.step < b.step : a.env < b.env; };
+    std::sort(all.episodes.begin(), all.episodes.end(), earlier);
+    std::sort(finals.begin(), finals.end(), [](const Final &a, const Final &b) { return a.index < b.index; });
+    for (const Final &final : finals) {
+      all.final_index.push_back(final.index);
+      all.final_obs.insert(all.final_obs.end(), final.obs, final.obs + dim);
+    }
+    return all;
+  }
+
+ private:
+  static constexpr int64_t kTurn = 16;  // steps
+
+  struct Block {
+    int64_t step;
+    std::vector<Episode> episodes;
+    std::vector<int64_t> final_index;
+    std::vector<float> final_obs;
+  };
+
+  Progress advance(int64_t index, Actor &actor) {
+    const auto [begin, end] = schedule_[index];
+    Block &block = blocks_[size_t(index)];
+    const mujoco::Guard guard(engine_.api());
+    for (int64_t turn = 0; turn <= kTurn; ++turn) {
+      for (int64_t env = begin; env < end; ++env) {
+        if (!waiting_[size_t(env)]) continue;
+        const mujoco::Status status = engine_.reset_one(env);
+        if (status == mujoco::Status::kNeedsReset) return Progress::kWaits;
+        if (status == mujoco::Status::kFailed) return Progress::kFailed;
+        waiting_[size_t(env)] = false;
+      }
+      if (block.step == end_) return Progress::kDone;
+      if (turn == kTurn) break;
+      if (!step(block, begin, end, actor)) return Progress::kFailed;
+      ++block.step;
+    }
+    return Progress::kGoesOn;
+  }
+
+  // One step of the envs [begin, end); false: one failed.
+  bool step(Block &block, int64_t begin, int64_t end, Actor &actor) {
+    const int64_t num_envs = engine_.num_envs(), dim = engine_.obs_size(), width = engine_.action_size();
+    const int64_t first = block.step * num_envs + begin, rows = end - begin;
+    float *obs = rollout_.obs + first * dim;
+    normalizer_.track(engine_.obs(begin), begin, rows, dim, obs);
+    actor.forward(policy_.weights, obs, rows, actor.means.data());
+    gaussian_noise_unchecked(noise_.seed, noise_.env_offset + begin, noise_.counters + begin, rows, width, actor.noise.data());
+    for (int64_t row = 0; row < rows; ++row) {
+      const float *mean = actor.means.data() + row * width, *noise = actor.noise.data() + row * width;
+      float *sample = rollout_.actions + (first + row) * width;
+      for (int64_t a = 0; a < width; ++a) sample[a] = mean[a] + policy_.deviation[size_t(a)] * noise[a];
+      policy_.action_map(sample, actor.action.data());
+      ++noise_.counters[begin + row];
+      const mujoco::Step step = engine_.step_one(begin + row, actor.action.data());
+      if (step.status == mujoco::Status::kFailed) return false;
+      store(block, begin + row, step);
+    }
+    return true;
+  }
+
+  void store(Block &block, int64_t env, const mujoco::Step &step) {
+    const int64_t place = block.step * engine_.num_envs() + env, dim = engine_.obs_size();
+    rollout_.rewards[place] = float(step.reward);
+    rollout_.terminated[place] = step.terminated;
+    rollout_.truncated[place] = step.truncated;
+    rollout_.episode_returns[env] += step.reward;
+    ++rollout_.episode_lengths[env];
+    if (step.status == mujoco::Status::kRunning) return;
+    waiting_[size_t(env)] = step.status == mujoco::Status::kNeedsReset;
+    block.episodes.push_back({block.step, env, rollout_.episode_returns[env], rollout_.episode_lengths[env]});
+    rollout_.episode_returns[env] = 0;
+    rollout_.episode_lengths[env] = 0;
+    if (step.terminated) return;
+    block.final_index.push_back(place);
+    block.final_obs.resize(block.final_obs.size() + size_t(dim));
+    normalizer_.apply(engine_.final_obs(env), 1, dim, block.final_obs.data() + block.final_obs.size() - size_t(dim));
+  }
+
+  mujoco::Engine &engine_;
+  const Policy &policy_;
+  const Normalizer normalizer_;
+  const RolloutRows rollout_;
+  const Noise noise_;
+  const int64_t end_;
+  Schedule schedule_;
+  std::vector<Block> blocks_;
+  std::vector<char> waiting_;  // [N], for an initial state
+  std::vector<Actor> actors_;
+};
+
+}  // namespace xc::collect

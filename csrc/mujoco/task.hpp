@@ -1,0 +1,90 @@
+// What a task adds to the physics: observation, reward and termination, as Gymnasium's class of that name computes them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+
+#include "mujoco/numerics.hpp"
+
+namespace xc::mujoco {
+
+// Arrays of one mjData.
+struct Fields {
+  const double *qpos, *qvel, *ctrl, *xpos, *xipos, *site_xpos, *cinert, *cvel, *qfrc_actuator, *qfrc_constraint, *cfrc_ext;
+};
+
+// Sizes and constants of the model, and the keyword arguments that the environment was made with.
+struct Setup {
+  int64_t nq = 0, nv = 0, nu = 0, nbody = 0;
+  const double *body_mass = nullptr;
+  double body_mass_sum = 0;  // np.sum of them
+  double dt = 0;             // seconds per environment step
+  bool v5 = false;
+  Numpy numpy;
+  std::unordered_map<std::string, double> values;
+
+  double operator[](const char *name) const {
+    const auto found = values.find(name);
+    if (found == values.end()) throw std::invalid_argument("values must have " + std::string(name));
+    return found->second;
+  }
+  bool flag(const char *name) const { return (*this)[name] != 0; }
+  int64_t index(const char *name) const { return static_cast<int64_t>((*this)[name]); }
+};
+
+struct Outcome {
+  double reward;
+  bool terminated;
+};
+
+// Parts of the reward, for the infos; those that a task does not have stay untouched.
+struct Terms {
+  double x_velocity, y_velocity, forward, healthy, control, contact;
+};
+
+// What is remembered from before the physics step.
+struct Memo {
+  double value[4];
+};
+
+class Task {
+ public:
+  // A model must have at least min_nq positions and min_nv velocities, which the task reads one by one.
+  Task(const Setup &setup, int64_t min_nq, int64_t min_nv)
+      : setup_(setup), nq_(setup.nq), nv_(setup.nv), nu_(setup.nu), dt_(setup.dt), v5_(setup.v5) {
+    if (nq_ < min_nq || nv_ < min_nv)
+      throw std::invalid_argument("the model must have nq >= " + std::to_string(min_nq) + " and nv >= " + std::to_string(min_nv) +
+                                  "; got " + std::to_string(nq_) + " and " + std::to_string(nv_));
+  }
+  virtual ~Task() = default;
+
+  virtual int64_t obs_size() const = 0;
+  virtual void observe(const Fields &f, double *obs) const = 0;
+  virtual void before(const Fields &, Memo &) const {}
+  // The outcome of a step, after it.
+  virtual Outcome after(const Fields &f, const float *action, const Memo &memo, Terms &terms) const = 0;
+  // Whether the contact forces (cfrc_ext) matter, which cost a pass of their own.
+  virtual bool uses_contact_forces() const { return false; }
+
+ protected:
+  static double *copy(double *out, const double *x, int64_t n) {
+    std::memcpy(out, x, static_cast<size_t>(n) * sizeof(double));
+    return out + n;
+  }
+  static double *clipped(double *out, const double *x, int64_t n, double low, double high) {
+    for (int64_t k = 0; k < n; ++k) out[k] = clip(x[k], low, high);
+    return out + n;
+  }
+  // weight * np.sum(np.square(action)): numpy stays in float32 (the weight is a Python number).
+  float control_cost(double weight, const float *action) const { return static_cast<float>(weight) * sum_of_squares(action, nu_); }
+
+  const Setup setup_;
+  const int64_t nq_, nv_, nu_;
+  const double dt_;
+  const bool v5_;
+};
+
+}  // namespace xc::mujoco

@@ -1,0 +1,114 @@
+// The instruction sets of the learner's kernels, and the choice at run time. Unlike those of kernels/simd.hpp they use fused multiply-add
+// where there is one, so that bits depend on the instruction set (not on threads, nor on how rows are grouped).
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "kernels/simd.hpp"
+#include "nn/types.hpp"
+
+#if XC_X86
+#include <immintrin.h>
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace xc::nn {
+
+// 128 bits: SSE2, NEON, or whatever the compiler makes of it.
+namespace baseline {
+constexpr int kLanes = 4;
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t IntVec __attribute__((vector_size(16)));
+#if XC_X86
+constexpr const char *kName = "baseline";
+constexpr int kRows = 3;
+XC_INLINE Vec set1(float x) { return Vec(_mm_set1_ps(x)); }
+XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+XC_INLINE Vec sqrt(Vec x) { return Vec(_mm_sqrt_ps(__m128(x))); }
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+constexpr const char *kName = "neon";
+constexpr int kRows = 6;
+XC_INLINE Vec set1(float x) { return Vec(vdupq_n_f32(x)); }
+XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b))); }
+XC_INLINE Vec sqrt(Vec x) { return Vec(vsqrtq_f32(float32x4_t(x))); }
+#else
+constexpr const char *kName = "baseline";
+constexpr int kRows = 3;
+XC_INLINE Vec set1(float x) { return Vec{x, x, x, x}; }
+XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+XC_INLINE Vec sqrt(Vec x) { return Vec{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])}; }
+#endif
+#include "nn/kernels_body.hpp"
+}  // namespace baseline
+
+#if XC_X86
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace avx2 {
+constexpr const char *kName = "avx2";
+constexpr int kLanes = 8, kRows = 6;  // 12 accumulators, 2 of b, 1 of a: 15 of 16 registers
+typedef float Vec __attribute__((vector_size(32)));
+typedef int32_t IntVec __attribute__((vector_size(32)));
+XC_INLINE Vec set1(float x) { return Vec(_mm256_set1_ps(x)); }
+XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c))); }
+XC_INLINE Vec sqrt(Vec x) { return Vec(_mm256_sqrt_ps(__m256(x))); }
+#include "nn/kernels_body.hpp"
+}  // namespace avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
+#endif
+namespace avx512 {
+constexpr const char *kName = "avx512";
+constexpr int kLanes = 16, kRows = 12;
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IntVec __attribute__((vector_size(64)));
+XC_INLINE Vec set1(float x) { return Vec(_mm512_set1_ps(x)); }
+XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c))); }
+XC_INLINE Vec sqrt(Vec x) { return Vec(_mm512_maskz_sqrt_ps(__mmask16(-1), __m512(x))); }
+#include "nn/kernels_body.hpp"
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // XC_X86
+
+// What this machine can run, best last.
+inline const std::vector<const Kernels *> &available_kernels() {
+  static const std::vector<const Kernels *> available = [] {
+    std::vector<const Kernels *> found{&baseline::kernels};
+#if XC_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      found.push_back(&avx2::kernels);
+      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+          __builtin_cpu_supports("avx512bw"))
+        found.push_back(&avx512::kernels);
+    }
+#endif
+    return found;
+  }();
+  return available;
+}
+
+inline const Kernels &best_kernels() { return *available_kernels().back(); }
+
+}  // namespace xc::nn

@@ -1,0 +1,367 @@
+// The PPO update: xcfast/learner_native.py documents it, xcfast/ppo.py is its reference.
+//
+// Work is split into tasks whose borders depend on sizes alone, and every sum runs within a task or over tasks in their order: the result
+// is bit for bit the same at any number of threads. A minibatch is three runs of the pool: forward, loss and gradients of inputs by rows;
+// gradients of weights by outputs, each over all rows; Adam and packing by outputs.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/gae.hpp"
+#include "kernels/random.hpp"
+#include "nn/loss.hpp"
+#include "nn/network.hpp"
+#include "pool.hpp"
+
+namespace xc::nn {
+
+struct AdamSettings {
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-5;
+};
+
+// The optimised parameters and Adam's moments, each [n_parameters], in the caller's memory.
+struct Parameters {
+  float *values, *exp_avg, *exp_avg_sq;
+};
+
+// A full rollout, [num_steps, num_envs] each. values, log_probs, advantages, returns are written.
+struct RolloutView {
+  int64_t num_steps, num_envs, num_finals;
+  const float *obs, *last_obs, *final_obs;
+  const int64_t *final_index;
+  const float *actions;
+  const int64_t *discrete_actions;
+  const float *rewards;  // scaled
+  const uint8_t *terminated, *truncated;
+  float *values, *log_probs, *advantages, *returns;
+};
+
+struct UpdateSettings {
+  double gamma, gae_lambda;
+  bool normalize_advantages;
+  double max_norm;  // of the gradient; infinite: not limited
+  uint64_t seed;
+  uint32_t iteration;
+  int64_t n_epochs, n_minibatch, env_offset;
+  const double *learning_rates;  // [n_epochs * n_minibatch]
+  int64_t steps_done;            // Adam steps before this update
+};
+
+struct UpdateSums {
+  LossSums losses;
+  double grad_norm = 0;
+};
+
+class Learner {
+ public:
+  Learner(const Network &network, const Parameters &parameters, const LossSettings &loss, const AdamSettings &adam, int64_t max_minibatch,
+          int num_threads, const Kernels &kernels = best_kernels())
+      : network_(network), kernels_(&kernels), parameters_(parameters), loss_(loss), adam_(adam), pool_(num_threads),
+        weights_(network_, kernels, true), capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)), work_(network_, capacity_, true), all_(network_.layers.size(), 1),
+        value_path_(network_.path(network_.critic_head)), gradient_(network_.n_parameters) {
+    // Outputs in the outer order: the layers' parts alternate, so that equal shares of the tasks are equal shares of the work.
+    parts_ = weights_.parts();
+    std::stable_sort(parts_.begin(), parts_.end(), [](const auto &a, const auto &b) { return a.begin < b.begin; });
+    last_reader_.assign(network_.layers.size(), -1);
+    for (int l = int(network_.layers.size()) - 1; l >= 0; --l) {
+      const int source = network_.layers[size_t(l)].source;
+      if (source != kObs) last_reader_[size_t(source)] = l;  // backward runs from the last layer: the first to read writes last
+    }
+    const size_t blocks = size_t(kChunk / kMinBlock + 1);
+    block_sums_.resize(blocks);
+    block_log_std_.resize(blocks * size_t(network_.log_std < 0 ? 0 : network_.action_size()));
+    block_scratch_.resize(blocks * size_t(network_.action_size()));
+    squares_.resize(parts_.size());
+  }
+  Learner(const Learner &) = delete;
+  Learner &operator=(const Learner &) = delete;
+
+  const Network &network() const { return network_; }
+  float *gradient() const { return gradient_.data(); }
+
+  // To be called after the parameters were changed from outside.
+  void pack() {
+    pool_.run(int64_t(parts_.size()), [&](int64_t task) { weights_.pack(parameters_.values, parts_[size_t(task)]); });
+  }
+
+  // Values, and with `log_probs` also log-probabilities of the actions, of `rows` rows.
+  void evaluate(const Rows &rows, float *values, float *log_probs) {
+    for (int64_t start = 0; start < rows.size; start += capacity_) {
+      const int64_t size = std::min(capacity_, rows.size - start);
+      const Gaussian gaussian = this->gaussian();
+      run_blocks(size, [&](int64_t block, int64_t row, int64_t count) {
+        to_panels(rows.obs + (start + row) * network_.n_obs, network_.n_obs, nullptr, count, work_.output(kObs, row), work_.stride());
+        forward_rows(network_, *kernels_, weights_, work_, log_probs ? all_ : value_path_, row, count);
+        for (int64_t i = row; i < row + count; ++i) {
+          values[start + i] = *work_.output(network_.critic_head, i);
+          if (log_probs) log_probs[start + i] = float(log_prob(gaussian, rows, start + i, i, block));
+        }
+      });
+    }
+  }
+
+  // The gradient of the loss of a minibatch, into gradient(). Advantages are normalised with `moments`.
+  LossSums compute_gradients(const Batch &batch, const AdvantageMoments &moments) {
+    const Gaussian gaussian = this->gaussian();
+    const int64_t log_stds = network_.log_std < 0 ? 0 : network_.action_size();
+    std::vector<double> d_log_std(size_t(log_stds), 0.0);
+    LossSums sums;
+    for (int64_t start = 0; start < batch.size; start += capacity_) {
+      const int64_t size = std::min(capacity_, batch.size - start);
+      const int64_t blocks = run_blocks(size, [&](int64_t block, int64_t row, int64_t count) {
+        gather(batch, start + row, count, row);
+        forward_rows(network_, *kernels_, weights_, work_, all_, row, count);
+        loss_rows(gaussian, batch, moments, start, block, row, count);
+        backward_rows(row, count);
+      });
+      for (int64_t block = 0; block < blocks; ++block) {
+        sums.add(block_sums_[size_t(block)]);
+        for (int64_t j = 0; j < log_stds; ++j) d_log_std[size_t(j)] += block_log_std_[size_t(block * log_stds + j)];
+      }
+      const bool last = start + size == batch.size;
+      pool_.run(int64_t(parts_.size()), [&](int64_t task) {
+        weight_gradient(parts_[size_t(task)], size, start > 0);
+        if (last) square(task);
+      });
+    }
+    for (int64_t j = 0; j < log_stds; ++j) gradient()[network_.log_std + j] = float(d_log_std[size_t(j)]);
+    return sums;
+  }
+
+  // Adam step number `step` (from 1) with gradient(), its norm limited; returns the norm before that. `changed`: the gradient is not what
+  // compute_gradients left.
+  double apply(double learning_rate, double max_norm, int64_t step, bool changed = true) {
+    if (changed) pool_.run(int64_t(parts_.size()), [&](int64_t task) { square(task); });
+    double total = network_.log_std < 0 ? 0.0 : kernels_->sum_of_squares(gradient() + network_.log_std, network_.action_size());
+    for (double part : squares_) total += part;
+    const double norm = std::sqrt(total), limit = max_norm / (norm + 1e-6);
+    AdamStep adam{};
+    adam.beta1 = adam_.beta1;
+    adam.beta2 = adam_.beta2;
+    adam.epsilon = adam_.epsilon;
+    adam.gradient_scale = limit < 1.0 ? limit : 1.0;
+    adam.step_size = learning_rate / (1.0 - std::pow(adam_.beta1, double(step)));
+    adam.inverse_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(adam_.beta2, double(step)));
+    if (network_.log_std >= 0) adam_range(adam, network_.log_std, network_.action_size());
+    pool_.run(int64_t(parts_.size()), [&](int64_t task) {
+      const PackedWeights::Part &part = parts_[size_t(task)];
+      const Layer &layer = network_.layers[size_t(part.layer)];
+      adam_range(adam, layer.weight + part.begin * layer.n_in, (part.end - part.begin) * layer.n_in);
+      adam_range(adam, layer.bias + part.begin, part.end - part.begin);
+      weights_.pack(parameters_.values, part);
+    });
+    return norm;
+  }
+
+  // The whole update on a full rollout.
+  UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings) {
+    pack();
+    prepare(rollout, settings);
+    const int64_t updates = settings.n_epochs * settings.n_minibatch, samples = rollout.num_steps * rollout.num_envs;
+    UpdateSums sums;
+    for (int64_t k = 0; k < updates; ++k) {
+      const int64_t epoch = k / settings.n_minibatch;
+      const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
+      const int64_t size = offsets[1] - offsets[0];
+      const Batch batch{{rollout.obs, rollout.actions, rollout.discrete_actions, size}, rollout.log_probs, rollout.advantages,
+                        rollout.returns, indices_.data() + epoch * samples + offsets[0], size};
+      sums.losses.add(compute_gradients(batch, moments_[size_t(k)]));
+      sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1, false);
+    }
+    return sums;
+  }
+
+ private:
+  static constexpr int64_t kChunk = 1024;      // rows whose activations are held at once, for large minibatches
+  static constexpr int64_t kMinChunk = 256;    // and for small ones
+  static constexpr int64_t kBlock = 64;        // rows of a task, where there are enough
+  static constexpr int64_t kMinBlock = 16;     // and where there are not
+
+  Gaussian gaussian() const {
+    return network_.log_std < 0 ? Gaussian(nullptr, 0) : Gaussian(parameters_.values + network_.log_std, network_.action_size());
+  }
+
+  // Splits rows into blocks and calls fn(block, first row, rows); returns the number of blocks. A multiple of eight of them shares out
+  // evenly over the usual numbers of threads.
+  template <class Fn>
+  int64_t run_blocks(int64_t rows, Fn &&fn) {
+    int64_t blocks = (rows + kMinBlock - 1) / kMinBlock;
+    if (blocks > 8) blocks = ((rows + kBlock - 1) / kBlock + 7) / 8 * 8;
+    pool_.run(blocks, [&](int64_t block) {
+      const int64_t begin = rows * block / blocks, end = rows * (block + 1) / blocks;
+      fn(block, begin, end - begin);
+    });
+    return blocks;
+  }
+
+  void gather(const Batch &batch, int64_t from, int64_t count, int64_t row) {
+    const int64_t *index = batch.index ? batch.index + from : nullptr;
+    const float *obs = index ? batch.obs : batch.obs + from * network_.n_obs;
+    to_panels(obs, network_.n_obs, index, count, work_.output(kObs, row), work_.stride());
+  }
+
+  PanelRow head(int layer, int64_t row) { return PanelRow(work_.output(layer, row), work_.stride()); }
+
+  // Of row `row` of the workspace, whose action is in `sample` of the batch's arrays. In a categorical policy the block's scratch
+  // receives the log-probabilities of all actions.
+  double log_prob(const Gaussian &gaussian, const Rows &batch, int64_t sample, int64_t row, int64_t block, double *entropy = nullptr) {
+    const PanelRow output = head(network_.actor_head, row);
+    if (!network_.categorical()) {
+      if (entropy) *entropy = gaussian.entropy();
+      return gaussian.log_prob(output, batch.actions + sample * network_.action_size());
+    }
+    double *log_p = block_scratch_.data() + block * network_.action_size();
+    const double h = log_softmax(output, network_.action_size(), log_p);
+    if (entropy) *entropy = h;
+    return log_p[batch.discrete_actions[sample]];
+  }
+
+  // Loss, and the gradients of the heads' outputs.
+  void loss_rows(const Gaussian &gaussian, const Batch &batch, const AdvantageMoments &moments, int64_t start, int64_t block, int64_t row,
+                 int64_t count) {
+    const double scale = 1.0 / double(batch.total);
+    const int64_t n_actions = network_.action_size();
+    LossSums sums;
+    double *d_log_std = network_.log_std < 0 ? nullptr : block_log_std_.data() + block * n_actions;
+    if (d_log_std) std::fill(d_log_std, d_log_std + n_actions, 0.0);
+    for (int64_t i = row; i < row + count; ++i) {
+      const int64_t sample = batch.index ? batch.index[start + i] : start + i;
+      double entropy;
+      const float new_log_prob = float(log_prob(gaussian, batch, sample, i, block, &entropy));
+      const double advantage = (double(batch.advantages[sample]) - moments.mean) * moments.inverse_std;
+      const Surrogate s = clipped_surrogate(new_log_prob, batch.log_probs[sample], advantage, loss_.clip_range);
+      const double error = double(*work_.output(network_.critic_head, i)) - double(batch.returns[sample]);
+      sums.policy += s.loss;
+      sums.value += error * error;
+      sums.entropy += entropy;
+      sums.approx_kl += s.approx_kl;
+      sums.clipped += s.clipped;
+      *work_.gradient(network_.critic_head, i) = float(loss_.vf_coef * 2.0 * error * scale);
+      const PanelRow output = head(network_.actor_head, i), gradient(work_.gradient(network_.actor_head, i), work_.stride());
+      if (d_log_std) {
+        gaussian.log_prob_gradient(output, batch.actions + sample * n_actions, s.d_log_prob * scale, gradient, d_log_std);
+        continue;
+      }
+      const double *log_p = block_scratch_.data() + block * n_actions;
+      for (int64_t j = 0; j < n_actions; ++j) {
+        const double p = std::exp(log_p[j]), taken = j == batch.discrete_actions[sample] ? 1.0 : 0.0;
+        gradient[j] = float(scale * (s.d_log_prob * (taken - p) + loss_.ent_coef * p * (log_p[j] + entropy)));
+      }
+    }
+    if (d_log_std)  // the entropy's gradient by each of them is 1
+      for (int64_t j = 0; j < n_actions; ++j) d_log_std[j] -= loss_.ent_coef * double(count) * scale;
+    block_sums_[size_t(block)] = sums;
+  }
+
+  // From the gradients of the heads' outputs to those of all layers' sums before the activation.
+  void backward_rows(int64_t row, int64_t count) {
+    for (int l = int(network_.layers.size()) - 1; l >= 0; --l) {
+      const Layer &layer = network_.layers[size_t(l)];
+      float *gradient = work_.gradient(l, row);
+      const bool is_head = last_reader_[size_t(l)] < 0;
+      if (is_head || !piecewise_linear(layer.activation))
+        kernels_->activation_gradient(layer.activation, {work_.output(l, row), work_.stride(), count, layer.n_out}, gradient);
+      if (layer.source == kObs) continue;
+      const Layer &source = network_.layers[size_t(layer.source)];
+      RowProduct product{gradient,
+                         work_.stride(),
+                         layer.n_out,
+                         weights_.backward(size_t(l)),
+                         work_.gradient(layer.source, row),
+                         work_.stride(),
+                         count,
+                         layer.n_in};
+      product.accumulate = first_reader(layer.source) != l;
+      if (last_reader_[size_t(layer.source)] == l && piecewise_linear(source.activation) && source.activation != Activation::none) {
+        product.gate = work_.output(layer.source, row);
+        product.slope = slope_of(source.activation);
+      }
+      kernels_->row_product(product);
+    }
+  }
+
+  // The layer whose backward pass is the first to write the gradient of `source`.
+  int first_reader(int source) const {
+    int reader = -1;
+    for (size_t l = 0; l < network_.layers.size(); ++l)
+      if (network_.layers[l].source == source) reader = int(l);
+    return reader;
+  }
+
+  void weight_gradient(const PackedWeights::Part &part, int64_t rows, bool accumulate) {
+    const Layer &layer = network_.layers[size_t(part.layer)];
+    kernels_->weight_product({work_.gradient(part.layer, 0) + part.begin / kPanel * work_.stride(), work_.stride(), part.end - part.begin,
+                              work_.output(layer.source, 0), work_.stride(), layer.n_in, rows,
+                              gradient() + layer.weight + part.begin * layer.n_in, gradient() + layer.bias + part.begin, accumulate});
+  }
+
+  // The squares of a part's gradient, weight and bias.
+  void square(int64_t task) {
+    const PackedWeights::Part &part = parts_[size_t(task)];
+    const Layer &layer = network_.layers[size_t(part.layer)];
+    const int64_t n_out = part.end - part.begin;
+    squares_[size_t(task)] = kernels_->sum_of_squares(gradient() + layer.weight + part.begin * layer.n_in, n_out * layer.n_in) +
+                             kernels_->sum_of_squares(gradient() + layer.bias + part.begin, n_out);
+  }
+
+  void adam_range(AdamStep adam, int64_t begin, int64_t size) {
+    adam.parameters = parameters_.values + begin;
+    adam.exp_avg = parameters_.exp_avg + begin;
+    adam.exp_avg_sq = parameters_.exp_avg_sq + begin;
+    adam.gradient = gradient() + begin;
+    adam.size = size;
+    kernels_->adam(adam);
+  }
+
+  // Values, old log-probabilities, advantages, returns; the minibatches of all epochs and their advantages' moments.
+  void prepare(const RolloutView &r, const UpdateSettings &settings) {
+    const int64_t samples = r.num_steps * r.num_envs;
+    last_values_.resize(size_t(r.num_envs));
+    finals_.resize(size_t(r.num_finals));
+    evaluate({r.obs, r.actions, r.discrete_actions, samples}, r.values, r.log_probs);
+    evaluate({r.last_obs, nullptr, nullptr, r.num_envs}, last_values_.data(), nullptr);
+    evaluate({r.final_obs, nullptr, nullptr, r.num_finals}, finals_.data(), nullptr);
+    final_values_.resize(size_t(samples));
+    for (int64_t i = 0; i < r.num_finals; ++i) final_values_[size_t(r.final_index[i])] = finals_[size_t(i)];
+    gae_unchecked(GaeArgs<float>{r.rewards, r.values, r.terminated, r.truncated, last_values_.data(), final_values_.data(), nullptr,
+                                 settings.gamma, settings.gae_lambda, r.advantages, r.returns, r.num_steps, r.num_envs});
+
+    indices_.resize(size_t(settings.n_epochs * samples));
+    offsets_.resize(size_t(settings.n_epochs * (settings.n_minibatch + 1)));
+    steps_.resize(size_t(settings.n_epochs * r.num_steps));
+    moments_.assign(size_t(settings.n_epochs * settings.n_minibatch), AdvantageMoments{});
+    pool_.run(settings.n_epochs, [&](int64_t epoch) {
+      int64_t *indices = indices_.data() + epoch * samples, *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1);
+      minibatch_indices_unchecked(settings.seed, settings.iteration, uint32_t(epoch), r.num_steps, r.num_envs, settings.n_minibatch,
+                                  settings.env_offset, indices, offsets, steps_.data() + epoch * r.num_steps);
+      if (!settings.normalize_advantages) return;
+      for (int64_t m = 0; m < settings.n_minibatch; ++m)
+        moments_[size_t(epoch * settings.n_minibatch + m)] =
+            advantage_moments(r.advantages, indices + offsets[m], offsets[m + 1] - offsets[m]);
+    });
+  }
+
+  Network network_;
+  const Kernels *kernels_;
+  Parameters parameters_;
+  LossSettings loss_;
+  AdamSettings adam_;
+  ThreadPool pool_;
+  PackedWeights weights_;
+  int64_t capacity_;
+  Workspace work_;
+  std::vector<char> all_, value_path_;
+  Buffer gradient_;
+  std::vector<PackedWeights::Part> parts_;
+  std::vector<int> last_reader_;  // of each layer's output: the reader that backward meets last; -1: a head
+  std::vector<LossSums> block_sums_;
+  std::vector<double> block_log_std_, block_scratch_, squares_;
+  std::vector<float> last_values_, finals_, final_values_;
+  std::vector<int64_t> indices_, offsets_, steps_;
+  std::vector<AdvantageMoments> moments_;
+};
+
+}  // namespace xc::nn

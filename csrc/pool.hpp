@@ -1,0 +1,179 @@
+// A pool of threads that shares out a range of independent tasks. The caller's thread works too.
+//
+// Each thread starts with its own share of the range, so that a task tends to meet the cache it left; who is done early takes tasks from
+// the others' shares. Which thread runs a task is therefore not determined: tasks must not depend on it.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace xc {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads) : num_threads_(std::max(1, num_threads)) {}
+  ~ThreadPool() { stop(); }
+  ThreadPool(const ThreadPool &) = delete;
+  ThreadPool &operator=(const ThreadPool &) = delete;
+
+  int num_threads() const { return num_threads_; }
+
+  // Calls fn(task) for each task in [0, num_tasks), and returns when all calls have. One run at a time; fn must not throw. Threads
+  // start at the first run, and again at the first run after a fork, which copies none of them.
+  template <class Fn>
+  void run(int64_t num_tasks, Fn &&fn) {
+    const int threads = static_cast<int>(std::min<int64_t>(num_threads_, num_tasks));
+    if (threads <= 1) {
+      for (int64_t task = 0; task < num_tasks; ++task) fn(task);
+      return;
+    }
+    Crew &crew = started();
+    for (int t = 0; t < num_threads_; ++t) {
+      crew.shares[t].next.store(num_tasks * t / num_threads_, std::memory_order_relaxed);
+      crew.shares[t].end = num_tasks * (t + 1) / num_threads_;
+    }
+    using Function = std::remove_reference_t<Fn>;
+    crew.context = const_cast<void *>(static_cast<const void *>(&fn));
+    crew.call = [](void *context, int64_t task) { (*static_cast<Function *>(context))(task); };
+    crew.working.store(num_threads_ - 1, std::memory_order_relaxed);
+    crew.publish();
+    crew.work(0);
+    crew.await_workers();
+  }
+
+  // Ends the threads; the next run starts new ones.
+  void stop() {
+    if (!crew_) return;
+    if (owner_ != getpid()) {
+      // A fork copied this object but not its threads, and may have copied locks in any state: leave it all alone.
+      crew_.release();
+      return;
+    }
+    crew_->quit.store(true, std::memory_order_relaxed);
+    crew_->publish();
+    for (std::thread &thread : crew_->threads) thread.join();
+    crew_.reset();
+  }
+
+ private:
+  // One thread's share of the range; on its own cache lines.
+  struct alignas(128) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  // All that the threads touch. It lives on the heap, so that after a fork it can be left behind as a whole.
+  struct Crew {
+    explicit Crew(int num_threads) : shares(num_threads) {}
+
+    alignas(128) std::atomic<uint32_t> generation{0};
+    std::atomic<bool> quit{false};
+    alignas(128) std::atomic<int> working{0};
+    std::atomic<int> sleepers{0};
+    std::atomic<bool> caller_sleeps{false};
+    void *context = nullptr;
+    void (*call)(void *, int64_t) = nullptr;
+    std::vector<Share> shares;
+    std::vector<std::thread> threads;
+    std::mutex mutex;
+    std::condition_variable wake, done;
+
+    void publish() {
+      generation.fetch_add(1);  // sequentially consistent with sleepers, so that either side sees the other
+      if (sleepers.load() > 0) {
+        std::lock_guard<std::mutex> lock(mutex);
+        wake.notify_all();
+      }
+    }
+
+    void work(int self) {
+      const int count = static_cast<int>(shares.size());
+      for (int k = 0; k < count; ++k) {
+        Share &share = shares[(self + k) % count];
+        for (;;) {
+          if (share.next.load(std::memory_order_relaxed) >= share.end) break;
+          const int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+          if (task >= share.end) break;
+          call(context, task);
+        }
+      }
+    }
+
+    void thread_main(int self) {
+      for (uint32_t seen = 0;;) {
+        await_generation(seen);
+        ++seen;
+        if (quit.load(std::memory_order_relaxed)) return;
+        work(self);
+        if (working.fetch_sub(1) == 1 && caller_sleeps.load()) {
+          std::lock_guard<std::mutex> lock(mutex);
+          done.notify_one();
+        }
+      }
+    }
+
+    void await_generation(uint32_t seen) {
+      if (spin([&] { return generation.load(std::memory_order_acquire) != seen; })) return;
+      std::unique_lock<std::mutex> lock(mutex);
+      sleepers.fetch_add(1);
+      wake.wait(lock, [&] { return generation.load() != seen; });
+      sleepers.fetch_sub(1);
+    }
+
+    void await_workers() {
+      if (spin([&] { return working.load(std::memory_order_acquire) == 0; })) return;
+      std::unique_lock<std::mutex> lock(mutex);
+      caller_sleeps.store(true);
+      done.wait(lock, [&] { return working.load() == 0; });
+      caller_sleeps.store(false);
+    }
+
+    // Waits for what is likely to come soon: the next of a row of vector steps, or the last task of another thread. Yields in
+    // between, since the thread waited for may want this CPU.
+    template <class Ready>
+    static bool spin(Ready &&ready) {
+      for (int round = 0; round < kSpinRounds; ++round) {
+        for (int k = 0; k < kSpinPauses; ++k) {
+          if (ready()) return true;
+#if defined(__x86_64__) || defined(__i386__)
+          _mm_pause();
+#endif
+        }
+        std::this_thread::yield();
+      }
+      return ready();
+    }
+  };
+
+  static constexpr int kSpinRounds = 40;  // some 50 us in all
+  static constexpr int kSpinPauses = 40;
+
+  Crew &started() {
+    if (crew_ && owner_ != getpid()) crew_.release();
+    if (!crew_) {
+      crew_ = std::make_unique<Crew>(num_threads_);
+      owner_ = getpid();
+      for (int t = 1; t < num_threads_; ++t) crew_->threads.emplace_back([crew = crew_.get(), t] { crew->thread_main(t); });
+    }
+    return *crew_;
+  }
+
+  const int num_threads_;
+  std::unique_ptr<Crew> crew_;
+  pid_t owner_ = 0;
+};
+
+}  // namespace xc

@@ -1,0 +1,262 @@
+// The learner without Python, for the sanitizers: sizes that are odd, prime and 1, every instruction set, every number of threads.
+// Buffers have exactly the size that the code may touch. A seed as argument repeats a failing run.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "nn/learner.hpp"
+
+namespace {
+
+using namespace xc::nn;
+using Rng = std::mt19937_64;
+
+int failures = 0;
+
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    if (!(condition)) {                                                   \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      ++failures;                                                         \
+    }                                                                     \
+  } while (0)
+
+template <class T>
+bool same_bits(const std::vector<T> &a, const std::vector<T> &b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+std::vector<float> normal(Rng &rng, int64_t size, float scale = 1) {
+  std::normal_distribution<float> d(0, scale);
+  std::vector<float> x(static_cast<size_t>(size));
+  for (float &v : x) v = d(rng);
+  return x;
+}
+
+int64_t pick(Rng &rng, std::initializer_list<int64_t> choices) { return choices.begin()[rng() % choices.size()]; }
+
+// Random layers: a trunk, which may be absent, and two heads on it, or two trunks.
+Network random_network(Rng &rng) {
+  Network network{{}, 0, 0, -1, pick(rng, {1, 3, 16, 27, 33}), 0};
+  auto place = [&](int64_t size) { return (network.n_parameters += size) - size; };
+  auto layer = [&](int source, int64_t n_out, Activation activation) {
+    const int64_t n_in = source == kObs ? network.n_obs : network.layers[size_t(source)].n_out;
+    const int64_t weight = place(n_in * n_out);
+    network.layers.push_back({n_in, n_out, weight, place(n_out), source, activation});
+    return int(network.layers.size()) - 1;
+  };
+  const auto activation = Activation(1 + rng() % 6);
+  auto hidden = [&](int source) {
+    for (uint64_t depth = rng() % 3; depth > 0; --depth) source = layer(source, pick(rng, {1, 2, 5, 16, 17, 31, 48, 270}), activation);
+    return source;
+  };
+  const int64_t n_actions = pick(rng, {2, 3, 8, 17});
+  if (rng() % 2) network.log_std = place(n_actions);
+  const int trunk = hidden(kObs);
+  network.actor_head = layer(hidden(trunk), n_actions, network.categorical() ? Activation::none : Activation(rng() % 7));
+  network.critic_head = layer(hidden(rng() % 2 ? trunk : kObs), 1, Activation::none);
+  return network;
+}
+
+struct Data {
+  int64_t num_steps, num_envs;
+  std::vector<float> obs, actions, rewards, last_obs, final_obs;
+  std::vector<int64_t> discrete, final_index;
+  std::vector<uint8_t> terminated, truncated;
+
+  Data(Rng &rng, const Network &network) : num_steps(pick(rng, {1, 5, 32})), num_envs(pick(rng, {1, 3, 8})) {
+    const int64_t samples = num_steps * num_envs;
+    obs = normal(rng, samples * network.n_obs);
+    last_obs = normal(rng, num_envs * network.n_obs);
+    rewards = normal(rng, samples);
+    if (!network.categorical()) actions = normal(rng, samples * network.action_size());
+    for (int64_t i = 0; i < samples; ++i) {
+      if (network.categorical()) discrete.push_back(int64_t(rng() % uint64_t(network.action_size())));
+      terminated.push_back(rng() % 10 == 0);
+      truncated.push_back(rng() % 10 == 0);
+      if (truncated.back() && !terminated.back()) final_index.push_back(i);
+    }
+    final_obs = normal(rng, int64_t(final_index.size()) * network.n_obs);
+  }
+};
+
+struct Result {
+  std::vector<float> parameters, values, log_probs, advantages, returns;
+  UpdateSums sums;
+};
+
+Result run_update(const Network &network, const std::vector<float> &start, const Data &data, int64_t n_minibatch, int threads,
+                  const Kernels &kernels) {
+  const size_t samples = size_t(data.num_steps * data.num_envs);
+  Result r{start, std::vector<float>(samples), std::vector<float>(samples), std::vector<float>(samples), std::vector<float>(samples), {}};
+  std::vector<float> exp_avg(start.size()), exp_avg_sq(start.size());
+  const int64_t minibatch = (int64_t(samples) + n_minibatch - 1) / n_minibatch;
+  Learner learner(network, {r.parameters.data(), exp_avg.data(), exp_avg_sq.data()}, {0.2, 0.25, 0.01}, {}, minibatch, threads, kernels);
+  const std::vector<double> rates(size_t(2 * n_minibatch), 1e-3);
+  const RolloutView view{data.num_steps,
+                         data.num_envs,
+                         int64_t(data.final_index.size()),
+                         data.obs.data(),
+                         data.last_obs.data(),
+                         data.final_obs.data(),
+                         data.final_index.data(),
+                         network.categorical() ? nullptr : data.actions.data(),
+                         network.categorical() ? data.discrete.data() : nullptr,
+                         data.rewards.data(),
+                         data.terminated.data(),
+                         data.truncated.data(),
+                         r.values.data(),
+                         r.log_probs.data(),
+                         r.advantages.data(),
+                         r.returns.data()};
+  r.sums = learner.update(view, {0.99, 0.95, true, 0.5, 7, 3, 2, n_minibatch, 0, rates.data(), 0});
+  return r;
+}
+
+void test_update_is_the_same_on_any_number_of_threads(Rng &rng) {
+  const Network network = random_network(rng);
+  const std::vector<float> start = normal(rng, network.n_parameters, 0.3f);
+  const Data data(rng, network);
+  const int64_t samples = data.num_steps * data.num_envs, n_minibatch = std::min(samples, pick(rng, {1, 2, 7}));
+  for (const Kernels *kernels : available_kernels()) {
+    const Result one = run_update(network, start, data, n_minibatch, 1, *kernels);
+    bool finite = true;
+    for (float x : one.parameters) finite &= std::isfinite(x);
+    CHECK(finite);
+    CHECK(!same_bits(one.parameters, start));
+    for (int threads : {2, 5}) {
+      const Result many = run_update(network, start, data, n_minibatch, threads, *kernels);
+      CHECK(same_bits(many.parameters, one.parameters));
+      CHECK(same_bits(many.returns, one.returns));
+      CHECK(many.sums.losses.policy == one.sums.losses.policy && many.sums.grad_norm == one.sums.grad_norm);
+    }
+  }
+}
+
+// The loss of a minibatch in plain double arithmetic.
+double reference_loss(const Network &network, const std::vector<double> &parameters, const Batch &batch, const LossSettings &loss) {
+  double total = 0;
+  for (int64_t i = 0; i < batch.size; ++i) {
+    std::vector<std::vector<double>> outputs;
+    for (const Layer &layer : network.layers) {
+      std::vector<double> x, y;
+      for (int64_t j = 0; j < layer.n_in; ++j)
+        x.push_back(layer.source == kObs ? double(batch.obs[i * network.n_obs + j]) : outputs[size_t(layer.source)][size_t(j)]);
+      double sum = 0;
+      for (int64_t o = 0; o < layer.n_out; ++o) {
+        double z = parameters[size_t(layer.bias + o)];
+        for (int64_t j = 0; j < layer.n_in; ++j) z += parameters[size_t(layer.weight + o * layer.n_in + j)] * x[size_t(j)];
+        switch (layer.activation) {
+          case Activation::none: break;
+          case Activation::relu: z = z > 0 ? z : 0; break;
+          case Activation::leaky_relu: z = z > 0 ? z : 0.01 * z; break;
+          case Activation::tanh: z = std::tanh(z); break;
+          case Activation::sigmoid: z = 1 / (1 + std::exp(-z)); break;
+          case Activation::elu: z = z > 0 ? z : std::expm1(z); break;
+          case Activation::softmax: sum += z = std::exp(z); break;
+        }
+        y.push_back(z);
+      }
+      if (layer.activation == Activation::softmax)
+        for (double &v : y) v /= sum;
+      outputs.push_back(y);
+    }
+    const std::vector<double> &head = outputs[size_t(network.actor_head)];
+    double log_prob = 0, entropy = 0;
+    if (network.categorical()) {
+      double sum = 0;
+      for (double logit : head) sum += std::exp(logit);
+      log_prob = head[size_t(batch.discrete_actions[i])] - std::log(sum);
+      for (double logit : head) entropy -= std::exp(logit) / sum * (logit - std::log(sum));
+    } else {
+      for (int64_t j = 0; j < network.action_size(); ++j) {
+        const double log_std = parameters[size_t(network.log_std + j)];
+        const double z = (double(batch.actions[i * network.action_size() + j]) - head[size_t(j)]) * std::exp(-log_std);
+        log_prob -= 0.5 * z * z + log_std + 0.5 * std::log(2 * M_PI);
+        entropy += log_std + 0.5 + 0.5 * std::log(2 * M_PI);
+      }
+    }
+    const double ratio = std::exp(log_prob - double(batch.log_probs[i])), advantage = batch.advantages[i];
+    const double clamped = std::min(std::max(ratio, 1 - loss.clip_range), 1 + loss.clip_range);
+    const double error = outputs[size_t(network.critic_head)][0] - double(batch.returns[i]);
+    total += -std::min(ratio * advantage, clamped * advantage) + loss.vf_coef * error * error - loss.ent_coef * entropy;
+  }
+  return total / double(batch.size);
+}
+
+void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
+  Network network = random_network(rng);
+  for (Layer &layer : network.layers)  // no kinks, so that differences are slopes
+    if (layer.activation == Activation::relu || layer.activation == Activation::leaky_relu || layer.activation == Activation::elu)
+      layer.activation = Activation::tanh;
+  std::vector<float> start = normal(rng, network.n_parameters, 0.2f);
+  const int64_t rows = pick(rng, {1, 3, 16, 50});
+  const auto obs = normal(rng, rows * network.n_obs), actions = normal(rng, rows * network.action_size(), 0.5f);
+  const auto advantages = normal(rng, rows), returns = normal(rng, rows);
+  std::vector<int64_t> discrete;
+  for (int64_t i = 0; i < rows; ++i) discrete.push_back(int64_t(rng() % uint64_t(network.action_size())));
+  const bool categorical = network.categorical();
+  const Rows inputs{obs.data(), categorical ? nullptr : actions.data(), categorical ? discrete.data() : nullptr, rows};
+  const LossSettings loss{1e3, 0.5, 0.05};  // never clipped: no edges either
+  for (const Kernels *kernels : available_kernels()) {
+    std::vector<float> parameters = start, exp_avg(start.size()), exp_avg_sq(start.size());
+    std::vector<float> values(static_cast<size_t>(rows)), log_probs(static_cast<size_t>(rows));
+    Learner learner(network, {parameters.data(), exp_avg.data(), exp_avg_sq.data()}, loss, {}, rows, 2, *kernels);
+    learner.pack();
+    learner.evaluate(inputs, values.data(), log_probs.data());
+    for (float &x : log_probs) x += 0.1f;
+    const Batch batch{inputs, log_probs.data(), advantages.data(), returns.data(), nullptr, rows};
+    learner.compute_gradients(batch, {});
+    std::vector<double> direction(start.size()), up(start.size()), down(start.size());
+    double slope = 0, scale = 0;
+    const double h = 1e-5;
+    for (size_t i = 0; i < start.size(); ++i) {
+      direction[i] = std::normal_distribution<double>()(rng);
+      slope += direction[i] * double(learner.gradient()[i]);
+      scale += std::fabs(direction[i] * double(learner.gradient()[i]));
+      up[i] = double(start[i]) + h * direction[i];
+      down[i] = double(start[i]) - h * direction[i];
+    }
+    const double wanted = (reference_loss(network, up, batch, loss) - reference_loss(network, down, batch, loss)) / (2 * h);
+    CHECK(std::fabs(slope - wanted) <= 1e-4 * scale + 1e-6);
+  }
+}
+
+void test_forward_pass_of_any_number_of_rows(Rng &rng) {
+  const Network network = random_network(rng);
+  const auto parameters = normal(rng, network.n_parameters, 0.3f);
+  const int64_t rows = 1 + int64_t(rng() % 70), head_size = network.action_size();
+  const auto obs = normal(rng, rows * network.n_obs);
+  for (const Kernels *kernels : available_kernels()) {
+    PackedWeights weights(network, *kernels, false);
+    weights.pack(parameters.data());
+    std::vector<float> all(size_t(rows * head_size)), some(size_t(rows * head_size));
+    ForwardPass(network, network.actor_head, 64, *kernels)(weights, obs.data(), rows, all.data());
+    const ForwardPass few(network, network.actor_head, 5, *kernels);
+    for (int64_t row = 0; row < rows;) {
+      const int64_t count = std::min<int64_t>(rows - row, 1 + int64_t(rng() % 9));
+      few(weights, obs.data() + row * network.n_obs, count, some.data() + row * head_size);
+      row += count;
+    }
+    CHECK(same_bits(all, some));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+  const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device{}();
+  std::printf("test_nn, seed %llu:", static_cast<unsigned long long>(seed));
+  for (const Kernels *kernels : available_kernels()) std::printf(" %s", kernels->name);
+  std::printf("\n");
+  Rng rng(seed);
+  for (int round = 0; round < 40 && failures == 0; ++round) {
+    test_update_is_the_same_on_any_number_of_threads(rng);
+    test_gradient_is_the_slope_of_the_loss(rng);
+    test_forward_pass_of_any_number_of_rows(rng);
+  }
+  std::printf(failures ? "%d failures\n" : "ok\n", failures);
+  return failures != 0;
+}

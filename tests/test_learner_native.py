@@ -1,0 +1,615 @@
+"""The native learner against torch: gradients in float64, Adam, whole iterations, thread counts, switching engines."""
+
+import copy
+import threading
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xcfast import RewardNormalizer, Rollout, _core, load_config
+from xcfast.learner_native import FlatParameters, NativeLearner, network_spec
+from xcfast.normalize import NonFiniteError
+from xcfast.policy import build_policy
+from xcfast.ppo import TorchLearner, normalized_advantages, ppo_loss
+
+EPS = float(np.finfo(np.float32).eps)
+ACTIVATIONS = ["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
+
+
+def spaces(n_obs, n_actions, discrete):
+    box = gym.spaces.Box(-np.inf, np.inf, (n_obs,), np.float32)
+    return box, gym.spaces.Discrete(n_actions) if discrete else gym.spaces.Box(-1, 1, (n_actions,), np.float32)
+
+
+def make_policy(config, n_obs=7, n_actions=3):
+    policy = build_policy(config, *spaces(n_obs, n_actions, config.policy == "Categorical_AC"))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in policy.parameters():  # biases away from 0, actor away from its tiny gain
+            p.add_(torch.randn(p.shape, generator=generator) * 0.2)
+    return policy
+
+
+class Batch:
+    """A minibatch with ratios inside and outside the clip range and advantages of both signs."""
+
+    def __init__(self, policy, rows, seed=0, n_obs=7, n_actions=3):
+        rng = np.random.default_rng(seed)
+        discrete = not hasattr(policy.actor, "logstd")
+        self.obs = rng.normal(size=(rows, n_obs)).astype(np.float32)
+        if discrete:
+            self.actions = rng.integers(n_actions, size=rows)
+        else:
+            self.actions = rng.normal(scale=0.6, size=(rows, n_actions)).astype(np.float32)
+        with torch.no_grad():
+            log_probs = policy.evaluate(torch.from_numpy(self.obs), torch.from_numpy(self.actions))[0].numpy()
+        ratios = rng.uniform(0.5, 1.6, size=rows)
+        for edge in (0.8, 1.2):  # no rounding error may decide on which side of an edge a sample is
+            ratios[np.abs(ratios - edge) < 0.01] = edge + 0.01
+        self.log_probs = (log_probs - np.log(ratios)).astype(np.float32)
+        self.advantages = rng.normal(size=rows).astype(np.float32)
+        self.returns = rng.normal(size=rows).astype(np.float32)
+
+    def arrays(self):
+        return self.obs, self.actions, self.log_probs, self.advantages, self.returns
+
+
+def torch_gradients(policy, config, batch, dtype=torch.float64):
+    """Flat gradient and the loss's parts of a copy of the policy in that precision."""
+    twin = copy.deepcopy(policy).to(dtype)
+    obs, actions, log_probs, advantages, returns = (
+        torch.from_numpy(a) if a.dtype == np.int64 else torch.from_numpy(a).to(dtype) for a in batch.arrays()
+    )
+    if config.use_advnorm:
+        advantages = normalized_advantages(advantages)
+    new, entropy, values = twin.evaluate(obs, actions)
+    loss = ppo_loss(
+        new,
+        entropy,
+        values,
+        log_probs,
+        advantages,
+        returns,
+        clip_range=config.clip_range,
+        vf_coef=config.vf_coef,
+        ent_coef=config.ent_coef,
+    )
+    loss.loss.backward()
+    gradient = np.concatenate([p.grad.numpy().ravel() for p in twin.parameters()])
+    return gradient, [float(x) for x in loss[1:]]
+
+
+def make_core(policy, config, variant=None, threads=1, rows=64):
+    flat = FlatParameters(policy)
+    moments = np.zeros_like(flat.array), np.zeros_like(flat.array)
+    core = _core.Learner(
+        **network_spec(policy, flat),
+        parameters=flat.array,
+        exp_avg=moments[0],
+        exp_avg_sq=moments[1],
+        loss=(config.clip_range, config.vf_coef, config.ent_coef),
+        adam=(0.9, 0.999, 1e-5),
+        max_minibatch=rows,
+        num_threads=threads,
+        variant=variant,
+    )
+    return core, flat, moments
+
+
+def check_gradients(policy, config, batch, variant=None):
+    exact, parts = torch_gradients(policy, config, batch)
+    rows = len(batch.obs)
+    core, *_ = make_core(policy, config, variant, rows=rows)
+    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm)
+    # Rounding errors of a chain of n terms grow as sqrt(n) eps; a gradient goes through two chains per layer (over the
+    # inputs and over the rows), and an error in the log-probability comes back multiplied by the ratio's slope. Torch
+    # in float32 is as far from float64.
+    widest = max(max(p.shape) for p in policy.parameters())
+    layers = sum(p.ndim == 2 for p in policy.parameters())
+    tolerance = 2 * layers * (np.sqrt(widest) + np.sqrt(rows)) * EPS * np.abs(exact).max()
+    np.testing.assert_allclose(core.gradient, exact, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(given_parts, parts, rtol=2e-5, atol=2e-6)
+
+
+NETWORKS = {
+    "shared": {},
+    "separate": {"shared_representation": False},
+    "absent": {"representation": "Basic_Identical"},
+    "absent, linear": {"representation": "Basic_Identical", "actor_hidden_size": [], "critic_hidden_size": []},
+    "shared, linear heads": {"actor_hidden_size": [], "critic_hidden_size": []},
+    "deep": {
+        "representation_hidden_size": [33, 16, 5],
+        "actor_hidden_size": [20, 40],
+        "critic_hidden_size": [17, 3, 9, 64],
+    },
+    "wide": {"representation_hidden_size": [300], "actor_hidden_size": [257], "critic_hidden_size": [272]},
+}
+
+
+@pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gradients_are_autograds(small, network, policy):
+    config = small(policy=policy, ent_coef=0.02, **NETWORKS[network])
+    model = make_policy(config)
+    check_gradients(model, config, Batch(model, 97))
+
+
+@pytest.mark.parametrize("variant", _core.nn_variants())
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_of_every_activation_and_instruction_set(small, activation, variant):
+    config = small(activation=activation, activation_action=activation, representation_hidden_size=[48], ent_coef=0.01)
+    model = make_policy(config)
+    check_gradients(model, config, Batch(model, 50), variant)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"activation_action": None},
+        {"use_advnorm": False},
+        {"clip_range": 1e-3},
+        {"clip_range": 50.0},
+        {"vf_coef": 0.0},
+        {"ent_coef": 0.5, "policy": "Categorical_AC"},
+    ],
+    ids=str,
+)
+def test_gradients_of_loss_settings(small, keys):
+    config = small(**keys)
+    model = make_policy(config)
+    check_gradients(model, config, Batch(model, 61))
+
+
+SIZES = st.sampled_from([1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 31, 32, 33, 47])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.one_of(SIZES, st.sampled_from([64, 97, 128, 129, 211, 1025])),
+    n_obs=SIZES,
+    n_actions=SIZES.filter(lambda n: n > 1),
+    trunk=st.lists(SIZES, min_size=1, max_size=3),
+    actor=st.lists(SIZES, max_size=2),
+    critic=st.lists(SIZES, max_size=2),
+    shared=st.booleans(),
+    discrete=st.booleans(),
+)
+def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, discrete):
+    config = load_config(
+        overrides={
+            **SMALL,
+            "policy": "Categorical_AC" if discrete else "Gaussian_AC",
+            "representation_hidden_size": trunk,
+            "actor_hidden_size": actor,
+            "critic_hidden_size": critic,
+            "shared_representation": shared,
+            "activation": "tanh",  # smooth: no kink for a rounding error to cross
+            "ent_coef": 0.01,
+        }
+    )
+    model = make_policy(config, n_obs, n_actions)
+    check_gradients(model, config, Batch(model, rows, n_obs=n_obs, n_actions=n_actions))
+
+
+@pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
+def test_gradient_vanishes_where_the_clip_binds(small, policy):
+    config = small(policy=policy, use_advnorm=False, vf_coef=0.0, ent_coef=0.0)
+    model = make_policy(config)
+    batch = Batch(model, 4)
+    exact = np.array(make_core(model, config)[0].evaluate(batch.obs, batch.actions)[1])
+    ratios = {1.5: (1.0, False), 1.4: (-1.0, True), 0.5: (-1.0, False), 0.6: (1.0, True)}
+    for ratio, (advantage, moves) in ratios.items():
+        batch.log_probs = (exact - np.log(ratio)).astype(np.float32)
+        batch.advantages = np.full(4, advantage, np.float32)
+        core, *_ = make_core(model, config)
+        policy_loss, *_, clipped = core.compute_gradients(*batch.arrays(), False)
+        assert np.any(core.gradient != 0) == moves
+        assert clipped == 1.0
+        assert policy_loss == pytest.approx(-advantage * (ratio if moves else np.clip(ratio, 0.8, 1.2)), rel=1e-5)
+
+
+def test_minibatch_by_index_is_the_minibatch(small):
+    config = small()
+    model = make_policy(config)
+    batch = Batch(model, 90)
+    core, *_ = make_core(model, config, rows=90)
+    indices = np.random.default_rng(1).permutation(90)[:37]
+    losses = core.compute_gradients(*batch.arrays(), True, indices)
+    by_index = core.gradient.copy()
+    assert core.compute_gradients(*(a[indices] for a in batch.arrays()), True) == losses
+    np.testing.assert_array_equal(core.gradient, by_index)
+
+
+@pytest.mark.parametrize("variant", _core.nn_variants())
+@pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
+def test_a_row_does_not_depend_on_its_neighbours(small, policy, variant):
+    config = small(policy=policy, representation_hidden_size=[300], actor_hidden_size=[70, 33])
+    model = make_policy(config)
+    batch = Batch(model, 200)
+    core, *_ = make_core(model, config, variant, rows=130)
+    values, log_probs = core.evaluate(batch.obs, batch.actions)
+    for size in (1, 2, 3, 4, 7, 64):
+        for start in range(0, 200 - size, 31):
+            rows = slice(start, start + size)
+            some = core.evaluate(batch.obs[rows], batch.actions[rows])
+            np.testing.assert_array_equal(some[0], values[rows])
+            np.testing.assert_array_equal(some[1], log_probs[rows])
+    with torch.no_grad():
+        exact, _, exact_values = (
+            copy.deepcopy(model)
+            .double()
+            .evaluate(
+                torch.from_numpy(batch.obs).double(),
+                torch.from_numpy(batch.actions if policy == "Categorical_AC" else batch.actions.astype(np.float64)),
+            )
+        )
+    np.testing.assert_allclose(values, exact_values, rtol=0, atol=300**0.5 * 4 * EPS * float(exact_values.abs().max()))
+    np.testing.assert_allclose(log_probs, exact, rtol=0, atol=300**0.5 * 8 * EPS * float(exact.abs().max()))
+
+
+# Largest error in units of the last place of the result, and the float64 function.
+ELEMENTARY = {
+    "tanh": (3, 2.5, np.tanh),
+    "sigmoid": (4, 2.5, lambda x: 1 / (1 + np.exp(-x))),
+    "elu": (5, 2.5, lambda x: np.where(x > 0, x, np.expm1(x))),
+}
+
+
+@pytest.mark.parametrize("variant", _core.nn_variants())
+@pytest.mark.parametrize("name", ELEMENTARY)
+def test_accuracy_of_activations(name, variant):
+    number, units, exact = ELEMENTARY[name]
+    rng = np.random.default_rng(0)
+    parts = [
+        rng.normal(size=2**18),
+        rng.uniform(-20, 20, 2**18),
+        rng.uniform(-1, 1, 2**18) * 10.0 ** rng.uniform(-30, 0, 2**18),
+    ]
+    x = np.concatenate([*parts, np.linspace(-87, 87, 2**18)]).astype(np.float32)
+    y = _core.nn_activation(number, x, variant)
+    wanted = exact(x.astype(np.float64))
+    spacing = np.spacing(np.maximum(np.abs(wanted), np.finfo(np.float32).tiny).astype(np.float32)).astype(np.float64)
+    assert np.max(np.abs(y - wanted) / spacing) <= units
+
+
+@pytest.mark.parametrize("variant", _core.nn_variants())
+def test_activations_at_the_ends(variant):
+    ends = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 100.0, -100.0] + [0.0] * 7, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for number, _, exact in ELEMENTARY.values():
+            wanted = exact(ends.astype(np.float64))
+            np.testing.assert_allclose(_core.nn_activation(number, ends, variant), wanted, atol=1e-37)
+    relu = _core.nn_activation(1, ends, variant)
+    assert np.isnan(relu[4]) and relu[2] == np.inf and relu[6] == 0.0
+
+
+@pytest.mark.parametrize("max_norm", [0.5, float("inf")])
+def test_adam_is_torchs_step_by_step(small, max_norm):
+    config = small()
+    model = make_policy(config)
+    twin = copy.deepcopy(model).double()
+    core, flat, moments = make_core(model, config)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1.0, eps=1e-5)
+    rng = np.random.default_rng(2)
+    for step in range(1, 31):
+        rate = 1e-2 / step
+        gradient = (rng.normal(size=flat.array.size) * 10.0 ** rng.uniform(-4, 0)).astype(np.float32)
+        core.gradient[:] = gradient
+        for parameter, place in zip(twin.parameters(), flat.slices, strict=True):
+            parameter.grad = torch.from_numpy(gradient[place].astype(np.float64)).view(parameter.shape)
+        norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        assert core.apply(rate, max_norm, step) == pytest.approx(float(norm), rel=1e-12)
+        # each step rounds once in the parameter, and a few times in an update of at most about the rate
+        wanted = np.concatenate([p.detach().numpy().ravel() for p in twin.parameters()])
+        np.testing.assert_allclose(flat.array, wanted, rtol=step * EPS, atol=8 * EPS * 1e-2 * step)
+        for key, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True):
+            wanted = np.concatenate([optimizer.state[p][key].numpy().ravel() for p in twin.parameters()])
+            np.testing.assert_allclose(moment, wanted, rtol=4 * step * EPS, atol=4 * step * EPS * np.abs(wanted).max())
+
+
+# ---- The learner on whole rollouts
+
+
+def fill(rollout, seed=0, n_actions=3):
+    """A full rollout with terminations, time limits and both."""
+    rng = np.random.default_rng(seed)
+    steps, envs = rollout.rewards.shape
+    discrete = rollout.actions.dtype == np.int64
+    for _ in range(steps):
+        terminated, truncated = rng.random((2, envs)) < 0.03
+        cut = int((truncated & ~terminated).sum())
+        rollout.store(
+            rng.normal(size=(envs, *rollout.obs_shape)).astype(np.float32),
+            rng.integers(n_actions, size=envs) if discrete else rng.normal(scale=0.5, size=(envs, n_actions)),
+            rng.normal(size=envs),
+            terminated,
+            truncated,
+            final_obs=rng.normal(size=(cut, *rollout.obs_shape)) if cut else None,
+        )
+    rollout.last_obs[:] = rng.normal(size=rollout.last_obs.shape)
+    return rollout
+
+
+def make_learner(cls, config, threads=1, n_obs=7, n_actions=3):
+    """A learner with a rollout whose actions its own policy chose."""
+    policy = build_policy(config, *spaces(n_obs, n_actions, config.policy == "Categorical_AC"))
+    discrete = config.policy == "Categorical_AC"
+    shape, dtype = ((), np.int64) if discrete else ((n_actions,), np.float32)
+    rollout = fill(Rollout(config.num_steps, config.parallels, (n_obs,), shape, dtype), config.seed, n_actions)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        output = policy.act(torch.from_numpy(rollout.obs.reshape(-1, n_obs)))
+        if discrete:
+            noise = torch.rand(len(output), generator=generator, dtype=torch.float64)
+        else:
+            noise = torch.randn(output.shape, generator=generator)
+        rollout.actions[:] = policy.actor.sample(output, noise).numpy().reshape(rollout.actions.shape)
+    rewards = RewardNormalizer(config.parallels, gamma=config.gamma, enabled=config.use_rewnorm)
+    return cls(policy.double() if cls is Torch64 else policy, config, rollout, rewards, threads), rollout
+
+
+class Torch64(TorchLearner):
+    """TorchLearner in float64, on the same float32 rollout."""
+
+    def _to_device(self, array):
+        tensor = torch.from_numpy(array)
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    def _gather(self, rollout, indices, on_device):
+        return [self._to_device(x.numpy()) for x in super()._gather(rollout, indices, on_device)]
+
+
+def weights(learner):
+    return np.concatenate([p.detach().double().numpy().ravel() for p in learner.policy.parameters()])
+
+
+@pytest.mark.parametrize(("policy", "width"), [("Gaussian_AC", 256), ("Categorical_AC", 64)])
+def test_an_iteration_ends_where_torchs_does(small, policy, width):
+    """After 128 updates, the distance from float64 is torch's own.
+
+    Now and then a rounding error pushes a sample over the edge of the clip range, in either learner, and the weights
+    part by a thousandth of the way: hence the median of several seeds.
+    """
+    hidden = {f"{part}_hidden_size": [width] for part in ("representation", "actor", "critic")}
+    keys = {
+        "n_epochs": 16,
+        "n_minibatch": 8,
+        "parallels": 8,
+        "horizon_size": 37,
+        "running_steps": 2960,
+        "activation": "tanh",
+    }
+    distances = []
+    for seed in range(3):
+        config = small(policy=policy, seed=seed, ent_coef=1e-3, **keys, **hidden)
+        start = weights(make_learner(TorchLearner, config)[0])
+        ends = []
+        for cls in (Torch64, TorchLearner, NativeLearner):
+            learner, rollout = make_learner(cls, config)
+            learner.update(rollout, 3)
+            ends.append(weights(learner))
+        way = np.linalg.norm(ends[0] - start)
+        distances.append([np.linalg.norm(end - ends[0]) / way for end in ends[1:]])
+    torchs, natives = np.median(distances, axis=0)
+    assert 0 < natives <= 10 * torchs
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"policy": "Categorical_AC", "ent_coef": 0.01},
+        {"use_gae": False},
+        {"use_rewnorm": False},
+        {"use_grad_clip": False},
+        {"use_advnorm": False},
+    ],
+)
+def test_settings_reach_the_update(small, keys):
+    config = small(**keys)
+    start = weights(make_learner(TorchLearner, config)[0])
+    ends, metrics, rollouts = [], [], []
+    for cls in (TorchLearner, NativeLearner):
+        learner, rollout = make_learner(cls, config)
+        metrics.append(learner.update(rollout, 1))
+        ends.append(weights(learner))
+        rollouts.append(rollout)
+    assert np.linalg.norm(ends[1] - ends[0]) <= 1e-4 * np.linalg.norm(ends[0] - start)
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-4, abs=1e-6)
+    for name in ("values", "log_probs", "advantages", "returns"):
+        arrays = [getattr(rollout, name) for rollout in rollouts]
+        np.testing.assert_allclose(arrays[1], arrays[0], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
+@pytest.mark.parametrize("n_minibatch", [1, 3, 7, 128])
+def test_bits_do_not_depend_on_the_number_of_threads(small, policy, n_minibatch):
+    config = small(
+        policy=policy,
+        n_minibatch=n_minibatch,
+        representation_hidden_size=[70],
+        shared_representation=False,
+        ent_coef=0.01,
+    )
+    results = []
+    for threads in (1, 2, 5):
+        learner, rollout = make_learner(NativeLearner, config, threads)
+        metrics = learner.update(rollout, 1)
+        results.append((weights(learner).tobytes(), metrics, rollout.returns.tobytes()))
+    assert results[0] == results[1] == results[2]
+
+
+def test_first_ratio_is_exactly_one(small):
+    learner, rollout = make_learner(NativeLearner, small(n_epochs=1, n_minibatch=1))
+    metrics = learner.update(rollout, 0)
+    assert metrics["losses/approx_kl"] == 0.0
+    assert metrics["losses/clipfrac"] == 0.0
+
+
+def test_two_halves_make_an_update(small):
+    """compute_gradients and apply, called one by one, do what update does."""
+    config = small(n_epochs=1, n_minibatch=1, use_rewnorm=False)
+    whole, rollout = make_learner(NativeLearner, config)
+    start = weights(whole)
+    metrics = whole.update(rollout, 0)
+    parts, _ = make_learner(NativeLearner, config)
+    arrays = [getattr(rollout, name) for name in ("obs", "actions", "log_probs", "advantages", "returns")]
+    flat = [a.reshape(-1, *a.shape[2:]) for a in arrays]
+    indices, _ = rollout.minibatch_indices(config.seed, 0, 0, 1)
+    gradient, losses = parts.compute_gradients(*flat, indices=indices)
+    assert gradient.shape == start.shape
+    assert parts.apply(config.learning_rate) == metrics["losses/grad_norm"]
+    np.testing.assert_array_equal(weights(parts), weights(whole))
+    assert all(metrics[f"losses/{name}"] == value for name, value in losses.items())
+    assert not np.array_equal(weights(whole), start)
+
+
+@pytest.mark.parametrize("first", [TorchLearner, NativeLearner])
+@pytest.mark.parametrize("second", [TorchLearner, NativeLearner])
+def test_engines_may_be_switched(small, first, second):
+    """Iterations with a change between them end where torch alone does; a resume of one engine changes no bit."""
+    config = small(n_epochs=2)
+
+    def run(before, after, resume=True):
+        learner, rollout = make_learner(before, config)
+        learner.update(rollout, 0)
+        if resume:
+            state = copy.deepcopy(
+                (learner.policy.state_dict(), learner.state_dict(), learner._reward_normalizer.state_dict())
+            )
+            learner, rollout = make_learner(after, config)
+            learner.policy.load_state_dict(state[0])
+            learner.load_state_dict(state[1])
+            learner._reward_normalizer.load_state_dict(state[2])
+        learner.update(rollout, 1)
+        steps = {float(s["step"]) for s in learner.state_dict()["optimizer"]["state"].values()}
+        assert steps == {2.0 * config.n_epochs * config.n_minibatch}
+        return weights(learner)
+
+    end = run(first, second)
+    if first is second:
+        np.testing.assert_array_equal(end, run(first, first, resume=False))
+    wanted = run(TorchLearner, TorchLearner, resume=False)
+    start = weights(make_learner(TorchLearner, config)[0])
+    assert np.linalg.norm(end - wanted) <= 1e-4 * np.linalg.norm(wanted - start)
+
+
+def test_state_of_a_fresh_learner_loads(small):
+    fresh = make_learner(TorchLearner, small())[0].state_dict()
+    learner, rollout = make_learner(NativeLearner, small())
+    unused = copy.deepcopy(learner.state_dict())
+    learner.update(rollout, 0)
+    learner.load_state_dict(fresh)
+    state = learner.state_dict()["optimizer"]["state"]
+    for key, value in state.items():
+        assert float(value["step"]) == 0.0
+        assert torch.equal(value["exp_avg"], unused["optimizer"]["state"][key]["exp_avg"])
+
+
+def test_parameters_stay_torchs(small):
+    learner, rollout = make_learner(NativeLearner, small())
+    policy = learner.policy
+    obs = torch.from_numpy(rollout.obs[0].copy())
+    with torch.no_grad():
+        before = policy.act(obs)
+        learner.update(rollout, 0)
+        assert not torch.equal(policy.act(obs), before)
+        for parameter in policy.parameters():  # memory replaced behind the learner's back
+            parameter.data = parameter.data.clone() * 0.5
+    expected = weights(learner)
+    learner.compute_gradients(
+        *(getattr(rollout, n)[0] for n in ("obs", "actions", "log_probs", "advantages", "returns"))
+    )
+    np.testing.assert_array_equal(weights(learner), expected)
+    learner.apply(1e-3)
+    assert not np.array_equal(weights(learner), expected)
+
+
+def test_non_finite_update_restores_weights_and_optimiser(small):
+    learner, rollout = make_learner(NativeLearner, small())
+    learner.update(rollout, 0)
+    before = weights(learner)
+    state = copy.deepcopy(learner.state_dict())
+    rollout.obs[3, 1] = np.nan
+    with pytest.raises(NonFiniteError, match="iteration 1.*policy_loss"):
+        learner.update(rollout, 1)
+    np.testing.assert_array_equal(weights(learner), before)
+    after = learner.state_dict()
+    for key, saved in state["optimizer"]["state"].items():
+        assert all(torch.equal(saved[name], after["optimizer"]["state"][key][name]) for name in saved)
+    assert after["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
+
+
+def test_two_threads_at_once_raise(small):
+    config = small(representation_hidden_size=[512], actor_hidden_size=[512], n_epochs=30)
+    learner, rollout = make_learner(NativeLearner, config)
+    failures = []
+    started = threading.Event()
+
+    def work():
+        started.set()
+        try:
+            learner.update(rollout, 0)
+        except RuntimeError as error:
+            failures.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    while thread.is_alive() and not failures:
+        try:
+            learner.apply(0.0)
+        except RuntimeError as error:
+            failures.append(str(error))
+    thread.join(60)
+    assert failures and all("another thread" in failure for failure in failures)
+
+
+def test_reasons_not_to_serve(small):
+    config = small()
+    assert NativeLearner.reason_not(config, make_policy(config)) is None
+    normalized = small(normalize="LayerNorm")
+    policy = make_policy(normalized)
+    assert "LayerNorm" in NativeLearner.reason_not(normalized, policy)
+    assert "float32" in NativeLearner.reason_not(config, make_policy(config).double())
+    rollout = Rollout(config.num_steps, config.parallels, (7,), (3,))
+    with pytest.raises(ValueError, match="LayerNorm"):
+        NativeLearner(policy, normalized, rollout, RewardNormalizer(config.parallels), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"obs": np.zeros((50, 7))}, "obs must be"),
+        ({"actions": np.zeros((50, 2), np.float32)}, "actions must be"),
+        ({"returns": np.zeros(49, np.float32)}, "returns must be"),
+        ({"indices": np.array([0, 50])}, "indices"),
+        ({"indices": np.array([], np.int64)}, "at least one"),
+    ],
+    ids=lambda x: str(list(x)) if isinstance(x, dict) else "",
+)
+def test_wrong_arguments_are_named(small, change, message):
+    config = small()
+    model = make_policy(config)
+    core, *_ = make_core(model, config)
+    names = ("obs", "actions", "log_probs", "advantages", "returns")
+    arguments = {**dict(zip(names, Batch(model, 50).arrays(), strict=True)), "normalize_advantages": True, **change}
+    with pytest.raises(ValueError, match=message):
+        core.compute_gradients(**arguments)
+
+
+def test_discrete_actions_are_checked(small):
+    config = small(policy="Categorical_AC")
+    model = make_policy(config)
+    batch = Batch(model, 5)
+    batch.actions[2] = 3
+    core, *_ = make_core(model, config)
+    with pytest.raises(ValueError, match="actions must be in"):
+        core.compute_gradients(*batch.arrays(), True)

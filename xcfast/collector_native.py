@@ -1,0 +1,228 @@
+"""NativeCollector: policy and physics in one C++ call, for MujocoVecEnv and Gaussian policies of fully connected layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from xcfast.collector import ActionNoise, TorchCollector
+from xcfast.config_keys import ConfigError
+from xcfast.envs import MujocoVecEnv
+from xcfast.learner_native import network_spec, unknown_modules
+from xcfast.policy import GaussianActor
+from xcfast.rollout import EPISODE_DTYPE
+
+if TYPE_CHECKING:
+    from xcfast.config import Config
+    from xcfast.envs import VecEnv
+    from xcfast.normalize import ObservationNormalizer
+    from xcfast.policy import ActionMap, ActorCritic
+    from xcfast.rollout import Rollout
+
+Collector = "TorchCollector | NativeCollector"
+
+
+def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
+    """Why native code cannot run this policy in these envs, as a phrase; None if it can."""
+    if type(envs) is not MujocoVecEnv:
+        return f"it steps MujocoVecEnv; these environments are {type(envs).__name__}"
+    if not isinstance(policy.actor, GaussianActor):
+        return "it samples Gaussian policies; this one is Categorical"
+    if any(p.dtype != torch.float32 for p in policy.parameters()):
+        return "the weights are not float32"
+    unknown = unknown_modules(policy)
+    return f"it has no {', '.join(unknown)}" if unknown else None
+
+
+def make_collector(
+    config: Config, envs: VecEnv, policy: ActorCritic, normalizer: ObservationNormalizer, action_map: ActionMap
+) -> tuple[TorchCollector | NativeCollector, str]:
+    """The collector that ``config.collector_backend`` asks for, and the reason for the choice.
+
+    Raises:
+        ConfigError: ``native`` is asked for and cannot serve.
+    """
+    reason_not = reason_not_native(envs, policy)
+    parts = (envs, policy, normalizer, action_map, config.seed)
+    if config.collector_backend == "torch":
+        return TorchCollector(*parts), "as asked for"
+    if reason_not is None:
+        reason = "policy and physics in C++, all threads"
+        return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as asked for; {reason}"
+    if config.collector_backend == "native":
+        raise ConfigError(f"the native collector cannot serve: {reason_not}", key="collector_backend", given="native")
+    return TorchCollector(*parts), f"not native: {reason_not}"
+
+
+class EnvLoop:
+    """Policy and envs in one loop in C++; collection and evaluation prepare what it is to do.
+
+    Args:
+        envs: all calls go through it, so that one Python thread at a time steps the envs.
+        policy: its weights are read, from whatever device they are on, at the start of each call.
+        normalizer: of the observations.
+        action_map: for a Box.
+
+    Raises:
+        ValueError: native code cannot serve; see ``reason_not_native``.
+    """
+
+    def __init__(
+        self, envs: MujocoVecEnv, policy: ActorCritic, normalizer: ObservationNormalizer, action_map: ActionMap
+    ) -> None:
+        reason = reason_not_native(envs, policy)
+        if reason is not None:
+            raise ValueError(f"native collection cannot serve: {reason}")
+        from xcfast import _core
+
+        self._envs = envs
+        self._policy = policy
+        self._normalizer = normalizer
+        self._weights = _Mirror(policy)
+        mapping = (action_map.scale, action_map.offset) if action_map.rescales else ((), ())
+        self._core = _core.EnvLoop(
+            engine=envs.engine,
+            **network_spec(policy, self._weights),
+            n_parameters=self._weights.array.size,
+            low=action_map.low.ravel(),
+            high=action_map.high.ravel(),
+            scale=np.ravel(mapping[0]),
+            offset=np.ravel(mapping[1]),
+            normalizer=normalizer.memory(),
+            normalize=normalizer.enabled,
+            epsilon=normalizer.rms.epsilon,
+            clip=normalizer.clip,
+        )
+
+    def collect(self, rollout: Rollout, noise: ActionNoise, num_steps: int) -> None:
+        """Fill the next rows of the rollout.
+
+        Raises:
+            SimulationError: MuJoCo raised an error; the rollout's step has not moved.
+        """
+        self._load()
+        self._core.begin_collection(
+            rollout={name: getattr(rollout, name) for name in _ROLLOUT_ARRAYS},
+            tracked=self._normalizer.memory(),
+            seed=noise.seed % 2**64,
+            env_offset=noise.env_offset,
+            counters=noise.counters,
+            begin=rollout.step,
+            end=rollout.step + num_steps,
+        )
+        self._envs.drive(self._core.run)
+        episodes, final_index, final_obs = self._core.end_collection()
+        rollout.advance(
+            num_steps,
+            np.frombuffer(episodes, EPISODE_DTYPE),
+            final_index,
+            final_obs.reshape(-1, *rollout.obs_shape),
+        )
+
+    def evaluate(self, quota: int) -> np.ndarray:
+        """Returns float64 [N * quota] of the first ``quota`` episodes of each env from now on, env by env.
+
+        The actions are the policy's most likely ones; nothing is tracked. The envs need a ``reset`` before anything else.
+        """
+        self._load()
+        self._core.begin_evaluation(quota)
+        self._envs.drive(self._core.run)
+        return self._core.end_evaluation()
+
+    @torch.inference_mode()
+    def _load(self) -> None:
+        self._weights.refresh()
+        actor = self._policy.actor
+        assert isinstance(actor, GaussianActor)
+        self._core.load(self._weights.array, actor.logstd.exp().cpu().numpy())
+
+
+class NativeCollector:
+    """Collects with a MujocoVecEnv in one C++ call on the envs' threads; ``TorchCollector`` is its reference.
+
+    Each thread takes its envs through all steps without waiting for the others. The result does not depend on the number of
+    threads, nor on how a rollout is divided into calls. State is interchangeable with ``TorchCollector``'s.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        envs: VecEnv,
+        policy: ActorCritic,
+        normalizer: ObservationNormalizer,
+        action_map: ActionMap,
+        seed: int,
+    ) -> None:
+        assert isinstance(envs, MujocoVecEnv)
+        self.envs = envs
+        self.policy = policy
+        self.noise = ActionNoise(policy, seed, envs.num_envs)
+        self._normalizer = normalizer
+        self._loop = EnvLoop(envs, policy, normalizer, action_map)
+        self._is_reset = False
+
+    def reset(self, seed: int | list[int] | None) -> None:
+        """Start new episodes in every env."""
+        self.envs.reset(seed=seed)
+        self._is_reset = True
+
+    def collect(self, rollout: Rollout, num_steps: int | None = None) -> None:
+        """Fill the next ``num_steps`` rows of the rollout (default: all that are left).
+
+        When the rollout becomes full, ``rollout.last_obs`` is written and the observation statistics are merged.
+
+        Raises:
+            NonFiniteError: an env delivered NaN or infinity as an observation.
+            SimulationError: MuJoCo raised an error in an env.
+        """
+        if not self._is_reset:
+            raise RuntimeError("collect() called before reset()")
+        self._loop.collect(rollout, self.noise, rollout.num_steps - rollout.step if num_steps is None else num_steps)
+        if rollout.full:
+            self._normalizer.normalize(self.envs.observations, out=rollout.last_obs)
+            self._normalizer.commit()
+
+    def warm_up(self, rollout: Rollout) -> None:
+        """Give the observation statistics a start: one rollout with the current policy, then discarded."""
+        self.collect(rollout)
+        rollout.clear()
+
+    def state_dict(self, with_envs: bool = True) -> dict[str, Any]:
+        """Noise counters, and the envs' state and last observations (else None)."""
+        envs = self.envs.get_state() if with_envs else None
+        obs = self.envs.observations.copy() if self._is_reset else None
+        return {"noise_counters": self.noise.counters.copy(), "envs": envs, "obs": obs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Restore ``state_dict`` of any collector; False where the envs' state was not saved, so that they must be reset."""
+        self.noise.counters[:] = np.asarray(state["noise_counters"])
+        if state["envs"] is None:
+            return False
+        self.envs.set_state(state["envs"])
+        self._is_reset = True
+        return True
+
+
+class _Mirror:
+    """A copy of a module's parameters in one flat float32 array on the CPU, in the module's order."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._parameters = list(module.parameters())
+        self.array = np.empty(sum(p.numel() for p in self._parameters), np.float32)
+        self._parts = torch.from_numpy(self.array).split([p.numel() for p in self._parameters])
+
+    def place(self, parameter: torch.Tensor) -> int:
+        """Where in the array a parameter begins."""
+        index = next(i for i, p in enumerate(self._parameters) if p is parameter)
+        return self._parts[index].storage_offset()
+
+    def refresh(self) -> None:
+        """Copy the parameters as they are now."""
+        for part, parameter in zip(self._parts, self._parameters, strict=True):
+            part.copy_(parameter.detach().reshape(-1))
+
+
+_ROLLOUT_ARRAYS = ("obs", "actions", "rewards", "terminated", "truncated", "episode_returns", "episode_lengths")

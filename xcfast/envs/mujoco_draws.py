@@ -1,0 +1,89 @@
+"""Initial states of episodes, drawn ahead from each env's own generator: the engine resets without Python."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.utils import seeding
+from numpy.typing import NDArray
+
+
+class ResetDraws:
+    """A row of initial states per environment, in the order of its generator's stream.
+
+    Args:
+        num_envs: N.
+        size: numbers per initial state.
+        capacity: initial states per env that can wait.
+        draw: draw(generator, count) -> float64 [count, size], continuing the generator's stream.
+
+    Attributes:
+        rows: float64 [N, capacity, size]; those from used[i] to drawn[i] - 1 wait in row i.
+        drawn, used: int64 [N]. The engine counts `used` up.
+    """
+
+    def __init__(
+        self, num_envs: int, size: int, capacity: int, draw: Callable[[np.random.Generator, int], NDArray[np.float64]]
+    ) -> None:
+        self.capacity = capacity
+        self.rows = np.zeros((num_envs, capacity, size))
+        self.drawn = np.zeros(num_envs, np.int64)
+        self.used = np.zeros(num_envs, np.int64)
+        self._draw = draw
+        self._generators: list[np.random.Generator] = []
+        self._seeds: list[int] = []
+        for _ in range(num_envs):
+            generator, seed = seeding.np_random()
+            self._generators.append(generator)
+            self._seeds.append(seed)
+        # The stream's state before a row `_skipped` rows in front of row 0.
+        self._origins: list[Mapping[str, Any]] = [generator.bit_generator.state for generator in self._generators]
+        self._skipped = [0] * num_envs
+
+    def seed(self, index: int, seed: int) -> None:
+        """Starts the stream of one env anew, as Gymnasium's reset(seed) does."""
+        self._generators[index], self._seeds[index] = seeding.np_random(seed)
+        self._empty(index)
+
+    def fill(self, index: int, count: int) -> None:
+        """Draws until `count` (at most the capacity) initial states wait."""
+        used, drawn = int(self.used[index]), int(self.drawn[index])
+        left, generator = drawn - used, self._generators[index]
+        if left >= count:
+            return
+        if left == 0:
+            self._origins[index] = generator.bit_generator.state
+            self._skipped[index] = 0
+        else:
+            self.rows[index, :left] = self.rows[index, used:drawn].copy()
+            self._skipped[index] += used
+        self.rows[index, left:count] = self._draw(generator, count - left)
+        self.used[index], self.drawn[index] = 0, count
+
+    def refill(self, low: int = 0) -> None:
+        """Fills the envs that have at most `low` initial states left."""
+        for index in np.flatnonzero(self.drawn - self.used <= low):
+            self.fill(int(index), self.capacity)
+
+    def get_state(self, index: int) -> tuple[Mapping[str, Any], int]:
+        """The generator's state as if nothing had been drawn ahead, and its seed."""
+        generator, spent = self._generators[index], self._skipped[index] + int(self.used[index])
+        if self.used[index] == self.drawn[index]:
+            return generator.bit_generator.state, self._seeds[index]
+        if spent:
+            replayed = np.random.Generator(np.random.PCG64())
+            replayed.bit_generator.state = self._origins[index]
+            self._draw(replayed, spent)
+            self._origins[index] = replayed.bit_generator.state
+            self._skipped[index] -= spent
+        return self._origins[index], self._seeds[index]
+
+    def set_state(self, index: int, state: Mapping[str, Any], seed: int) -> None:
+        """Continues from what `get_state` returned."""
+        self._generators[index].bit_generator.state = state
+        self._seeds[index] = seed
+        self._empty(index)
+
+    def _empty(self, index: int) -> None:
+        self.used[index] = self.drawn[index] = 0
+        self.fill(index, min(2, self.capacity))

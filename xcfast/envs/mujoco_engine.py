@@ -1,0 +1,145 @@
+"""Builds the native engine: addresses of MuJoCo's functions and arrays, and what its arithmetic must know of numpy."""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcfast.envs.mujoco_tasks import Found, NotNativeError
+
+_FIELDS = (
+    *("qpos", "qvel", "ctrl", "xpos", "xipos", "site_xpos"),
+    *("cinert", "cvel", "qfrc_actuator", "qfrc_constraint", "cfrc_ext"),
+)
+_FUNCTIONS = ("mj_step", "mj_forward", "mj_resetData", "mj_rnePostConstraint")
+# Handlers of one thread, which MuJoCo's own bindings use; the first since MuJoCo logs through one function.
+_HANDLERS = {
+    "set_log_handler": "_mjPRIVATE_setTlsLogHandler",
+    "set_error_handler": "_mjPRIVATE__set_tls_error_fn",
+    "set_warning_handler": "_mjPRIVATE__set_tls_warning_fn",
+}
+
+
+def build_engine(found: Found, datas: Sequence[Any], arrays: dict[str, Any], draws_capacity: int, pool: Any) -> Any:
+    """The engine (`_core.MujocoEngine`) for the simulations `datas` on one model.
+
+    Args:
+        found: the task, and the environment whose model and keyword arguments count.
+        datas: mjData of each env.
+        arrays: the engine's memory by name, see `MujocoVecEnv`.
+        draws_capacity: rows of arrays["draws"] per env.
+        pool: `_core.ThreadPool`.
+
+    Raises:
+        NotNativeError: this MuJoCo or this model is not one that the engine can step.
+    """
+    from xcfast import _core
+
+    base, model = found.base, found.base.model
+    if model.nu != int(np.prod(base.action_space.shape)) or base.action_space.dtype != np.float32:
+        raise NotNativeError(f"its actions are {base.action_space}")
+    if found.task.name == "InvertedDoublePendulum" and model.nsite < 1:
+        raise NotNativeError("its model has no site")
+    fused_dot, fused_einsum = numpy_fuses()
+    setup = {
+        **{name: int(getattr(model, name)) for name in ("nq", "nv", "nu", "nbody")},
+        "body_mass": _address(model.body_mass),
+        "body_mass_sum": float(model.body_mass.sum()),
+        "dt": float(base.dt),
+        "v5": found.task.v5,
+        "fused_dot": fused_dot,
+        "fused_einsum": fused_einsum,
+        "values": found.task.values(base),
+    }
+    warnings = datas[0].warning.number
+    config = {
+        "model": _object_address(model),
+        "frame_skip": int(base.frame_skip),
+        "max_episode_steps": found.max_episode_steps or 0,
+        "draws_capacity": draws_capacity,
+        "obs_size": int(np.prod(base.observation_space.shape)),
+        # A version that hands out copies of its counters is not watched.
+        "num_warnings": 0 if warnings.flags.owndata else warnings.size,
+        "warning_stride": warnings.strides[0],
+    }
+    simulations = [
+        {
+            "data": _object_address(data),
+            "warnings": _address(data.warning.number),
+            **{name: _address(getattr(data, name)) for name in _FIELDS},
+        }
+        for data in datas
+    ]
+    try:
+        return _core.MujocoEngine(
+            found.task.name, setup, functions(), config, simulations, arrays, pool, (model, list(datas))
+        )
+    except ValueError as error:
+        raise NotNativeError(str(error)) from None
+
+
+@functools.cache
+def functions() -> dict[str, int]:
+    """Addresses of MuJoCo's functions, 0 for a handler that this version does not have."""
+    import mujoco
+
+    folder, names = Path(mujoco.__file__).parent, ("libmujoco*.so*", "libmujoco*.dylib", "mujoco.dll")
+    found = sorted(path for name in names for path in folder.glob(name))
+    if not found:
+        raise NotNativeError(f"there is no libmujoco in {folder}")
+    library = ctypes.CDLL(str(found[0]))
+    addresses = {}
+    for name in _FUNCTIONS:
+        if not hasattr(library, name):
+            raise NotNativeError(f"{found[0].name} has no {name}")
+        addresses[name] = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+    for name, symbol in _HANDLERS.items():
+        handler = getattr(library, symbol, None)
+        addresses[name] = 0 if handler is None else ctypes.cast(handler, ctypes.c_void_p).value or 0
+    return addresses
+
+
+@functools.cache
+def numpy_fuses() -> tuple[bool, bool]:
+    """Whether np.linalg.norm of three numbers, and np.einsum, use fused multiply-add here: that depends on the CPU."""
+    rng = np.random.default_rng(0)
+
+    def agree(ours: Any, numpys: Any) -> int:
+        return sum(ours(x, y) == numpys(x, y) for x, y in rng.uniform(-1, 1, (64, 2, 3)))
+
+    def norm(fused: bool) -> Any:
+        return lambda x, _: float(np.sqrt(_dot(x, x, fused)))
+
+    def numpy_norm(x: Any, _: Any) -> float:
+        return float(np.linalg.norm(x))
+
+    def numpy_einsum(x: Any, y: Any) -> float:
+        return float(np.einsum("b,bj->j", x, np.stack((y, y), axis=1))[0])
+
+    fused_dot = agree(norm(True), numpy_norm) > agree(norm(False), numpy_norm)
+    plain, fused = (agree(lambda x, y, f=f: _dot(x, y, f), numpy_einsum) for f in (False, True))
+    return fused_dot, fused > plain
+
+
+def _dot(x: Any, y: Any, fused: bool) -> float:
+    total = float(x[0] * y[0])
+    for a, b in zip(x[1:], y[1:], strict=True):
+        total = float(Fraction(a) * Fraction(b) + Fraction(total)) if fused else float(a * b + total)
+    return total
+
+
+def _address(array: Any) -> int:
+    if array.dtype == np.float64 or array.dtype == np.int32:
+        return array.__array_interface__["data"][0]
+    raise NotNativeError(f"this MuJoCo computes in {array.dtype}")
+
+
+def _object_address(thing: Any) -> int:
+    address = getattr(thing, "_address", None)
+    if not address:
+        raise NotNativeError(f"this MuJoCo's {type(thing).__name__} does not tell its address")
+    return int(address)

@@ -1,0 +1,298 @@
+"""The PPO update in C++ on all cores of the CPU, for policies of fully connected layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xcfast.normalize import NonFiniteError, RewardNormalizer
+from xcfast.policy import CategoricalActor
+from xcfast.ppo import ADAM_EPS, explained_variance, learning_rate
+
+if TYPE_CHECKING:
+    from xcfast.config import Config
+    from xcfast.policy import ActorCritic
+    from xcfast.rollout import Rollout
+
+# csrc/nn/types.hpp has the same numbers; nn.Identity stands for none.
+_ACTIVATIONS: dict[type[nn.Module], int] = {
+    nn.Identity: 0,
+    nn.ReLU: 1,
+    nn.LeakyReLU: 2,
+    nn.Tanh: 3,
+    nn.Sigmoid: 4,
+    nn.ELU: 5,
+    nn.Softmax: 6,
+}
+_OBS = -1
+_LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+_ROLLOUT_ARRAYS = ("obs", "actions", "terminated", "truncated", "last_obs", "final_obs", "final_index")
+_RESULT_ARRAYS = ("values", "log_probs", "advantages", "returns")
+
+
+class ParameterPlaces(Protocol):
+    """A flat array of a module's parameters."""
+
+    def place(self, parameter: Tensor) -> int:
+        """Where in the array a parameter begins."""
+
+
+class FlatParameters:
+    """A module's parameters as views of one flat float32 array, in the module's order; the module works as before.
+
+    A second object for the same module finds the first one's array.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = list(module.parameters())
+        sizes = [p.numel() for p in self._parameters]
+        ends = np.cumsum(sizes).tolist()
+        self.slices = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        first = self._parameters[0].detach()
+        if len(first.untyped_storage()) == 4 * ends[-1]:
+            self.array = first.as_strided((ends[-1],), (1,), 0).numpy()
+        else:
+            self.array = np.empty(ends[-1], np.float32)
+        self.adopt()
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Take in parameters whose memory was replaced, as ``module.to`` does; nothing to do for the others."""
+        for parameter, view in zip(self._parameters, self.views(self.array), strict=True):
+            if parameter.data_ptr() != view.data_ptr():
+                parameter.data = view.copy_(parameter)
+
+    def views(self, flat: np.ndarray) -> list[Tensor]:
+        """One tensor for each parameter, of its shape, on the memory of an array laid out like ``array``."""
+        tensor = torch.from_numpy(flat)
+        return [tensor[s].view(p.shape) for s, p in zip(self.slices, self._parameters, strict=True)]
+
+    def place(self, parameter: Tensor) -> int:
+        """Where in the array a parameter begins."""
+        return next(s.start for s, p in zip(self.slices, self._parameters, strict=True) if p is parameter)
+
+
+def network_spec(policy: ActorCritic, flat: ParameterPlaces) -> dict[str, Any]:
+    """The policy's shape, as keyword arguments of ``_core.Learner``.
+
+    ``layers`` are tuples (n_in, n_out, place of the weight, place of the bias, source, activation) in an order of
+    evaluation; the source is the index of an earlier layer, or -1: the observations.
+    """
+    layers: list[tuple[int, int, int, int, int, int]] = []
+
+    def append(modules: nn.Module, source: int) -> int:
+        for linear, activation in _pairs(modules):
+            places = (flat.place(linear.weight), flat.place(linear.bias))
+            layers.append((linear.in_features, linear.out_features, *places, source, _ACTIVATIONS[type(activation)]))
+            source = len(layers) - 1
+        return source
+
+    actor = policy.actor
+    trunk = append(policy.representation.model, _OBS)
+    log_std = -1
+    if isinstance(actor, CategoricalActor):
+        actor_head = append(actor.model, trunk)
+    else:
+        actor_head = append(actor.mu, trunk)
+        log_std = flat.place(actor.logstd)
+    separate = policy.critic_representation
+    critic_trunk = trunk if separate is None else append(separate.model, _OBS)
+    critic_head = append(policy.critic.model, critic_trunk)
+    return {
+        "layers": layers,
+        "actor_head": actor_head,
+        "critic_head": critic_head,
+        "log_std": log_std,
+        "n_obs": next(n_in for n_in, *_, source, _ in layers if source == _OBS),
+    }
+
+
+def unknown_modules(policy: ActorCritic) -> list[str]:
+    """Classes of the policy's layers that ``network_spec`` cannot describe."""
+    known = {nn.Linear, nn.Sequential, *_ACTIVATIONS, *map(type, (policy, *policy.children()))}
+    return sorted({type(m).__name__ for m in policy.modules() if type(m) not in known})
+
+
+def _pairs(modules: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module]]:
+    """Each linear layer with the activation behind it."""
+    for module, after in pairwise([*modules.children(), nn.Identity()]):
+        if isinstance(module, nn.Linear):
+            yield module, after if type(after) in _ACTIVATIONS else nn.Identity()
+
+
+class NativeLearner:
+    """The update of ``TorchLearner`` in C++, in float32, in one call per iteration that releases the GIL.
+
+    The policy's parameters become views of one flat array that the update works on in place, so torch reads the new
+    weights. The result does not depend on the number of threads. The optimiser's state is interchangeable with
+    ``TorchLearner``'s.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        policy: ActorCritic,
+        config: Config,
+        rollout: Rollout,
+        reward_normalizer: RewardNormalizer,
+        num_threads: int,
+    ) -> None:
+        reason = self.reason_not(config, policy)
+        if reason is not None:
+            raise ValueError(f"the native learner cannot serve: {reason}")
+        from xcfast import _core
+
+        self.policy = policy
+        self.device = policy.device
+        self.num_threads = num_threads
+        self._config = config
+        self._reward_normalizer = reward_normalizer
+        self._flat = FlatParameters(policy)
+        self._exp_avg, self._exp_avg_sq = np.zeros_like(self._flat.array), np.zeros_like(self._flat.array)
+        self._steps_done = 0
+        # It never steps; it gives the state its form.
+        self._adam = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+        self._scaled_rewards = np.empty(rollout.rewards.shape, np.float32)
+        group = self._adam.param_groups[0]
+        self._core = _core.Learner(
+            **network_spec(policy, self._flat),
+            parameters=self._flat.array,
+            exp_avg=self._exp_avg,
+            exp_avg_sq=self._exp_avg_sq,
+            loss=(config.clip_range, config.vf_coef, config.ent_coef),
+            adam=(*group["betas"], group["eps"]),
+            max_minibatch=config.minibatch_size,
+            num_threads=num_threads,
+        )
+
+    @staticmethod
+    def reason_not(config: Config, policy: ActorCritic) -> str | None:
+        """Why this learner cannot serve, as a phrase; None if it can."""
+        if policy.device.type != "cpu":
+            return f"the weights are on {policy.device}; it computes on the CPU"
+        if config.precision != "fp32":
+            return f"precision is {config.precision}; it computes in fp32"
+        if any(p.dtype != torch.float32 for p in policy.parameters()):
+            return "the weights are not float32"
+        unknown = unknown_modules(policy)
+        if unknown:
+            return f"it has no {', '.join(unknown)}"
+        try:
+            from xcfast import _core  # noqa: F401
+        except ImportError as error:
+            return f"the compiled core is missing ({error})"
+        return None
+
+    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        """One PPO iteration on a full rollout: arguments, results and errors as ``TorchLearner.update``.
+
+        Raises:
+            NonFiniteError: a metric is NaN or infinite; weights and optimiser state are those from before the call.
+            RuntimeError: another thread is in a call of this learner.
+        """
+        config = self._config
+        self._flat.adopt()
+        flat = (self._flat.array, self._exp_avg, self._exp_avg_sq)
+        before = [array.copy() for array in flat]
+        updates = config.n_epochs * config.n_minibatch
+        rates = np.array([learning_rate(config, iteration * updates + k) for k in range(updates)])
+        done = rollout.terminated | rollout.truncated
+        rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
+        means = self._core.update(
+            rollout={
+                "rewards": rewards,
+                **{name: getattr(rollout, name) for name in (*_ROLLOUT_ARRAYS, *_RESULT_ARRAYS)},
+            },
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda if config.use_gae else 1.0,
+            normalize_advantages=config.use_advnorm,
+            max_norm=config.grad_clip_norm if config.use_grad_clip else float("inf"),
+            seed=config.seed,
+            iteration=iteration,
+            n_epochs=config.n_epochs,
+            n_minibatch=config.n_minibatch,
+            learning_rates=rates,
+            steps_done=self._steps_done,
+        )
+        metrics = {f"losses/{name}": value for name, value in zip((*_LOSSES, "grad_norm"), means, strict=True)}
+        metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
+        metrics["predict_value"] = float(rollout.values.mean(dtype=np.float64))
+        metrics["learning_rate"] = float(rates[-1])
+        bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
+        if bad:
+            for array, old in zip(flat, before, strict=True):
+                array[:] = old
+            raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
+        self._steps_done += updates
+        self._adam.param_groups[0]["lr"] = metrics["learning_rate"]
+        return metrics
+
+    def compute_gradients(
+        self,
+        obs: np.ndarray,
+        actions: np.ndarray,
+        log_probs: np.ndarray,
+        advantages: np.ndarray,
+        returns: np.ndarray,
+        indices: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """The gradient of one minibatch, before its norm is limited.
+
+        Args:
+            obs: float32 [B, ...].
+            actions: float32 [B, A], or int64 [B].
+            log_probs: float32 [B], under the policy that collected.
+            advantages: float32 [B], raw; normalised here if the configuration says so.
+            returns: float32 [B].
+            indices: int64, the rows to take; default: all.
+
+        Returns:
+            The flat gradient, float32 [parameters], in the memory that ``apply`` reads; the means of the loss's parts.
+        """
+        self._flat.adopt()
+        means = self._core.compute_gradients(
+            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices
+        )
+        return self._core.gradient, dict(zip(_LOSSES, means, strict=True))
+
+    def apply(self, learning_rate: float) -> float:
+        """Limit the norm of the flat gradient and make one Adam step with it.
+
+        Args:
+            learning_rate: of this step.
+
+        Returns:
+            The norm before it was limited.
+        """
+        config = self._config
+        max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
+        norm = self._core.apply(learning_rate, max_norm, self._steps_done + 1)
+        self._steps_done += 1
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state, in ``torch.optim.Adam``'s form; its tensors are views of the live state."""
+        moments = zip(self._flat.views(self._exp_avg), self._flat.views(self._exp_avg_sq), strict=True)
+        for parameter, (exp_avg, exp_avg_sq) in zip(self.policy.parameters(), moments, strict=True):
+            step = torch.tensor(float(self._steps_done))
+            self._adam.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        return {"optimizer": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` of any learner returned."""
+        self._adam.load_state_dict(state["optimizer"])
+        self._steps_done = 0
+        self._exp_avg[:] = self._exp_avg_sq[:] = 0.0
+        moments = zip(self._flat.views(self._exp_avg), self._flat.views(self._exp_avg_sq), strict=True)
+        for parameter, (exp_avg, exp_avg_sq) in zip(self.policy.parameters(), moments, strict=True):
+            saved = self._adam.state.get(parameter)
+            if saved:
+                exp_avg.copy_(saved["exp_avg"])
+                exp_avg_sq.copy_(saved["exp_avg_sq"])
+                self._steps_done = int(saved["step"])
