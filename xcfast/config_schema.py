@@ -160,10 +160,10 @@ class Config:
     collector_backend: Literal["auto", "torch", "native"] = key(
         "auto", "engine that collects rollouts and evaluates; native needs MujocoVecEnv and policy Gaussian_AC"
     )
-    learner_backend: Literal["auto", "torch"] = key(
-        "auto", "engine that updates the weights", refused={"native": f"the native learner is {_LATER}"}
+    learner_backend: Literal["auto", "torch", "native"] = key(
+        "auto", "engine that updates the weights; native runs on the CPU, without LayerNorm"
     )
-    num_threads: int = key(0, "threads of the update; 0: as many as this process may use", low=0)
+    num_threads: int = key(0, "threads of native stepping and of the update; 0: as many as this process may use", low=0)
     num_workers: int = key(0, "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment", low=0)
     compile: Literal["graph", "default", "off"] = key(
         "graph", "on CUDA: compile the update and capture graphs, compile only, or neither"

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from xcfast.envs import VecEnv
     from xcfast.results import RunFolders, Summary
 
-LEARNER_REASON = "serves every policy and device"
-
 
 def num_threads(config: Config) -> int:
     """Threads of the update: ``num_threads``, or all the CPUs that this process may use, up to OMP_NUM_THREADS."""
@@ -87,12 +85,14 @@ def describe(config: Config, mode: str) -> str:
         shapes = f"observation {env.observation_space.shape}, action {_space(env.action_space)}"
     finally:
         env.close()
-    collector = {"auto": "native where it can serve, else torch"}.get(config.collector_backend, config.collector_backend)
+    chosen = {"auto": "native where it can serve, else torch"}
+    collector = chosen.get(config.collector_backend, config.collector_backend)
+    learner = chosen.get(config.learner_backend, config.learner_backend)
     workers = {
         "SubprocVecEnv": f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes",
         "MujocoVecEnv": f", {num_threads(config)} threads",
     }
-    engines = (config.vectorize + workers.get(config.vectorize, ""), collector)
+    engines = (config.vectorize + workers.get(config.vectorize, ""), collector, learner)
     return _table(_rows(config, mode, policy, action_map, resolve_device(config), shapes, engines))
 
 
@@ -105,6 +105,7 @@ def start_table(
     envs: VecEnv,
     folders: RunFolders,
     collector: str,
+    learner: str,
 ) -> str:
     """What will run, with which engines and why, and where the output goes."""
     shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"
@@ -113,7 +114,7 @@ def start_table(
         kind += f", {envs.num_workers} worker processes"
     elif isinstance(envs, MujocoVecEnv):
         kind += f", {envs.num_threads} threads"
-    rows = _rows(config, mode, policy, action_map, device, shapes, (kind, collector))
+    rows = _rows(config, mode, policy, action_map, device, shapes, (kind, collector, learner))
     rows += [("logs", str(folders.log_dir)), ("models", str(folders.model_dir))]
     return _table(rows)
 
@@ -138,9 +139,9 @@ def _rows(
     action_map: ActionMap,
     device: torch.device,
     shapes: str,
-    engines: tuple[str, str],
+    engines: tuple[str, str, str],
 ) -> list[tuple[str, str]]:
-    vectorize, collector = engines
+    vectorize, collector, learner = engines
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     batch = f"{config.parallels} envs x {config.horizon_size} steps = {config.batch_size:,}"
     small, rest = divmod(config.batch_size, config.n_minibatch)
@@ -153,7 +154,7 @@ def _rows(
         ("env", f"{config.env_id}: {shapes} ({action_map.describe()})"),
         ("envs", f"{config.parallels} x {vectorize}"),
         ("collector", collector),
-        ("learner", f"torch ({LEARNER_REASON})"),
+        ("learner", learner),
         ("device", f"{device}, {num_threads(config)} threads for the update, 1 for inference"),
         ("network", f"{parameters:,} parameters: {_network(policy)}"),
         ("rollout", f"{batch} env steps, {updates}"),

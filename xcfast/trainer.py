@@ -18,10 +18,10 @@ from xcfast.collector_native import make_collector
 from xcfast.config import RESUMABLE_KEYS, Config, ConfigError
 from xcfast.envs import SimulationError, WorkerError, make_envs
 from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
+from xcfast.learner_native import make_learner
 from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
-from xcfast.ppo import TorchLearner
 from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, start_table
 from xcfast.results import Mode, ResultFiles, RunFolders, Summary, package_versions, write_json
 from xcfast.rollout import Rollout
@@ -115,6 +115,7 @@ class Trainer:
                         self.envs,
                         self.folders,
                         f"{self.collector.name} ({self.collector_reason})",
+                        f"{self.learner.name} ({self.learner_reason})",
                     )
                 )
             if saved is not None and checkpoint_file is not None:
@@ -155,7 +156,9 @@ class Trainer:
         self.collector, self.collector_reason = make_collector(
             config, self.envs, self.policy, self.obs_normalizer, self.action_map
         )
-        self.learner = TorchLearner(self.policy, config, self.rollout, self.reward_normalizer, num_threads(config))
+        self.learner, self.learner_reason = make_learner(
+            config, self.policy, self.rollout, self.reward_normalizer, num_threads(config)
+        )
         self.evaluator = Evaluator(
             config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested
         )
