@@ -107,6 +107,25 @@ def test_seed_sets_both_seeds_and_overrides_win(trainer: FakeTrainer) -> None:
     assert (config.seed, config.env_seed) == (7, 9)
 
 
+@pytest.mark.parametrize(
+    ("argv", "env_id", "env_name"),
+    [
+        ("--env-id my:env-v0 env_name=Gymnasium", "my:env-v0", "Gymnasium"),
+        ("--env-id my:env-v0 --env box2d env_name=MuJoCo", "my:env-v0", "MuJoCo"),
+        (f"{SEED_FILE} --env box2d env_name=MuJoCo", "Ant-v4", "MuJoCo"),
+        ("--env-id Hopper-v4 env_id=Ant-v5", "Ant-v5", "MuJoCo"),
+    ],
+)
+def test_what_is_typed_wins_over_what_a_flag_says(trainer: FakeTrainer, argv: str, env_id: str, env_name: str) -> None:
+    config = config_of(trainer, *argv.split())
+    assert (config.env_id, config.env_name) == (env_id, env_name)
+
+
+def test_keys_may_have_dashes_and_the_last_one_wins(trainer: FakeTrainer) -> None:
+    config = config_of(trainer, "--env-id", "Ant-v4", "running-steps=20000", "running_steps=30000", "n-epochs=3")
+    assert (config.running_steps, config.n_epochs) == (30_000, 3)
+
+
 def test_notices_are_shown(trainer: FakeTrainer, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(SEED_FILE), "--device", "cpu"])
     err = capsys.readouterr().err
@@ -180,6 +199,7 @@ def test_resume_takes_the_configuration_of_the_run(trainer: FakeTrainer, run_dir
     original = json.loads((run_dir / "config.json").read_text())
     assert config.to_dict() == {**original, "device": "cpu", "num_threads": 2, "logger": "none"}
     assert trainer.calls[-1][1:] == ("train", run_dir)
+    assert config.notices == ()
     assert config_of(trainer, "--resume", str(run_dir), "--benchmark", "1").to_dict() == original
     assert trainer.calls[-1][1] == "benchmark"
 

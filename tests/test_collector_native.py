@@ -75,7 +75,12 @@ def test_one_step_agrees_with_the_torch_collector(small, activation):
     linear are accurate to a few units in the last place of numbers below the bound, hence the 16.
     """
     config = small(
-        env_id="Ant-v4", parallels=5, horizon_size=4, activation=activation, actor_hidden_size=[24], collector_backend="auto"
+        env_id="Ant-v4",
+        parallels=5,
+        horizon_size=4,
+        activation=activation,
+        actor_hidden_size=[24],
+        collector_backend="auto",
     )
     native, reference = Setup(config).lively(), Setup(config, "torch").lively()
     assert (native.collector.name, reference.collector.name) == ("native", "torch")
@@ -153,7 +158,9 @@ def test_rollout_replays_through_gymnasium(small, env_id, limit):
     np.testing.assert_allclose(rollout.episodes["ret"], [ret for *_, ret, _ in sorted(episodes)], rtol=1e-12)
     assert bool(finals) == (limit is not None or env_id.startswith("Reacher"))
     np.testing.assert_array_equal(rollout.final_index, sorted(finals))
-    np.testing.assert_array_equal(rollout.final_obs, np.array([finals[k] for k in sorted(finals)]).reshape(rollout.final_obs.shape))
+    np.testing.assert_array_equal(
+        rollout.final_obs, np.array([finals[k] for k in sorted(finals)]).reshape(rollout.final_obs.shape)
+    )
 
 
 # --- bit-identity ---------------------------------------------------------------------------------------------------
@@ -185,7 +192,9 @@ def hopper():
     return config, setup
 
 
-@pytest.mark.parametrize("variation", ["2 threads", "5 threads", "pieces", "queues of 1", "queues of 2, pieces, 5 threads"])
+@pytest.mark.parametrize(
+    "variation", ["2 threads", "5 threads", "pieces", "queues of 1", "queues of 2, pieces, 5 threads"]
+)
 def test_bits_do_not_depend_on(hopper, monkeypatch, variation):
     config, expected = hopper
     if "queues" in variation:
@@ -231,7 +240,9 @@ def test_an_env_does_not_depend_on_its_neighbours(hopper, num_envs):
     first.collector.collect(first.rollout)
     shared = min(num_envs, 7)
     for name in ("obs", "actions", "rewards", "terminated", "truncated"):
-        np.testing.assert_array_equal(getattr(setup.rollout, name)[:, :shared], getattr(first.rollout, name)[:, :shared])
+        np.testing.assert_array_equal(
+            getattr(setup.rollout, name)[:, :shared], getattr(first.rollout, name)[:, :shared]
+        )
 
 
 def test_without_normalisation_nothing_is_tracked(small):

@@ -425,6 +425,18 @@ def test_tensors(device, dtype):
     assert torch.equal(out[0], advantages) and torch.equal(out[1], returns)
 
 
+@each_implementation
+@pytest.mark.parametrize("name", ["rewards", "values", "terminated", "last_values", "out"])
+def test_tensors_on_two_devices(implementation, name):
+    tensors = {key: torch.from_numpy(x) for key, x in GOOD.items()}
+    tensors["out"] = (torch.zeros(4, 2), torch.zeros(4, 2))
+    there = (tensors["out"][0], tensors["out"][1].to("meta")) if name == "out" else tensors[name].to("meta")
+    odd, device, wanted = ("values", "cpu", "meta") if name == "rewards" else (name, "meta", "cpu")
+    message = f"{odd} must be on {wanted} as rewards is; got {device}"
+    with forced(implementation), pytest.raises(ValueError, match=message):
+        compute_gae(**{**tensors, name: there})
+
+
 @pytest.mark.parametrize("device", devices)
 def test_tensor_golden_trajectory(device):
     golden = {

@@ -225,6 +225,31 @@ def test_missing_core():
     assert result.stdout.split() == ["numba"] and result.stderr.count("RuntimeWarning") == 1
 
 
+def test_training_without_the_core(tmp_path):
+    """DummyVecEnv and the numba kernels need no compiler; SubprocVecEnv says in one sentence what it needs."""
+    keys = (
+        f"env_id=InvertedPendulum-v4 device=cpu parallels=2 horizon_size=8 running_steps=32 n_epochs=1 n_minibatch=2 "
+        f"test_episode=1 actor_hidden_size=[8] logger=none log_dir={tmp_path}/logs model_dir={tmp_path}/models"
+    )
+    code = (
+        f"{MISSING}from xcfast.train import main\n"
+        f"keys = ['--env-id', 'InvertedPendulum-v4', *{keys!r}.split()]\n"
+        "print(main([*keys, 'vectorize=DummyVecEnv']), main([*keys, 'vectorize=SubprocVecEnv']))\n"
+    )
+    result = _run(code)
+    assert result.stdout.splitlines()[-1] == "0 2", result.stderr
+    assert result.stderr.splitlines()[-1].startswith("xcfast: SubprocVecEnv needs the compiled core")
+    assert "pip install -e ." in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+
+
+def test_a_rollout_compiles_what_numba_will_run(monkeypatch):
+    with forced("numba"):
+        called = []
+        monkeypatch.setattr(numba_impl, "warmup", lambda: called.append(True))
+        xcfast.Rollout(2, 1, (1,))
+    assert called
+
+
 def test_numba_without_jit():
     code = (
         "import warnings; warnings.simplefilter('error')\n"

@@ -120,6 +120,9 @@ def _value_notices(config: Config, given: Layer) -> list[str]:
         notices.append(f"old names accepted: {', '.join(old)}")
     if config.representation == "Basic_Identical" and given.get("representation_hidden_size", (None, None))[0]:
         notices.append("representation_hidden_size has no effect: Basic_Identical has no layers")
+    # A file with every key is that of an earlier run; there, nobody asked for this value.
+    if "compile" in given and config.compile != "off" and len(given) < len(keys_of(Config)):
+        notices.append("compile has no effect yet: the update is eager on every device")
     if config.policy == "Categorical_AC" and given.get("activation_action", (None, None))[0]:
         notices.append("activation_action has no effect: it acts on the mean of Gaussian_AC")
     return notices
@@ -139,8 +142,6 @@ def _fit_machine(config: Config) -> tuple[Config, list[str]]:
         elif index >= count:
             last = f"cuda:{count - 1}"
             raise ConfigError("no such device", key="device", given=config.device, allowed=f"cpu, cuda:0 to {last}")
-    if config.device == "cpu" and config.compile != _default("compile"):
-        notices.append("compile has no effect: it means something on CUDA only")
     if config.logger == "wandb" and not _installed("wandb"):
         raise ConfigError(
             "wandb is not installed; pip install wandb",

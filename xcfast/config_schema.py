@@ -13,6 +13,8 @@ Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
 
 _MAX_SEED = 2**32 - 1
 _DEVICES = "auto, cpu, cuda, cuda:K, gpu"
+_MAX_ENVS = 2**16
+_MAX_BATCH = 2**28  # steps; what a rollout keeps of each are a hundred bytes and more
 _LATER = "not available yet"
 _NO_IMAGES = "image representations are not supported"
 _OTHER_ENV = "not supported; the environments of gymnasium.make with Box or Discrete spaces are"
@@ -75,7 +77,7 @@ class Config:
             "NOREQUIRED": "the environments here are always vectorised",
         },
     )
-    parallels: int = key(16, "number of training environments", low=1)
+    parallels: int = key(16, "number of training environments", low=1, high=_MAX_ENVS)
     render: bool = key(False, "record a video (rgb_array) or open a window (human) when testing")
     render_mode: Literal["rgb_array", "human"] = key("rgb_array", "how render shows the task")
     fps: int = key(50, "frames per second of a recorded video", low=1)
@@ -163,10 +165,12 @@ class Config:
     learner_backend: Literal["auto", "torch", "native"] = key(
         "auto", "engine that updates the weights; native runs on the CPU, without LayerNorm"
     )
-    num_threads: int = key(0, "threads of native stepping and of the update; 0: as many as this process may use", low=0)
+    num_threads: int = key(
+        0, "threads of native stepping and of the update; 0: as many as this process may use", low=0, high=1024
+    )
     num_workers: int = key(0, "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment", low=0)
     compile: Literal["graph", "default", "off"] = key(
-        "graph", "on CUDA: compile the update and capture graphs, compile only, or neither"
+        "graph", f"how the update is compiled; {_LATER}: it is eager on every device, which is what off means"
     )
     precision: Literal["fp32"] = key(
         "fp32", "arithmetic of the update", refused=dict.fromkeys(("bf16", "tf32"), f"mixed precision is {_LATER}")
@@ -177,7 +181,9 @@ class Config:
     distributed_training: bool = key(
         False, "train on several devices", refused={True: f"distributed training is {_LATER}"}
     )
-    master_port: int = key(12355, "port at which the processes of distributed_training meet", low=1, high=65535)
+    master_port: int = key(
+        12355, f"port at which the processes of distributed_training meet, which is {_LATER}", low=1, high=65535
+    )
     num_ranks: int = key(1, "processes of distributed_training", low=1)
 
     notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -270,6 +276,13 @@ def _settle(config: Config) -> None:
         )
     if config.policy == "Categorical_AC":
         settle("activation_action", None)
+    if config.batch_size > _MAX_BATCH:
+        raise ConfigError(
+            f"a rollout of horizon_size * parallels = {config.batch_size} steps is too large",
+            key="horizon_size",
+            given=config.horizon_size,
+            allowed=f"at most {_MAX_BATCH // config.parallels} with parallels {config.parallels}",
+        )
     if config.n_minibatch > config.batch_size:
         raise ConfigError(
             "more minibatches than steps in a batch",

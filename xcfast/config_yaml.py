@@ -75,8 +75,10 @@ def _broken(error: yaml.YAMLError, where: str) -> ConfigError:
 def read_overrides(overrides: Mapping[str, Any] | Iterable[str], where: str | None = None) -> Layer:
     """Overrides as a layer: a mapping as it is, or texts `key=value` whose values are YAML.
 
+    Of a key that comes twice the last value counts, so that a script's command can be given one more at its end.
+
     Raises:
-        ConfigError: If a text is no `key=value`, its value is no YAML, or a key comes twice.
+        ConfigError: If a text is no `key=value`, or its value is no YAML.
     """
     if isinstance(overrides, Mapping):
         return {str(name): (value, where) for name, value in overrides.items()}
@@ -89,8 +91,6 @@ def read_overrides(overrides: Mapping[str, Any] | Iterable[str], where: str | No
         name = name.strip()
         if not equals or not name:
             raise ConfigError("cannot be read as an override; wanted: key=value", given=text, where=where)
-        if name in layer:
-            raise ConfigError("given twice", key=name, where=where)
         try:
             node = yaml.compose(value, Loader=yaml.SafeLoader)
         except yaml.YAMLError:

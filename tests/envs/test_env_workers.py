@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_envs import Toy, wait_until_gone
+from toy_envs import LambdaInInfo, Toy, wait_until_gone
 
-from xcfast.envs import SubprocVecEnv, WorkerDiedError, WorkerError, WorkerTimeoutError
+from xcfast.envs import SubprocVecEnv, WorkerDiedError, WorkerError, WorkerTimeoutError, worker_pool
 
 ACTIONS = np.zeros((4, 1), np.float32)
 DEADLINE = 5.0  # for processes to be gone
@@ -65,11 +66,46 @@ def test_step_and_reset_raise_and_the_workers_live_on() -> None:
     with pytest.raises(WorkerError, match="toy trouble in reset") as caught:
         envs.reset()
     assert caught.value.env_index == 1
-    with pytest.raises(WorkerError, match="no_such_attribute"):
+    with pytest.raises(WorkerError, match=r"raised AttributeError in environment 0; (?s:.*)no_such_attribute"):
         envs.get_attr("no_such_attribute")
     envs.reset()
     envs.close()
     assert wait_until_gone(pids, 0.0) == []
+
+
+def test_answers_that_cannot_be_sent() -> None:
+    envs = SubprocVecEnv([Toy] * 4, 2)
+    pids = envs.get_attr("pid")
+    for method, words in (
+        ("unpicklable", "raised TypeError while it answered.*(?s:.*)the answer cannot be sent between processes"),
+        ("unpicklable_in_the_parent", "raised UnpicklingError while it answered.*(?s:.*)broken by unpickling"),
+    ):
+        with pytest.raises(WorkerError, match=words) as caught:
+            envs.call(method)
+        assert type(caught.value) is WorkerError
+    with pytest.raises((AttributeError, pickle.PicklingError), match=r"lambda"):
+        envs.set_attr("where", lambda: None)
+    assert envs.get_attr("pid") == pids, "the workers live on"
+    envs.close()
+
+    envs = SubprocVecEnv([Toy, LambdaInInfo], 2, infos=True)
+    envs.reset(seed=0)
+    with pytest.raises(WorkerError, match="worker 1 raised TypeError while it answered"):
+        envs.step(ACTIONS[:2])
+    envs.reset(seed=0)
+    envs.close()
+
+
+def test_construction_that_advances_does_not_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 4.0
+    monkeypatch.setattr(worker_pool, "_START_SECONDS", limit)
+    start = time.monotonic()
+    envs = SubprocVecEnv([partial(Toy, trouble="slow", where="init")] * 9, 1, timeout=1.0)
+    assert time.monotonic() - start > limit, "this took no longer than the limit: the test shows nothing"
+    envs.reset(seed=0)
+    envs.close()
+    with pytest.raises(WorkerTimeoutError, match="no answer within 4 s from worker 1"):
+        SubprocVecEnv(toys(trouble="sleep", where="init"), 2, timeout=1.0)
 
 
 @pytest.mark.parametrize("trouble, how", [("kill", "killed by SIGKILL"), ("exit", "exited with status 3")])

@@ -40,6 +40,8 @@ class Toy(gymnasium.Env):
             os._exit(3)
         if self.trouble == "sleep":
             time.sleep(1000)
+        if self.trouble == "slow":
+            time.sleep(0.5)
         if self.trouble == "hold_gil":  # one call into C that does not come back and lets no other thread run
             sum(range(10**13))
 
@@ -71,8 +73,30 @@ class Toy(gymnasium.Env):
     def loaded_modules(self) -> list[str]:
         return sorted(sys.modules)
 
+    def unpicklable(self) -> Any:
+        return lambda: None
+
+    def unpicklable_in_the_parent(self) -> Any:
+        return BreaksWhenUnpickled(os.getpid())
+
     def environ(self) -> dict[str, str]:
         return dict(os.environ)
+
+
+class BreaksWhenUnpickled:
+    """Can be sent from the process where it was made and cannot be received."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise RuntimeError("broken by unpickling")
+
+
+class LambdaInInfo(Toy):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, info | {"callback": lambda: None}
 
 
 class DictObservation(Toy):

@@ -17,16 +17,25 @@ class Channel:
         self._socket = sock
         self._received = bytearray()
 
+    @staticmethod
+    def pack(message: Any) -> bytes:
+        """One object as `send_packed` takes it; raises what pickle raises, which may be anything."""
+        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        return len(data).to_bytes(_LENGTH, "little") + data
+
     def send(self, message: Any, timeout: float | None = None) -> None:
-        """Sends one object.
+        """Packs and sends one object; raises as `pack` and `send_packed` do."""
+        self.send_packed(self.pack(message), timeout)
+
+    def send_packed(self, packed: bytes, timeout: float | None = None) -> None:
+        """Sends what `pack` returned.
 
         Raises:
             TimeoutError: the other side did not take it within `timeout` seconds.
             ConnectionError: the other side is gone.
         """
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         self._socket.settimeout(timeout)
-        self._socket.sendall(len(data).to_bytes(_LENGTH, "little") + data)
+        self._socket.sendall(packed)
 
     def receive(self, timeout: float | None = None) -> Any:
         """Waits for one object; a partly received one is kept for the next call.
@@ -34,6 +43,7 @@ class Channel:
         Raises:
             TimeoutError: none came within `timeout` seconds.
             EOFError: the other side is gone.
+            UnpicklingError: it came, and cannot be unpickled here; the next call receives the next one.
         """
         self._socket.settimeout(timeout)
         self._fill(_LENGTH)
@@ -41,7 +51,10 @@ class Channel:
         self._fill(size)
         data = bytes(self._received[_LENGTH:size])
         del self._received[:size]
-        return pickle.loads(data)
+        try:
+            return pickle.loads(data)
+        except Exception as error:  # whatever the class of an object in it does
+            raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
     def _fill(self, size: int) -> None:
         while len(self._received) < size:

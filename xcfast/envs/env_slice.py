@@ -3,7 +3,7 @@
 Both vector environments step through this one class, which is why their trajectories cannot differ.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -34,7 +34,7 @@ class EnvSlice:
         self.progress: NDArray[np.int32] = np.full(1, -1, np.int32)
         self.envs: list[gymnasium.Env] = []
 
-    def build(self, env_fns: Sequence[EnvFn]) -> None:
+    def build(self, env_fns: Iterable[EnvFn]) -> None:
         """Makes the environments, in order."""
         try:
             for index, env_fn in enumerate(env_fns):
@@ -106,23 +106,31 @@ class EnvSlice:
 
     def get_state(self) -> list[dict[str, Any]]:
         """The state of each env; see `mujoco_state`."""
-        return [mujoco_state.get_state(env) for env in self.envs]
+        return [mujoco_state.get_state(env) for env in self._each()]
 
     def set_state(self, states: Sequence[dict[str, Any]]) -> None:
         """Restores what `get_state` returned."""
-        for env, state in zip(self.envs, states, strict=True):
+        for env, state in zip(self._each(), states, strict=True):
             mujoco_state.set_state(env, state)
 
     def call(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         """The attribute `name` of each env, called if it can be."""
-        values = [env.get_wrapper_attr(name) for env in self.envs]
-        return [value(*args, **kwargs) if callable(value) else value for value in values]
+        values = [env.get_wrapper_attr(name) for env in self._each()]
+        envs = zip(self._each(), values, strict=True)
+        return [value(*args, **kwargs) if callable(value) else value for _, value in envs]
 
     def set_attr(self, name: str, values: Sequence[Any]) -> None:
         """Sets the attribute `name` of each env to its value."""
-        for env, value in zip(self.envs, values, strict=True):
+        for env, value in zip(self._each(), values, strict=True):
             env.set_wrapper_attr(name, value)
         self._steps = [env.step for env in self.envs]
+
+    def _each(self) -> Iterator[gymnasium.Env]:
+        """The envs in order, with `progress` telling which one is at work."""
+        for index, env in enumerate(self.envs):
+            self.progress[0] = index
+            yield env
+        self.progress[0] = -1
 
     def render(self) -> Any:
         """The frame of the first env."""

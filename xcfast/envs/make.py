@@ -5,6 +5,7 @@ import difflib
 import importlib
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from xcfast.envs.mujoco_notice import mention_native
 from xcfast.envs.mujoco_tasks import NotNativeError
 from xcfast.envs.subproc import SubprocVecEnv
 from xcfast.envs.vec_env import VecEnv
+from xcfast.rendering import opengl_problem
 
 VECTORIZE = ("DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv")
 
@@ -48,15 +50,20 @@ class EnvConstructor:
         """Makes the environment.
 
         Raises:
-            EnvError: the id is unknown, or a package that it needs is missing.
+            EnvError: the id is unknown, or a package or library that it needs is missing.
         """
         try:
             with _without_deprecation_noise(self.env_id):
                 return gymnasium.make(self.env_id, disable_env_checker=True, **self.kwargs)
         except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
             raise EnvError(unknown_id_message(self.env_id, error)) from None
-        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-            raise EnvError(missing_dependency_message(self.env_id, error)) from error
+        except Exception as error:
+            in_mujoco = any("mujoco" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
+            if in_mujoco and (problem := opengl_problem()):
+                raise EnvError(f"env_id {self.env_id!r} cannot be made: {problem}") from None
+            if isinstance(error, gymnasium.error.DependencyNotInstalled | ImportError):
+                raise EnvError(missing_dependency_message(self.env_id, error)) from error
+            raise
 
 
 def make_env_fn(env_id: str, **kwargs: Any) -> EnvConstructor:
@@ -161,7 +168,7 @@ def _without_deprecation_noise(env_id: str) -> Iterator[None]:
             import mujoco
 
             previous = mujoco.get_mju_user_warning()
-        except (ImportError, AttributeError):  # gymnasium.make says so; or an old MuJoCo without these functions
+        except Exception:  # gymnasium.make says so; or an old MuJoCo without these functions
             yield
             return
         mujoco.set_mju_user_warning(_drop_deprecation)

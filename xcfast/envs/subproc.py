@@ -22,12 +22,13 @@ class SubprocVecEnv(VecEnv):
     Args:
         env_fns: constructors of the N environments, anything that cloudpickle can pickle.
         num_workers: K, at most N; None for as many as this process may use CPUs.
-        timeout: seconds that a step, a reset or any other request may take (the start: at least a minute).
+        timeout: seconds that a step, a reset or any other request may take (an env's constructor: at least
+            a minute).
         copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
         infos: whether to deliver the envs' own infos, as Gymnasium does; they are pickled at every step, which is slow.
 
     Raises:
-        EnvError: a space is of a kind that is not supported.
+        EnvError: a space is of a kind that is not supported, or the compiled core is missing.
         WorkerError: a constructor raised; the message holds the worker's traceback.
         WorkerDiedError, WorkerTimeoutError: a worker ended or did not answer; also raised by all methods.
     """

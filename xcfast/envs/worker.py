@@ -9,19 +9,21 @@ import pickle
 import signal
 import socket
 import sys
+import time
 import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from xcfast import _core
 from xcfast.envs.channel import Channel
-from xcfast.envs.env_slice import EnvSlice
+from xcfast.envs.env_slice import EnvFn, EnvSlice
 from xcfast.envs.shared_memory import array_in, buffers_in, map_memory
 
 STEP, MESSAGE = 1, 2  # commands; 0 means that none has come
 
 _IDLE_SECONDS = 1.0  # how long a wait lasts before Python looks around
+_REPORT_SECONDS = 0.5  # the least time between two reports that the construction goes on
 
 
 def ignore_signals() -> None:
@@ -34,14 +36,35 @@ def ignore_signals() -> None:
         faulthandler.register(signal.SIGUSR1)  # sent by the parent to a worker that hangs
 
 
-def failure(env_slice: EnvSlice, error: BaseException) -> tuple[str, dict[str, Any]]:
-    """The answer that reports an exception: the local index of the env at work, and the traceback as text."""
+def failure(env: int, error: BaseException) -> tuple[str, dict[str, Any]]:
+    """The answer that reports an exception: the local index of the env at work (or -1), and the traceback as text."""
     return "error", {
-        "env": int(env_slice.progress[0]),
+        "env": env,
         "traceback": "".join(traceback.format_exception(error)),
         "exception_type": type(error).__name__,
         "exception_message": str(error),
     }
+
+
+def answer(channel: Channel, message: tuple[str, Any]) -> None:
+    """Sends an answer; where it cannot be pickled (a lambda, an open file), the failure that says so."""
+    try:
+        packed = channel.pack(message)
+    except Exception as error:
+        unsendable = TypeError(f"the answer cannot be sent between processes: {error}")
+        unsendable.__cause__ = error
+        packed = channel.pack(failure(-1, unsendable))
+    channel.send_packed(packed)
+
+
+def reporting(channel: Channel, env_fns: Sequence[EnvFn]) -> Iterator[EnvFn]:
+    """The constructors; tells the parent now and then that they advance, so that it waits for thousands of them."""
+    reported = time.monotonic()
+    for env_fn in env_fns:
+        yield env_fn
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            channel.send(("building", None))
 
 
 def build(channel: Channel) -> EnvSlice | None:
@@ -55,15 +78,16 @@ def build(channel: Channel) -> EnvSlice | None:
             os.environ[name] = value
     env_slice = EnvSlice(infos=setup["infos"])
     try:
-        env_slice.build(pickle.loads(setup["env_fns"]))
+        env_slice.build(reporting(channel, pickle.loads(setup["env_fns"])))
         description = env_slice.describe()
     except BaseException as error:
-        channel.send(failure(env_slice, error))
+        channel.send(failure(int(env_slice.progress[0]), error))
         return None
     try:
-        channel.send(("ok", description))
-    except (pickle.PicklingError, TypeError, AttributeError):
-        channel.send(("ok", {**description, "spec": None}))  # its arguments cannot be pickled
+        channel.pack(description["spec"])
+    except Exception:
+        description["spec"] = None  # its arguments cannot be pickled
+    answer(channel, ("ok", description))
     return env_slice
 
 
@@ -76,28 +100,31 @@ def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
                 infos = env_slice.step()
             except BaseException as error:
                 sync.finish(True)
-                channel.send(failure(env_slice, error))
+                channel.send(failure(int(env_slice.progress[0]), error))
                 continue
             sync.finish(False)
             if infos is not None:
-                channel.send(("ok", infos))
+                answer(channel, ("ok", infos))
         elif command == MESSAGE:
             method, args = channel.receive()
             if method is None:  # this one is for another worker
-                answer: tuple[str, Any] = ("ok", None)
+                message: tuple[str, Any] = ("ok", None)
             else:
                 try:
-                    answer = "ok", getattr(env_slice, method)(*args)
+                    message = "ok", getattr(env_slice, method)(*args)
                 except BaseException as error:
-                    answer = failure(env_slice, error)
+                    message = failure(int(env_slice.progress[0]), error)
+                    env_slice.progress[0] = -1  # the answer tells it; the parent reads it here after steps only
             sync.finish(False)
-            channel.send(answer)
+            answer(channel, message)
             if method == "close":
                 return
 
 
 def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
     """Builds the environments, attaches them to the shared memory and serves."""
+    from xcfast import _core  # here, because the parent imports this module also where there is no core
+
     ignore_signals()
     for fd in (socket_fd, memory_fd):
         os.set_inheritable(fd, False)

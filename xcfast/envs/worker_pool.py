@@ -1,6 +1,7 @@
 """The parent's side of the worker processes: start, commands, answers, errors, end."""
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -13,17 +14,16 @@ import cloudpickle
 import numpy as np
 from gymnasium import Space
 
-from xcfast import _core
 from xcfast.envs.channel import Channel
 from xcfast.envs.cpus import available_cpus
 from xcfast.envs.env_slice import EnvFn
 from xcfast.envs.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
 from xcfast.envs.shared_memory import Buffers, array_in, buffers_in, create_memory, map_memory
-from xcfast.envs.worker import MESSAGE, STEP
+from xcfast.envs.worker import MESSAGE, STEP, failure
 
 SPIN_SECONDS = 50e-6  # about the price of a sleep and a wake-up
 _SLICE_SECONDS = 0.1  # a wait is interrupted this often, to run signal handlers and see whether the workers live
-_START_SECONDS = 60.0  # the least time for imports and constructors
+_START_SECONDS = 60.0  # the least time for imports, and for constructors without one finished
 _CLOSE_SECONDS = 5.0  # for the envs' close methods
 
 _ONE_THREAD = (
@@ -50,6 +50,7 @@ class WorkerPool:
     def __init__(
         self, env_fns: Sequence[EnvFn], slices: Sequence[tuple[int, int]], *, timeout: float, infos: bool
     ) -> None:
+        self._core = _load_core()
         self.slices = slices
         self._timeout = timeout
         self._infos = infos
@@ -96,18 +97,18 @@ class WorkerPool:
         """Lays out the shared memory, hands it to the workers and returns the parent's view of it."""
         num_envs, num_workers = self.slices[-1][1], len(self.slices)
         spaces = observation_space, action_space
-        _, end = buffers_in(None, _core.Sync.nbytes, num_envs, *spaces)
+        _, end = buffers_in(None, self._core.Sync.nbytes, num_envs, *spaces)
         _, nbytes = array_in(None, end, (num_workers,), np.int32)
         os.ftruncate(self._memory_fd, nbytes)
         memory = map_memory(self._memory_fd)
         os.close(self._memory_fd)
         self._memory_fd = -1
-        buffers, _ = buffers_in(memory, _core.Sync.nbytes, num_envs, *spaces)
+        buffers, _ = buffers_in(memory, self._core.Sync.nbytes, num_envs, *spaces)
         self._progress, _ = array_in(memory, end, (num_workers,), np.int32)
         cpus = available_cpus()
         spin_yields = cpus <= num_workers + 1
         # Where the workers take all CPUs, a parent that spins while they work only slows them.
-        self._sync = _core.Sync(memory, SPIN_SECONDS if cpus > num_workers else 0.0, spin_yields)
+        self._sync = self._core.Sync(memory, SPIN_SECONDS if cpus > num_workers else 0.0, spin_yields)
         for worker, rows in enumerate(self.slices):
             plan = {
                 "worker": worker,
@@ -133,10 +134,11 @@ class WorkerPool:
     def request(self, requests: Sequence[Request]) -> list[Any]:
         """Has every worker run its request; returns the answers."""
         self._finish_interrupted()
+        packed = [Channel.pack(request) for request in requests]  # what cannot be pickled raises before anybody waits
         self._sync.publish(MESSAGE, len(self.slices))
         try:
-            for worker, request in enumerate(requests):
-                self._send(worker, request, self._timeout)
+            for worker, request in enumerate(packed):
+                self._send_packed(worker, request, self._timeout)
         except BaseException:  # some workers know of the request, some do not
             self._kill("a request was interrupted")
             raise
@@ -226,21 +228,29 @@ class WorkerPool:
         return finished
 
     def _answers(self, timeout: float) -> list[Any]:
-        """Receives one answer from each worker that owes one; raises the first error among them."""
-        deadline = time.monotonic() + timeout
+        """Receives one answer from each worker that owes one; raises the first error among them.
+
+        Args:
+            timeout: seconds that each worker has; anew from each report that its construction goes on.
+        """
+        deadlines = dict.fromkeys(self._owing, time.monotonic() + timeout)
         answers: dict[int, Any] = {}
         while self._owing:
             for worker in list(self._owing):
                 try:
-                    answers[worker] = self._channels[worker].receive(_SLICE_SECONDS)
+                    while (message := self._channels[worker].receive(_SLICE_SECONDS))[0] == "building":
+                        deadlines[worker] = time.monotonic() + timeout
+                    answers[worker] = message
                 except TimeoutError:
                     continue
+                except pickle.UnpicklingError as error:
+                    answers[worker] = failure(-1, error)
                 except (EOFError, ConnectionError):
                     raise self._died(worker) from None
                 self._owing.remove(worker)
             self._check_alive(self._owing)
-            if self._owing and time.monotonic() > deadline:
-                raise self._timed_out(self._owing, timeout)
+            if late := [worker for worker in self._owing if time.monotonic() > deadlines[worker]]:
+                raise self._timed_out(late, timeout)
         for worker, (status, answer) in sorted(answers.items()):
             if status == "error":
                 raise self._raised(worker, answer)
@@ -262,8 +272,11 @@ class WorkerPool:
                 pass
 
     def _send(self, worker: int, message: Any, timeout: float) -> None:
+        self._send_packed(worker, Channel.pack(message), timeout)
+
+    def _send_packed(self, worker: int, packed: bytes, timeout: float) -> None:
         try:
-            self._channels[worker].send(message, timeout)
+            self._channels[worker].send_packed(packed, timeout)
         except TimeoutError:
             raise self._timed_out([worker], timeout) from None
         except ConnectionError:
@@ -278,7 +291,8 @@ class WorkerPool:
 
     def _raised(self, worker: int, report: dict[str, Any]) -> WorkerError:
         index = self._env_index(worker, report["env"])
-        where = "while it made its environments" if index is None else f"in environment {index}"
+        building = "while it made its environments" if self._env_fns else "while it answered"
+        where = building if index is None else f"in environment {index}"
         return WorkerError(
             f"worker {worker} raised {report['exception_type']} {where}; its traceback:\n\n{report['traceback']}",
             worker=worker,
@@ -323,6 +337,17 @@ class WorkerPool:
 
     def _env_index(self, worker: int, local_index: int) -> int | None:
         return None if local_index < 0 else self.slices[worker][0] + local_index
+
+
+def _load_core() -> Any:
+    try:
+        from xcfast import _core
+    except ImportError as error:
+        raise EnvError(
+            f"SubprocVecEnv needs the compiled core of xcfast, which is missing ({error}): build it with "
+            "`pip install -e .`, or take DummyVecEnv (vectorize=DummyVecEnv)"
+        ) from None
+    return _core
 
 
 def _signal_name(number: int) -> str:

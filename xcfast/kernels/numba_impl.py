@@ -5,6 +5,7 @@ Each function has the signature and the convention of its namesake in ``_core.py
 
 import numpy as np
 
+from xcfast.kernels import numba_rollout
 from xcfast.kernels.numba_gae import discounted_returns, gae
 from xcfast.kernels.numba_moments import (
     cast_and_track,
@@ -49,5 +50,8 @@ def warmup() -> None:
     normalize_rewards(flat, flags, 0.9, np.zeros(1), np.zeros((3, 1)), mean, var, count, 1e-8, 5.0, flat.copy())
     indices, offsets = np.zeros(2, np.int64), np.zeros(2, np.int64)
     minibatch_indices(0, 0, 0, 2, 1, 1, 0, indices, offsets, np.zeros(2, np.int64))
+    numba_rollout._store(
+        0, np.zeros(1), flags[0], flags[1], np.zeros(1), count, one, np.zeros(1, np.int64), np.zeros(1), count
+    )
     gaussian_noise(0, 0, count, one.reshape(1, 1))
     uniform_noise(0, 0, count, np.zeros(1))

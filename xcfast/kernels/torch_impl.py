@@ -14,6 +14,15 @@ def numpy_serves(x: Any) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
+def check_devices(arguments: dict[str, Any], out: tuple[Any, ...] | None) -> None:
+    """Raises where a tensor is not where `rewards` is: the copy would be slow, and an `out` would stay unwritten."""
+    rewards = arguments["rewards"]
+    device = rewards.device if isinstance(rewards, torch.Tensor) else torch.device("cpu")
+    for name, x in (*arguments.items(), *(("out", x) for x in out or ())):
+        if isinstance(x, torch.Tensor) and x.device != device:
+            raise ValueError(f"{name} must be on {device} as rewards is; got {x.device}")
+
+
 def through_numpy(
     compute: Callable[..., tuple[Any, ...]],
     kernel: str,
