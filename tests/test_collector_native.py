@@ -70,12 +70,17 @@ def assert_same_moments(a, b):
 def test_one_step_agrees_with_the_torch_collector(small, activation):
     """The same state, weights and noise: identical observations and noise, means that differ by rounding.
 
-    A dot product of n terms in any order has an error of at most n eps times the sum of the absolute terms; the bound is
-    carried through the layers with the largest row sum of the weights. Activations have slope <= 1; those that are not piecewise
-    linear are accurate to a few units in the last place of numbers below the bound, hence the 16.
+    A dot product of n terms in any order has an error of at most n eps times the sum of the absolute terms; the bound
+    is carried through the layers with the largest row sum of the weights. Activations have slope <= 1; those that are
+    not piecewise linear are accurate to a few units in the last place of numbers below the bound, hence the 16.
     """
     config = small(
-        env_id="Ant-v4", parallels=5, horizon_size=4, activation=activation, actor_hidden_size=[24], collector_backend="auto"
+        env_id="Ant-v4",
+        parallels=5,
+        horizon_size=4,
+        activation=activation,
+        actor_hidden_size=[24],
+        collector_backend="auto",
     )
     native, reference = Setup(config).lively(), Setup(config, "torch").lively()
     assert (native.collector.name, reference.collector.name) == ("native", "torch")
@@ -115,7 +120,7 @@ def test_one_step_agrees_with_the_torch_collector(small, activation):
     ],
 )
 def test_rollout_replays_through_gymnasium(small, env_id, limit):
-    """The recorded raw actions, mapped and stepped through bare Gymnasium envs, give the recorded trajectory exactly."""
+    """The recorded raw actions, mapped and stepped through bare Gymnasium envs, give exactly the trajectory."""
     num_steps, num_envs = 70, 3
     setup = Setup(small(env_id=env_id, horizon_size=num_steps, parallels=num_envs), limit=limit).lively()
     rollout, frozen = setup.rollout, RunningMeanStd(setup.normalizer.rms.shape)
@@ -147,13 +152,15 @@ def test_rollout_replays_through_gymnasium(small, env_id, limit):
         assert rollout.episode_lengths[index] == length
         env.close()
     assert episodes
-    assert [tuple(row)[:2] + (tuple(row)[3],) for row in rollout.episodes.tolist()] == [
+    assert [(step, env, length) for step, env, _, length in rollout.episodes.tolist()] == [
         (step, env, length) for step, env, _, length in sorted(episodes)
     ]
     np.testing.assert_allclose(rollout.episodes["ret"], [ret for *_, ret, _ in sorted(episodes)], rtol=1e-12)
     assert bool(finals) == (limit is not None or env_id.startswith("Reacher"))
     np.testing.assert_array_equal(rollout.final_index, sorted(finals))
-    np.testing.assert_array_equal(rollout.final_obs, np.array([finals[k] for k in sorted(finals)]).reshape(rollout.final_obs.shape))
+    np.testing.assert_array_equal(
+        rollout.final_obs, np.array([finals[k] for k in sorted(finals)]).reshape(rollout.final_obs.shape)
+    )
 
 
 # --- bit-identity ---------------------------------------------------------------------------------------------------
@@ -185,7 +192,9 @@ def hopper():
     return config, setup
 
 
-@pytest.mark.parametrize("variation", ["2 threads", "5 threads", "pieces", "queues of 1", "queues of 2, pieces, 5 threads"])
+@pytest.mark.parametrize(
+    "variation", ["2 threads", "5 threads", "pieces", "queues of 1", "queues of 2, pieces, 5 threads"]
+)
 def test_bits_do_not_depend_on(hopper, monkeypatch, variation):
     config, expected = hopper
     if "queues" in variation:
@@ -221,8 +230,8 @@ def assert_same_trees(a, b, where=""):
 
 @pytest.mark.parametrize("num_envs", [1, 9, 33])
 def test_an_env_does_not_depend_on_its_neighbours(hopper, num_envs):
-    """Env i is the same among any number of others: a row of a matrix product does not depend on how rows are grouped."""
-    config, expected = hopper
+    """Env i is the same among any number of others, so however rows of the matrix products are grouped."""
+    config, _ = hopper
     setup = Setup(config, threads=2, num_envs=num_envs, limit=12).lively()
     setup.collector.reset(3)
     setup.collector.collect(setup.rollout)
@@ -231,7 +240,9 @@ def test_an_env_does_not_depend_on_its_neighbours(hopper, num_envs):
     first.collector.collect(first.rollout)
     shared = min(num_envs, 7)
     for name in ("obs", "actions", "rewards", "terminated", "truncated"):
-        np.testing.assert_array_equal(getattr(setup.rollout, name)[:, :shared], getattr(first.rollout, name)[:, :shared])
+        np.testing.assert_array_equal(
+            getattr(setup.rollout, name)[:, :shared], getattr(first.rollout, name)[:, :shared]
+        )
 
 
 def test_without_normalisation_nothing_is_tracked(small):

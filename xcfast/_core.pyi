@@ -166,6 +166,7 @@ class Learner:
 
 def nn_activation(activation: int, x: Any, variant: str | None = None) -> Any: ...
 def nn_variants() -> list[str]: ...
+
 # --- lock-step with worker processes (csrc/bind_sync.cpp) ---
 
 class Sync:

@@ -80,7 +80,9 @@ def describe(config: Config, mode: str) -> str:
         shapes = f"observation {env.observation_space.shape}, action {_space(env.action_space)}"
     finally:
         env.close()
-    collector = {"auto": "native where it can serve, else torch"}.get(config.collector_backend, config.collector_backend)
+    collector = {"auto": "native where it can serve, else torch"}.get(
+        config.collector_backend, config.collector_backend
+    )
     workers = {
         "SubprocVecEnv": f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes",
         "MujocoVecEnv": f", {num_threads(config)} threads",

@@ -22,7 +22,15 @@ Mode = Literal["benchmark", "train", "test"]
 
 _FAMILIES = {"mujoco": "MuJoCo", "classic_control": "Classic Control", "box2d": "Box2D"}
 # What a resumed run may change without becoming another run, and what a test of it may change besides.
-_RESUMABLE_KEYS = ("device", "num_threads", "num_workers", "vectorize", "collector_backend", "logger", "keep_checkpoints")
+_RESUMABLE_KEYS = (
+    "device",
+    "num_threads",
+    "num_workers",
+    "vectorize",
+    "collector_backend",
+    "logger",
+    "keep_checkpoints",
+)
 _TEST_KEYS = ("test_episode", "env_seed", "render", "render_mode", "fps")
 
 
