@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xcfast.config_keys import ConfigError
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import ADAM_EPS, explained_variance, learning_rate
+from xcfast.ppo import ADAM_EPS, TorchLearner, explained_variance, learning_rate
 
 if TYPE_CHECKING:
     from xcfast.config import Config
@@ -296,3 +297,27 @@ class NativeLearner:
                 exp_avg.copy_(saved["exp_avg"])
                 exp_avg_sq.copy_(saved["exp_avg_sq"])
                 self._steps_done = int(saved["step"])
+
+
+def make_learner(
+    config: Config,
+    policy: ActorCritic,
+    rollout: Rollout,
+    reward_normalizer: RewardNormalizer,
+    num_threads: int,
+) -> tuple[TorchLearner | NativeLearner, str]:
+    """The learner that ``config.learner_backend`` asks for, and the reason for the choice.
+
+    Raises:
+        ConfigError: ``native`` is asked for and cannot serve.
+    """
+    parts = (policy, config, rollout, reward_normalizer, num_threads)
+    if config.learner_backend == "torch":
+        return TorchLearner(*parts), "as asked for"
+    reason_not = NativeLearner.reason_not(config, policy)
+    if reason_not is None:
+        reason = f"the update in C++, {num_threads} thread{'s' * (num_threads != 1)}"
+        return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as asked for; {reason}"
+    if config.learner_backend == "native":
+        raise ConfigError(f"the native learner cannot serve: {reason_not}", key="learner_backend", given="native")
+    return TorchLearner(*parts), f"not native: {reason_not}"
