@@ -1,7 +1,8 @@
 // A pool of threads that shares out a range of independent tasks. The caller's thread works too.
 //
 // Each thread starts with its own share of the range, so that a task tends to meet the cache it left; who is done early takes tasks from
-// the others' shares. Which thread runs a task is therefore not determined: tasks must not depend on it.
+// the others' shares. Which thread runs a task is therefore not determined: tasks must not depend on it. A thread that is late (asleep, or
+// without a CPU) is not waited for: the others do its share, and it misses the run.
 #pragma once
 
 #include <unistd.h>
@@ -48,10 +49,9 @@ class ThreadPool {
     using Function = std::remove_reference_t<Fn>;
     crew.context = const_cast<void *>(static_cast<const void *>(&fn));
     crew.call = [](void *context, int64_t task) { (*static_cast<Function *>(context))(task); };
-    crew.working.store(num_threads_ - 1, std::memory_order_relaxed);
-    crew.publish();
+    crew.publish(Crew::kOpen);
     crew.work(0);
-    crew.await_workers();
+    crew.close();
   }
 
   // Ends the threads; the next run starts new ones.
@@ -63,7 +63,7 @@ class ThreadPool {
       return;
     }
     crew_->quit.store(true, std::memory_order_relaxed);
-    crew_->publish();
+    crew_->publish(0);
     for (std::thread &thread : crew_->threads) thread.join();
     crew_.reset();
   }
@@ -79,10 +79,12 @@ class ThreadPool {
   struct Crew {
     explicit Crew(int num_threads) : shares(num_threads) {}
 
-    alignas(128) std::atomic<uint32_t> generation{0};
+    // The number of the run in the upper half; then whether threads may still join it, and how many are at work in it (the caller is not
+    // counted). One word, so that a late thread cannot join a run that has just ended.
+    static constexpr uint64_t kRun = uint64_t(1) << 32, kOpen = uint64_t(1) << 31, kWorking = kOpen - 1;
+    alignas(128) std::atomic<uint64_t> state{0};
     std::atomic<bool> quit{false};
-    alignas(128) std::atomic<int> working{0};
-    std::atomic<int> sleepers{0};
+    alignas(128) std::atomic<int> sleepers{0};
     std::atomic<bool> caller_sleeps{false};
     void *context = nullptr;
     void (*call)(void *, int64_t) = nullptr;
@@ -91,11 +93,39 @@ class ThreadPool {
     std::mutex mutex;
     std::condition_variable wake, done;
 
-    void publish() {
-      generation.fetch_add(1);  // sequentially consistent with sleepers, so that either side sees the other
+    void publish(uint64_t open) {
+      // Nobody is at work. Sequentially consistent with sleepers, so that either side sees the other.
+      state.store(((state.load(std::memory_order_relaxed) & ~(kOpen | kWorking)) + kRun) | open);
       if (sleepers.load() > 0) {
         std::lock_guard<std::mutex> lock(mutex);
         wake.notify_all();
+      }
+    }
+
+    // The caller: all tasks are taken, so nobody needs to join any more; waits for those at work.
+    void close() {
+      auto idle = [&] { return (state.load() & kWorking) == 0; };
+      if ((state.fetch_and(~kOpen) & kWorking) == 0 || spin(idle)) return;
+      std::unique_lock<std::mutex> lock(mutex);
+      caller_sleeps.store(true);
+      done.wait(lock, idle);
+      caller_sleeps.store(false);
+    }
+
+    bool join(uint64_t seen) {
+      while (seen & kOpen) {
+        const uint64_t run = seen / kRun;
+        if (state.compare_exchange_weak(seen, seen + 1)) return true;
+        if (seen / kRun != run) return false;  // a later one: await_run_after comes back with it
+      }
+      return false;
+    }
+
+    void leave() {
+      const uint64_t before = state.fetch_sub(1);
+      if ((before & (kOpen | kWorking)) == 1 && caller_sleeps.load()) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
       }
     }
 
@@ -113,32 +143,28 @@ class ThreadPool {
     }
 
     void thread_main(int self) {
-      for (uint32_t seen = 0;;) {
-        await_generation(seen);
-        ++seen;
+      for (uint64_t run = 0;;) {
+        const uint64_t seen = await_run_after(run);
+        run = seen / kRun;
         if (quit.load(std::memory_order_relaxed)) return;
+        if (!join(seen)) continue;
         work(self);
-        if (working.fetch_sub(1) == 1 && caller_sleeps.load()) {
-          std::lock_guard<std::mutex> lock(mutex);
-          done.notify_one();
-        }
+        leave();
       }
     }
 
-    void await_generation(uint32_t seen) {
-      if (spin([&] { return generation.load(std::memory_order_acquire) != seen; })) return;
+    uint64_t await_run_after(uint64_t run) {
+      uint64_t seen = 0;
+      auto published = [&] {
+        seen = state.load();
+        return seen / kRun != run;
+      };
+      if (spin(published)) return seen;
       std::unique_lock<std::mutex> lock(mutex);
       sleepers.fetch_add(1);
-      wake.wait(lock, [&] { return generation.load() != seen; });
+      wake.wait(lock, published);
       sleepers.fetch_sub(1);
-    }
-
-    void await_workers() {
-      if (spin([&] { return working.load(std::memory_order_acquire) == 0; })) return;
-      std::unique_lock<std::mutex> lock(mutex);
-      caller_sleeps.store(true);
-      done.wait(lock, [&] { return working.load() == 0; });
-      caller_sleeps.store(false);
+      return seen;
     }
 
     // Waits for what is likely to come soon: the next of a row of vector steps, or the last task of another thread. Yields in

@@ -70,9 +70,9 @@ def assert_same_moments(a, b):
 def test_one_step_agrees_with_the_torch_collector(small, activation):
     """The same state, weights and noise: identical observations and noise, means that differ by rounding.
 
-    A dot product of n terms in any order has an error of at most n eps times the sum of the absolute terms; the bound is
-    carried through the layers with the largest row sum of the weights. Activations have slope <= 1; those that are not piecewise
-    linear are accurate to a few units in the last place of numbers below the bound, hence the 16.
+    A dot product of n terms in any order has an error of at most n eps times the sum of the absolute terms; the bound
+    is carried through the layers with the largest row sum of the weights. Activations have slope <= 1; those that are
+    not piecewise linear are accurate to a few units in the last place of numbers below the bound, hence the 16.
     """
     config = small(
         env_id="Ant-v4",
@@ -120,7 +120,7 @@ def test_one_step_agrees_with_the_torch_collector(small, activation):
     ],
 )
 def test_rollout_replays_through_gymnasium(small, env_id, limit):
-    """The recorded raw actions, mapped and stepped through bare Gymnasium envs, give the recorded trajectory exactly."""
+    """The recorded raw actions, mapped and stepped through bare Gymnasium envs, give exactly the trajectory."""
     num_steps, num_envs = 70, 3
     setup = Setup(small(env_id=env_id, horizon_size=num_steps, parallels=num_envs), limit=limit).lively()
     rollout, frozen = setup.rollout, RunningMeanStd(setup.normalizer.rms.shape)
@@ -152,7 +152,7 @@ def test_rollout_replays_through_gymnasium(small, env_id, limit):
         assert rollout.episode_lengths[index] == length
         env.close()
     assert episodes
-    assert [tuple(row)[:2] + (tuple(row)[3],) for row in rollout.episodes.tolist()] == [
+    assert [(step, env, length) for step, env, _, length in rollout.episodes.tolist()] == [
         (step, env, length) for step, env, _, length in sorted(episodes)
     ]
     np.testing.assert_allclose(rollout.episodes["ret"], [ret for *_, ret, _ in sorted(episodes)], rtol=1e-12)
@@ -230,8 +230,8 @@ def assert_same_trees(a, b, where=""):
 
 @pytest.mark.parametrize("num_envs", [1, 9, 33])
 def test_an_env_does_not_depend_on_its_neighbours(hopper, num_envs):
-    """Env i is the same among any number of others: a row of a matrix product does not depend on how rows are grouped."""
-    config, expected = hopper
+    """Env i is the same among any number of others, so however rows of the matrix products are grouped."""
+    config, _ = hopper
     setup = Setup(config, threads=2, num_envs=num_envs, limit=12).lively()
     setup.collector.reset(3)
     setup.collector.collect(setup.rollout)

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xcfast import RewardNormalizer, Rollout, _core, load_config
-from xcfast.learner_native import FlatParameters, NativeLearner, network_spec
+from xcfast.config_keys import ConfigError
+from xcfast.learner_native import FlatParameters, NativeLearner, make_learner, network_spec
 from xcfast.normalize import NonFiniteError
 from xcfast.policy import build_policy
 from xcfast.ppo import TorchLearner, normalized_advantages, ppo_loss
@@ -337,7 +339,7 @@ def fill(rollout, seed=0, n_actions=3):
     return rollout
 
 
-def make_learner(cls, config, threads=1, n_obs=7, n_actions=3):
+def new_learner(cls, config, threads=1, n_obs=7, n_actions=3):
     """A learner with a rollout whose actions its own policy chose."""
     policy = build_policy(config, *spaces(n_obs, n_actions, config.policy == "Categorical_AC"))
     discrete = config.policy == "Categorical_AC"
@@ -389,10 +391,10 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width):
     distances = []
     for seed in range(3):
         config = small(policy=policy, seed=seed, ent_coef=1e-3, **keys, **hidden)
-        start = weights(make_learner(TorchLearner, config)[0])
+        start = weights(new_learner(TorchLearner, config)[0])
         ends = []
         for cls in (Torch64, TorchLearner, NativeLearner):
-            learner, rollout = make_learner(cls, config)
+            learner, rollout = new_learner(cls, config)
             learner.update(rollout, 3)
             ends.append(weights(learner))
         way = np.linalg.norm(ends[0] - start)
@@ -414,10 +416,10 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width):
 )
 def test_settings_reach_the_update(small, keys):
     config = small(**keys)
-    start = weights(make_learner(TorchLearner, config)[0])
+    start = weights(new_learner(TorchLearner, config)[0])
     ends, metrics, rollouts = [], [], []
     for cls in (TorchLearner, NativeLearner):
-        learner, rollout = make_learner(cls, config)
+        learner, rollout = new_learner(cls, config)
         metrics.append(learner.update(rollout, 1))
         ends.append(weights(learner))
         rollouts.append(rollout)
@@ -440,14 +442,14 @@ def test_bits_do_not_depend_on_the_number_of_threads(small, policy, n_minibatch)
     )
     results = []
     for threads in (1, 2, 5):
-        learner, rollout = make_learner(NativeLearner, config, threads)
+        learner, rollout = new_learner(NativeLearner, config, threads)
         metrics = learner.update(rollout, 1)
         results.append((weights(learner).tobytes(), metrics, rollout.returns.tobytes()))
     assert results[0] == results[1] == results[2]
 
 
 def test_first_ratio_is_exactly_one(small):
-    learner, rollout = make_learner(NativeLearner, small(n_epochs=1, n_minibatch=1))
+    learner, rollout = new_learner(NativeLearner, small(n_epochs=1, n_minibatch=1))
     metrics = learner.update(rollout, 0)
     assert metrics["losses/approx_kl"] == 0.0
     assert metrics["losses/clipfrac"] == 0.0
@@ -456,10 +458,10 @@ def test_first_ratio_is_exactly_one(small):
 def test_two_halves_make_an_update(small):
     """compute_gradients and apply, called one by one, do what update does."""
     config = small(n_epochs=1, n_minibatch=1, use_rewnorm=False)
-    whole, rollout = make_learner(NativeLearner, config)
+    whole, rollout = new_learner(NativeLearner, config)
     start = weights(whole)
     metrics = whole.update(rollout, 0)
-    parts, _ = make_learner(NativeLearner, config)
+    parts, _ = new_learner(NativeLearner, config)
     arrays = [getattr(rollout, name) for name in ("obs", "actions", "log_probs", "advantages", "returns")]
     flat = [a.reshape(-1, *a.shape[2:]) for a in arrays]
     indices, _ = rollout.minibatch_indices(config.seed, 0, 0, 1)
@@ -478,13 +480,13 @@ def test_engines_may_be_switched(small, first, second):
     config = small(n_epochs=2)
 
     def run(before, after, resume=True):
-        learner, rollout = make_learner(before, config)
+        learner, rollout = new_learner(before, config)
         learner.update(rollout, 0)
         if resume:
             state = copy.deepcopy(
                 (learner.policy.state_dict(), learner.state_dict(), learner._reward_normalizer.state_dict())
             )
-            learner, rollout = make_learner(after, config)
+            learner, rollout = new_learner(after, config)
             learner.policy.load_state_dict(state[0])
             learner.load_state_dict(state[1])
             learner._reward_normalizer.load_state_dict(state[2])
@@ -497,13 +499,25 @@ def test_engines_may_be_switched(small, first, second):
     if first is second:
         np.testing.assert_array_equal(end, run(first, first, resume=False))
     wanted = run(TorchLearner, TorchLearner, resume=False)
-    start = weights(make_learner(TorchLearner, config)[0])
+    start = weights(new_learner(TorchLearner, config)[0])
     assert np.linalg.norm(end - wanted) <= 1e-4 * np.linalg.norm(wanted - start)
 
 
+def test_flat_parameters_find_their_array(small):
+    model = make_policy(small())
+    before = [p.clone() for p in model.parameters()]
+    first, second = FlatParameters(model), FlatParameters(model)
+    assert first.array.ctypes.data == second.array.ctypes.data
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    twin = copy.deepcopy(model)
+    FlatParameters(twin).array[:] = 0.0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not any(p.any() for p in twin.parameters())
+
+
 def test_state_of_a_fresh_learner_loads(small):
-    fresh = make_learner(TorchLearner, small())[0].state_dict()
-    learner, rollout = make_learner(NativeLearner, small())
+    fresh = new_learner(TorchLearner, small())[0].state_dict()
+    learner, rollout = new_learner(NativeLearner, small())
     unused = copy.deepcopy(learner.state_dict())
     learner.update(rollout, 0)
     learner.load_state_dict(fresh)
@@ -514,7 +528,7 @@ def test_state_of_a_fresh_learner_loads(small):
 
 
 def test_parameters_stay_torchs(small):
-    learner, rollout = make_learner(NativeLearner, small())
+    learner, rollout = new_learner(NativeLearner, small())
     policy = learner.policy
     obs = torch.from_numpy(rollout.obs[0].copy())
     with torch.no_grad():
@@ -533,7 +547,7 @@ def test_parameters_stay_torchs(small):
 
 
 def test_non_finite_update_restores_weights_and_optimiser(small):
-    learner, rollout = make_learner(NativeLearner, small())
+    learner, rollout = new_learner(NativeLearner, small())
     learner.update(rollout, 0)
     before = weights(learner)
     state = copy.deepcopy(learner.state_dict())
@@ -549,7 +563,7 @@ def test_non_finite_update_restores_weights_and_optimiser(small):
 
 def test_two_threads_at_once_raise(small):
     config = small(representation_hidden_size=[512], actor_hidden_size=[512], n_epochs=30)
-    learner, rollout = make_learner(NativeLearner, config)
+    learner, rollout = new_learner(NativeLearner, config)
     failures = []
     started = threading.Event()
 
@@ -582,6 +596,22 @@ def test_reasons_not_to_serve(small):
     rollout = Rollout(config.num_steps, config.parallels, (7,), (3,))
     with pytest.raises(ValueError, match="LayerNorm"):
         NativeLearner(policy, normalized, rollout, RewardNormalizer(config.parallels), 1)
+
+
+def test_choice_of_the_learner(small):
+    def choose(config):
+        rollout = Rollout(config.num_steps, config.parallels, (7,), (3,))
+        learner, reason = make_learner(config, make_policy(config), rollout, RewardNormalizer(config.parallels), 2)
+        return learner.name, reason
+
+    config = small()
+    assert choose(config) == ("native", "the update in C++, 2 threads")
+    assert choose(small(learner_backend="torch")) == ("torch", "as asked for")
+    name, reason = choose(small(normalize="LayerNorm"))
+    assert name == "torch" and "LayerNorm" in reason
+    forced = SimpleNamespace(**{**small(normalize="LayerNorm").to_dict(), "learner_backend": "native"})
+    with pytest.raises(ConfigError, match=r"learner_backend.*LayerNorm"):
+        make_learner(forced, make_policy(small(normalize="LayerNorm")), None, None, 1)
 
 
 @pytest.mark.parametrize(

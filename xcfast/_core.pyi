@@ -207,3 +207,44 @@ class MujocoEngine:
     ) -> None: ...
     def step(self, autoreset: bool) -> int: ...
     def reset(self, indices: Sequence[int]) -> None: ...
+
+# --- policy and physics in one loop (csrc/bind_collector.cpp) ---
+
+class EnvLoop:
+    """Policy and MujocoEngine in one loop; see xcfast/collector_native.py."""
+
+    def __init__(
+        self,
+        *,
+        engine: MujocoEngine,
+        layers: Sequence[tuple[int, int, int, int, int, int]],
+        actor_head: int,
+        critic_head: int,
+        log_std: int,
+        n_obs: int,
+        n_parameters: int,
+        low: Any,
+        high: Any,
+        scale: Any,
+        offset: Any,
+        normalizer: dict[str, Any],
+        normalize: bool,
+        epsilon: float,
+        clip: float,
+    ) -> None: ...
+    def load(self, parameters: Any, deviation: Any) -> None: ...
+    def begin_collection(
+        self,
+        *,
+        rollout: dict[str, Any],
+        tracked: dict[str, Any],
+        seed: int,
+        env_offset: int,
+        counters: Any,
+        begin: int,
+        end: int,
+    ) -> None: ...
+    def begin_evaluation(self, quota: int) -> None: ...
+    def run(self) -> bool: ...
+    def end_collection(self) -> tuple[bytes, Any, Any]: ...
+    def end_evaluation(self) -> Any: ...

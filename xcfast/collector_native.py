@@ -1,4 +1,4 @@
-"""NativeCollector: policy and physics in one C++ call, for MujocoVecEnv and Gaussian policies of fully connected layers."""
+"""NativeCollector: policy and physics in one C++ call, for MujocoVecEnv and Gaussian policies without LayerNorm."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from xcfast.normalize import ObservationNormalizer
     from xcfast.policy import ActionMap, ActorCritic
     from xcfast.rollout import Rollout
-
-Collector = "TorchCollector | NativeCollector"
 
 
 def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
@@ -124,7 +122,7 @@ class EnvLoop:
     def evaluate(self, quota: int) -> np.ndarray:
         """Returns float64 [N * quota] of the first ``quota`` episodes of each env from now on, env by env.
 
-        The actions are the policy's most likely ones; nothing is tracked. The envs need a ``reset`` before anything else.
+        The actions are the policy's most likely ones; nothing is tracked. The envs need a ``reset`` afterwards.
         """
         self._load()
         self._core.begin_evaluation(quota)
@@ -142,8 +140,8 @@ class EnvLoop:
 class NativeCollector:
     """Collects with a MujocoVecEnv in one C++ call on the envs' threads; ``TorchCollector`` is its reference.
 
-    Each thread takes its envs through all steps without waiting for the others. The result does not depend on the number of
-    threads, nor on how a rollout is divided into calls. State is interchangeable with ``TorchCollector``'s.
+    Each thread takes its envs through all steps without waiting for the others. The result does not depend on the
+    number of threads, nor on how a rollout is divided into calls. State is interchangeable with ``TorchCollector``'s.
     """
 
     name = "native"
@@ -197,7 +195,7 @@ class NativeCollector:
         return {"noise_counters": self.noise.counters.copy(), "envs": envs, "obs": obs}
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restore ``state_dict`` of any collector; False where the envs' state was not saved, so that they must be reset."""
+        """Restore any collector's ``state_dict``; False where the envs' state was not saved: they must be reset."""
         self.noise.counters[:] = np.asarray(state["noise_counters"])
         if state["envs"] is None:
             return False

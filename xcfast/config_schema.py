@@ -70,7 +70,7 @@ class Config:
     env_seed: int = key(1, "environment i is seeded with env_seed + i", low=0, high=_MAX_SEED)
     vectorize: Literal["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv"] = key(
         "SubprocVecEnv",
-        "step the environments one after the other, in worker processes, or (Gymnasium's MuJoCo tasks) in native threads",
+        "step the environments one after the other, in worker processes, or (MuJoCo tasks) in native threads",
         aliases={"Dummy_Gym": "DummyVecEnv", "Subproc_Gym": "SubprocVecEnv"},
         refused={
             **dict.fromkeys(("Dummy_Atari", "Subproc_Atari"), "Atari is not supported"),

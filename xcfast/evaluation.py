@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from xcfast.collector_native import EnvLoop, reason_not_native
-from xcfast.envs import make_envs
+from xcfast.envs import MujocoVecEnv, make_envs
 
 if TYPE_CHECKING:
     from xcfast.config import Config
@@ -40,8 +40,9 @@ def num_evaluation_envs(episodes: int) -> int:
 class Evaluator:
     """Runs ``test_episode`` episodes with the policy's most likely actions; leaves no trace in training.
 
-    Native code runs them where it can and ``collector_backend`` is not ``torch``. The envs are made at the first call and kept until ``close``. With ``render_mode`` there is one env; ``on_frame``
-    gets every picture (``rgb_array`` only).
+    In one native call where that is possible and ``collector_backend`` is not ``torch``. The envs are made at the first
+    call and kept until ``close``. With ``render_mode`` there is one env; ``on_frame`` gets every picture
+    (``rgb_array`` only).
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Evaluator:
     def _make_envs(self, num_envs: int) -> VecEnv:
         self._envs = envs = make_envs(self._config, num_envs=num_envs, render_mode=self._render_mode)
         wanted = self._config.collector_backend != "torch" and self._render_mode is None
-        if wanted and reason_not_native(envs, self._policy) is None:
+        if wanted and isinstance(envs, MujocoVecEnv) and reason_not_native(envs, self._policy) is None:
             self._loop = EnvLoop(envs, self._policy, self._normalizer, self._action_map)
         return envs
 

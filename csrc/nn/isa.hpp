@@ -1,5 +1,6 @@
-// The instruction sets of the learner's kernels, and the choice at run time. Unlike those of kernels/simd.hpp they use fused multiply-add
-// where there is one, so that bits depend on the instruction set (not on threads, nor on how rows are grouped).
+// The instruction sets of the learner's kernels, and the choice at run time. Unlike those of kernels/simd.hpp they use
+// fused multiply-add where there is one, so that bits depend on the instruction set (not on threads, nor on how rows
+// are grouped).
 #pragma once
 
 #include <cmath>

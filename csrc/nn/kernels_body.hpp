@@ -1,5 +1,6 @@
-// The vector code of the learner. No include guard: isa.hpp includes it once per instruction set, inside a namespace that defines
-// Vec (kLanes floats), IntVec, set1, fma and sqrt, and kRows, the most rows of a tile whose accumulators fit the registers.
+// The vector code of the learner. No include guard: isa.hpp includes it once per instruction set, inside a namespace
+// that defines Vec (kLanes floats), IntVec, set1, fma and sqrt, and kRows, the most rows of a tile whose accumulators
+// fit the registers.
 
 constexpr int kVecs = int(kPanel) / kLanes;
 
@@ -21,7 +22,8 @@ XC_INLINE Vec load(const float *p) { return *reinterpret_cast<const LooseVec *>(
 XC_INLINE void store(float *p, Vec v) { *reinterpret_cast<LooseVec *>(p) = v; }
 XC_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 
-// ---- Elementary functions. One core, expm1(x) = p 2^k + (2^k - 1), serves all; NaN passes. tests/test_learner_native.py states accuracy.
+// ---- Elementary functions. One core, expm1(x) = p 2^k + (2^k - 1), serves all; NaN passes.
+// tests/test_learner_native.py states accuracy.
 
 struct Expm1 {
   Vec p, scale;
@@ -155,7 +157,8 @@ XC_INLINE void with_rows(int64_t n, F &&f) {
   }
 }
 
-// Calls f(first, count) for groups of at most `most` rows, of nearly equal size: a group of one row would waste the units.
+// Calls f(first, count) for groups of at most `most` rows, of nearly equal size: a group of one row would waste the
+// units.
 template <class F>
 XC_INLINE void for_groups(int64_t rows, int64_t most, F &&f) {
   const int64_t groups = (rows + most - 1) / most;

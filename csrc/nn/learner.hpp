@@ -1,8 +1,9 @@
 // The PPO update: xcfast/learner_native.py documents it, xcfast/ppo.py is its reference.
 //
-// Work is split into tasks whose borders depend on sizes alone, and every sum runs within a task or over tasks in their order: the result
-// is bit for bit the same at any number of threads. A minibatch is three runs of the pool: forward, loss and gradients of inputs by rows;
-// gradients of weights by outputs, each over all rows; Adam and packing by outputs.
+// Work is split into tasks whose borders depend on sizes alone, and every sum runs within a task or over tasks in their
+// order: the result is bit for bit the same at any number of threads. A minibatch is three runs of the pool: forward,
+// loss and gradients of inputs by rows; gradients of weights by outputs, each over all rows; Adam and packing by
+// outputs.
 #pragma once
 
 #include <algorithm>
@@ -57,12 +58,22 @@ struct UpdateSums {
 
 class Learner {
  public:
-  Learner(const Network &network, const Parameters &parameters, const LossSettings &loss, const AdamSettings &adam, int64_t max_minibatch,
-          int num_threads, const Kernels &kernels = best_kernels())
-      : network_(network), kernels_(&kernels), parameters_(parameters), loss_(loss), adam_(adam), pool_(num_threads),
-        weights_(network_, kernels, true), capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)), work_(network_, capacity_, true), all_(network_.layers.size(), 1),
-        value_path_(network_.path(network_.critic_head)), gradient_(network_.n_parameters) {
-    // Outputs in the outer order: the layers' parts alternate, so that equal shares of the tasks are equal shares of the work.
+  Learner(const Network &network, const Parameters &parameters, const LossSettings &loss, const AdamSettings &adam,
+          int64_t max_minibatch, int num_threads, const Kernels &kernels = best_kernels())
+      : network_(network),
+        kernels_(&kernels),
+        parameters_(parameters),
+        loss_(loss),
+        adam_(adam),
+        pool_(num_threads),
+        weights_(network_, kernels, true),
+        capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)),
+        work_(network_, capacity_, true),
+        all_(network_.layers.size(), 1),
+        value_path_(network_.path(network_.critic_head)),
+        gradient_(network_.n_parameters) {
+    // Outputs in the outer order: the layers' parts alternate, so that equal shares of the tasks are equal shares of
+    // the work.
     parts_ = weights_.parts();
     std::stable_sort(parts_.begin(), parts_.end(), [](const auto &a, const auto &b) { return a.begin < b.begin; });
     last_reader_.assign(network_.layers.size(), -1);
@@ -131,8 +142,8 @@ class Learner {
     return sums;
   }
 
-  // Adam step number `step` (from 1) with gradient(), its norm limited; returns the norm before that. `changed`: the gradient is not what
-  // compute_gradients left.
+  // Adam step number `step` (from 1) with gradient(), its norm limited; returns the norm before that. `changed`: the
+  // gradient is not what compute_gradients left.
   double apply(double learning_rate, double max_norm, int64_t step, bool changed = true) {
     if (changed) pool_.run(int64_t(parts_.size()), [&](int64_t task) { square(task); });
     double total = network_.log_std < 0 ? 0.0 : kernels_->sum_of_squares(gradient() + network_.log_std, network_.action_size());
@@ -184,8 +195,8 @@ class Learner {
     return network_.log_std < 0 ? Gaussian(nullptr, 0) : Gaussian(parameters_.values + network_.log_std, network_.action_size());
   }
 
-  // Splits rows into blocks and calls fn(block, first row, rows); returns the number of blocks. A multiple of eight of them shares out
-  // evenly over the usual numbers of threads.
+  // Splits rows into blocks and calls fn(block, first row, rows); returns the number of blocks. A multiple of eight of
+  // them shares out evenly over the usual numbers of threads.
   template <class Fn>
   int64_t run_blocks(int64_t rows, Fn &&fn) {
     int64_t blocks = (rows + kMinBlock - 1) / kMinBlock;
@@ -205,8 +216,8 @@ class Learner {
 
   PanelRow head(int layer, int64_t row) { return PanelRow(work_.output(layer, row), work_.stride()); }
 
-  // Of row `row` of the workspace, whose action is in `sample` of the batch's arrays. In a categorical policy the block's scratch
-  // receives the log-probabilities of all actions.
+  // Of row `row` of the workspace, whose action is in `sample` of the batch's arrays. In a categorical policy the
+  // block's scratch receives the log-probabilities of all actions.
   double log_prob(const Gaussian &gaussian, const Rows &batch, int64_t sample, int64_t row, int64_t block, double *entropy = nullptr) {
     const PanelRow output = head(network_.actor_head, row);
     if (!network_.categorical()) {

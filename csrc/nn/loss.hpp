@@ -1,5 +1,5 @@
-// Distributions and the PPO-Clip loss of a block of rows, with the gradient of the heads' outputs: xcfast/ppo.py documents the loss,
-// xcfast/policy.py the distributions. Scalar double arithmetic: it is a thousandth of the update.
+// Distributions and the PPO-Clip loss of a block of rows, with the gradient of the heads' outputs: xcfast/ppo.py
+// documents the loss, xcfast/policy.py the distributions. Scalar double arithmetic: it is a thousandth of the update.
 #pragma once
 
 #include <cmath>
@@ -14,7 +14,8 @@ struct LossSettings {
   double clip_range, vf_coef, ent_coef;
 };
 
-// Observations [size, n_obs] and what was done there: actions [size, action_size] of a Gaussian policy, or discrete ones [size].
+// Observations [size, n_obs] and what was done there: actions [size, action_size] of a Gaussian policy, or discrete
+// ones [size].
 struct Rows {
   const float *obs, *actions;
   const int64_t *discrete_actions;

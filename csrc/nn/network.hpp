@@ -1,4 +1,5 @@
-// An actor-critic of fully connected layers: its shape, its packed weights, and the forward pass that learner and collector share.
+// An actor-critic of fully connected layers: its shape, its packed weights, and the forward pass that learner and
+// collector share.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,8 @@ struct Layer {
   Activation activation;
 };
 
-// Layers in an order of evaluation. The heads are the layers that nothing reads: actor_head gives means or logits, critic_head the value.
+// Layers in an order of evaluation. The heads are the layers that nothing reads: actor_head gives means or logits,
+// critic_head the value.
 struct Network {
   std::vector<Layer> layers;
   int actor_head, critic_head;
@@ -37,7 +39,8 @@ struct Network {
   }
 };
 
-// Floats between two panels of an activation with room for `rows` rows: whole lines, spread over the sets of the caches.
+// Floats between two panels of an activation with room for `rows` rows: whole lines, spread over the sets of the
+// caches.
 inline int64_t panel_stride(int64_t rows) { return ((rows + 63) / 64 * 64 + 24) * kPanel; }
 
 // The weights as the matrix products read them. Stale as soon as the parameters change: pack again.
@@ -121,7 +124,8 @@ class Workspace {
   Buffer buffer_;
 };
 
-// Rows of a row-major [*, columns] array into panels; row i is from + index[i] * columns, or row i itself without an index.
+// Rows of a row-major [*, columns] array into panels; row i is from + index[i] * columns, or row i itself without an
+// index.
 inline void to_panels(const float *from, int64_t columns, const int64_t *index, int64_t rows, float *to, int64_t stride) {
   for (int64_t i = 0; i < rows; ++i) {
     const float *row = from + (index ? index[i] : i) * columns;
@@ -135,7 +139,8 @@ inline void from_panels(const float *from, int64_t stride, int64_t columns, int6
       std::copy_n(from + (c / kPanel) * stride + i * kPanel, std::min(kPanel, columns - c), to + i * columns + c);
 }
 
-// The layers in `needed` for rows [row, row + rows) whose observations are in the workspace. A row's result does not depend on the others.
+// The layers in `needed` for rows [row, row + rows) whose observations are in the workspace. A row's result does not
+// depend on the others.
 inline void forward_rows(const Network &network, const Kernels &kernels, const PackedWeights &weights, const Workspace &work,
                          const std::vector<char> &needed, int64_t row, int64_t rows) {
   for (size_t l = 0; l < network.layers.size(); ++l) {
@@ -156,7 +161,8 @@ inline void forward_rows(const Network &network, const Kernels &kernels, const P
   }
 }
 
-// The forward pass by itself, for a caller with its own rows, one object per thread. Only the layers on the way to `head` run.
+// The forward pass by itself, for a caller with its own rows, one object per thread. Only the layers on the way to
+// `head` run.
 class ForwardPass {
  public:
   ForwardPass(const Network &network, int head, int64_t max_rows, const Kernels &kernels = best_kernels())

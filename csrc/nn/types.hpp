@@ -1,8 +1,9 @@
 // What the kernels of every instruction set take: argument blocks, the layout of activations and packed weights.
 //
-// Activations and packed weights lie in panels of kPanel columns. Column j of row i of an activation [rows, columns] is at
-// (j / kPanel) * stride + i * kPanel + j % kPanel: a tile of the matrix product then reads and writes whole cache lines, both when rows
-// are the samples (forward, gradients of inputs) and when they are the inner dimension (gradients of weights).
+// Activations and packed weights lie in panels of kPanel columns. Column j of row i of an activation [rows, columns] is
+// at (j / kPanel) * stride + i * kPanel + j % kPanel: a tile of the matrix product then reads and writes whole cache
+// lines, both when rows are the samples (forward, gradients of inputs) and when they are the inner dimension (gradients
+// of weights).
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ inline float slope_of(Activation activation) {
 }
 inline bool piecewise_linear(Activation activation) { return activation <= Activation::leaky_relu; }
 
-// c [rows, columns] = a [rows, depth] b, for the forward pass and the gradients of inputs. Every element of c is one chain of
-// multiply-adds over the depth in order, whatever the rows beside it.
+// c [rows, columns] = a [rows, depth] b, for the forward pass and the gradients of inputs. Every element of c is one
+// chain of multiply-adds over the depth in order, whatever the rows beside it.
 struct RowProduct {
   const float *a;
   int64_t a_stride, depth;
@@ -36,8 +37,8 @@ struct RowProduct {
   float slope = 1.0f;
 };
 
-// out [n_out, n_in] (row-major) = dz^T x over the samples in order, bias_out [n_out] = sum of dz, for the n_out <= kOutBlock outputs of
-// one task. accumulate: continues what out and bias_out hold.
+// out [n_out, n_in] (row-major) = dz^T x over the samples in order, bias_out [n_out] = sum of dz, for the n_out <=
+// kOutBlock outputs of one task. accumulate: continues what out and bias_out hold.
 constexpr int64_t kOutBlock = 32;
 struct WeightProduct {
   const float *dz;
@@ -54,8 +55,8 @@ struct Activations {
   int64_t stride, rows, columns;
 };
 
-// Outputs [begin, end) of a weight matrix [n_out, n_in]; begin is a multiple of kPanel. forward: panels of outputs [n_in, kPanel];
-// backward: panels of inputs [n_out, kPanel], may be null. Columns beyond the matrix become 0.
+// Outputs [begin, end) of a weight matrix [n_out, n_in]; begin is a multiple of kPanel. forward: panels of outputs
+// [n_in, kPanel]; backward: panels of inputs [n_out, kPanel], may be null. Columns beyond the matrix become 0.
 struct Packing {
   const float *weight;
   int64_t n_out, n_in, begin, end;

@@ -1,0 +1,132 @@
+// A stand-in for MuJoCo's functions, for tests without Python and without MuJoCo: a cart whose speed is its control, that warns and fails
+// when told to. A World is N of them in an engine, as inverted pendulums with a time limit.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "mujoco/engine.hpp"
+#include "mujoco/tasks.hpp"
+
+#define CHECK(condition)                                                            \
+  do {                                                                              \
+    if (!(condition)) {                                                             \
+      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                                 \
+    }                                                                               \
+  } while (0)
+
+namespace xc::testing {
+
+using namespace xc::mujoco;
+
+constexpr int64_t kNq = 2, kNv = 2, kNu = 1, kCapacity = 3;
+
+struct Data {
+  double qpos[kNq], qvel[kNv], ctrl[kNu];
+  int warnings[8];
+};
+
+inline thread_local Api::LogHandler log_handler = nullptr;
+
+struct Message {
+  int level, topic;
+  char subject[1024];
+};
+
+inline Api::LogHandler set_log_handler(Api::LogHandler handler) {
+  return std::exchange(log_handler, handler);
+}
+inline void stand_in_step(const void *, void *d) {
+  auto *data = static_cast<Data *>(d);
+  if (data->ctrl[0] == 99) {
+    const Message message{3, 0, "stack overflow"};
+    log_handler(&message);
+    std::abort();  // an error handler does not return
+  }
+  if (data->ctrl[0] == 5) {
+    const Message message{2, 0, "unstable"};
+    log_handler(&message);
+    ++data->warnings[2 * 3 + 1];
+  }
+  data->qvel[0] = data->ctrl[0];
+  data->qpos[0] += 0.01 * data->qvel[0];
+  data->qpos[1] += 0.02;
+}
+inline void stand_in_forward(const void *, void *) {}
+inline void stand_in_reset(const void *, void *d) { *static_cast<Data *>(d) = Data{}; }
+
+struct World {
+  explicit World(int64_t n, int64_t limit) : data(n), obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n),
+        terminated(n), truncated(n), lengths(n), finished_lengths(n), elapsed(n), draws(n * kCapacity * (kNq + kNv)), drawn(n), used(n),
+        terms(n), warning_counts(n * kWarnings) {
+    Engine::Config config;
+    config.api.step = &stand_in_step;
+    config.api.forward = &stand_in_forward;
+    config.api.reset_data = &stand_in_reset;
+    config.api.rne_post_constraint = &stand_in_forward;
+    config.api.set_log_handler = &set_log_handler;
+    config.nq = kNq;
+    config.nv = kNv;
+    config.nu = kNu;
+    config.frame_skip = 2;
+    config.max_episode_steps = limit;
+    config.draws_capacity = kCapacity;
+    config.num_warnings = 4;
+    config.warning_stride = 2 * sizeof(int);
+    std::vector<Simulation> simulations(n);
+    for (int64_t i = 0; i < n; ++i) {
+      Simulation &sim = simulations[i];
+      sim.data = &data[i];
+      sim.qpos = data[i].qpos;
+      sim.qvel = data[i].qvel;
+      sim.ctrl = data[i].ctrl;
+      sim.warnings = reinterpret_cast<const char *>(&data[i].warnings[1]);
+      sim.fields = {};
+      sim.fields.qpos = sim.qpos;
+      sim.fields.qvel = sim.qvel;
+      sim.fields.ctrl = sim.ctrl;
+    }
+    Setup setup;
+    setup.nq = kNq;
+    setup.nv = kNv;
+    setup.nu = kNu;
+    setup.dt = 0.02;
+    setup.v5 = true;
+    const Rows rows{obs.data(), final_obs.data(), rewards.data(), terminated.data(), truncated.data(), returns.data(), lengths.data(),
+                    finished_returns.data(), finished_lengths.data(), elapsed.data(), draws.data(), drawn.data(), used.data(),
+                    terms.data(), warning_counts.data()};
+    engine = std::make_unique<Engine>(config, make_task("InvertedPendulum", setup), simulations, rows);
+  }
+
+  void fill(int64_t i) {
+    for (int64_t k = 0; k < kCapacity * (kNq + kNv); ++k) draws[i * kCapacity * (kNq + kNv) + k] = 0.001 * static_cast<double>(k);
+    used[i] = 0;
+    drawn[i] = kCapacity;
+  }
+
+  std::vector<Data> data;
+  std::vector<double> obs, final_obs, rewards, returns, finished_returns;
+  std::vector<uint8_t> terminated, truncated;
+  std::vector<int64_t> lengths, finished_lengths, elapsed;
+  std::vector<double> draws;
+  std::vector<int64_t> drawn, used;
+  std::vector<Terms> terms;
+  std::vector<int64_t> warning_counts;
+  std::unique_ptr<Engine> engine;
+};
+
+inline void reset_all(World &world) {
+  Engine &engine = *world.engine;
+  for (int64_t i = 0; i < engine.num_envs(); ++i) {
+    world.fill(i);
+    Guard guard(engine.api());
+    CHECK(engine.reset_one(i) == Status::kDone);
+  }
+}
+
+}  // namespace xc::testing

@@ -1,0 +1,155 @@
+// Tests of collect/ without Python and without MuJoCo, for the sanitizers (its name puts it under the thread sanitizer too): see
+// tests/mujoco_stand_in.hpp.
+#include "collect/collection.hpp"
+#include "collect/evaluation.hpp"
+#include "tests/mujoco_stand_in.hpp"
+
+namespace {
+
+using namespace xc::testing;
+using namespace xc::collect;
+
+constexpr int64_t kObs = kNq + kNv, kSteps = 50;
+
+// One hidden layer of 5, and a critic that is not asked.
+std::unique_ptr<Policy> make_policy(float low, float high) {
+  using xc::nn::Activation;
+  xc::nn::Network network{{{kObs, 5, 0, 20, xc::nn::kObs, Activation::leaky_relu},
+                           {5, 1, 25, 30, 0, Activation::tanh},
+                           {5, 1, 31, 36, 0, Activation::none}},
+                          1,
+                          2,
+                          37,
+                          kObs,
+                          38};
+  auto policy = std::make_unique<Policy>(network, ActionMap{{low}, {high}, {3.0f}, {0.5f}});
+  std::vector<float> parameters(38);
+  for (size_t k = 0; k < parameters.size(); ++k) parameters[k] = 0.3f * float((k * 7) % 11) - 1.0f;
+  const float deviation = 0.7f;
+  policy->load(parameters.data(), &deviation);
+  return policy;
+}
+
+// All that a collection writes, and the refills that it asked for.
+struct Result {
+  explicit Result(int64_t n)
+      : obs(kSteps * n * kObs), actions(kSteps * n), rewards(kSteps * n), terminated(kSteps * n), truncated(kSteps * n), returns(n),
+        lengths(n), counters(n), counts(n), means(n * kObs), m2s(n * kObs), mean(kObs, 0.05), var(kObs, 0.2) {}
+
+  bool operator==(const Result &o) const {
+    return obs == o.obs && actions == o.actions && rewards == o.rewards && terminated == o.terminated && truncated == o.truncated &&
+           returns == o.returns && lengths == o.lengths && counters == o.counters && counts == o.counts && means == o.means &&
+           m2s == o.m2s && ended.final_index == o.ended.final_index && ended.final_obs == o.ended.final_obs &&
+           episodes() == o.episodes();
+  }
+  std::vector<std::vector<double>> episodes() const {
+    std::vector<std::vector<double>> rows;
+    for (const xc::Episode &e : ended.episodes) rows.push_back({double(e.step), double(e.env), e.ret, double(e.length)});
+    return rows;
+  }
+  Normalizer normalizer() {
+    return {true, {mean.data(), var.data(), &count}, 1e-8, 5, counts.data(), means.data(), m2s.data()};
+  }
+
+  std::vector<float> obs, actions, rewards;
+  std::vector<uint8_t> terminated, truncated;
+  std::vector<double> returns;
+  std::vector<int64_t> lengths, counters, counts;
+  std::vector<double> means, m2s, mean, var;
+  int64_t count = 3, refills = 0;
+  Collection::Ended ended;
+};
+
+constexpr int64_t kLimit = 4;
+
+// One of three episodes ends by termination after three steps, the others by the time limit.
+void refill(World &world) {
+  for (int64_t i = 0; i < world.engine->num_envs(); ++i) {
+    if (world.engine->has_draw(i)) continue;
+    world.fill(i);
+    world.draws[size_t((i * kCapacity + i % kCapacity) * kObs + 1)] = 0.09;
+  }
+}
+
+// Steps [0, cut) and [cut, kSteps) in two calls.
+Result collect(int64_t n, int threads, int64_t cut) {
+  World world(n, kLimit);
+  reset_all(world);
+  const auto policy = make_policy(-4, 4);
+  xc::ThreadPool pool(threads);
+  Result result(n);
+  const RolloutRows rows{result.obs.data(),       result.actions.data(), result.rewards.data(), result.terminated.data(),
+                         result.truncated.data(), result.returns.data(), result.lengths.data()};
+  for (const auto &[begin, end] : {std::pair<int64_t, int64_t>{0, cut}, {cut, kSteps}}) {
+    Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, begin, end, threads);
+    while (!collection.run(pool)) {
+      CHECK(!collection.failed());
+      refill(world);
+      ++result.refills;
+    }
+    const auto ended = collection.ended();
+    auto &all = result.ended;
+    all.episodes.insert(all.episodes.end(), ended.episodes.begin(), ended.episodes.end());
+    all.final_index.insert(all.final_index.end(), ended.final_index.begin(), ended.final_index.end());
+    all.final_obs.insert(all.final_obs.end(), ended.final_obs.begin(), ended.final_obs.end());
+  }
+  return result;
+}
+
+void same_on_any_number_of_threads() {
+  const Result expected = collect(13, 1, 0);
+  const size_t episodes = expected.ended.episodes.size(), finals = expected.ended.final_index.size();
+  CHECK(expected.refills >= 1 && episodes > 13 * 10 && finals > 0 && finals < episodes);
+  for (size_t k = 1; k < expected.ended.episodes.size(); ++k) {
+    const auto &a = expected.ended.episodes[k - 1], &b = expected.ended.episodes[k];
+    CHECK(a.step < b.step || (a.step == b.step && a.env < b.env));
+  }
+  for (const int64_t count : expected.counters) CHECK(count == kSteps);
+  for (const int threads : {2, 3, 5, 16})
+    for (const int64_t cut : {0, 1, 23, 50}) CHECK(collect(13, threads, cut) == expected);
+}
+
+void failures_stop_it() {
+  World world(6, kLimit);
+  reset_all(world);
+  const auto policy = make_policy(99, 99);
+  xc::ThreadPool pool(3);
+  Result result(6);
+  const RolloutRows rows{result.obs.data(),       result.actions.data(), result.rewards.data(), result.terminated.data(),
+                         result.truncated.data(), result.returns.data(), result.lengths.data()};
+  Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, 0, kSteps, 3);
+  CHECK(!collection.run(pool) && collection.failed());
+  bool named = false;
+  for (int64_t i = 0; i < 6; ++i) named |= world.engine->take_error(i) == "stack overflow";
+  CHECK(named);
+}
+
+std::vector<double> evaluate(int64_t n, int threads, int64_t quota) {
+  World world(n, kLimit);
+  reset_all(world);
+  const auto policy = make_policy(-4, 4);
+  xc::ThreadPool pool(threads);
+  Result result(n);
+  Evaluation evaluation(*world.engine, *policy, result.normalizer(), quota, threads);
+  while (!evaluation.run(pool)) {
+    CHECK(!evaluation.failed());
+    refill(world);
+  }
+  CHECK(result.means == std::vector<double>(size_t(n * kObs)));
+  return evaluation.scores();
+}
+
+void evaluation_is_the_same_on_any_number_of_threads() {
+  const std::vector<double> expected = evaluate(7, 1, 5);
+  for (const double score : expected) CHECK(score >= 1 && score <= kLimit);
+  for (const int threads : {2, 5}) CHECK(evaluate(7, threads, 5) == expected);
+}
+
+}  // namespace
+
+int main() {
+  same_on_any_number_of_threads();
+  failures_stop_it();
+  evaluation_is_the_same_on_any_number_of_threads();
+  std::puts("collector: ok");
+}
