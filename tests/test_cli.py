@@ -216,8 +216,7 @@ def test_a_test_of_a_run_may_change_what_is_tested(trainer: FakeTrainer, run_dir
     [
         (
             ["gamma=0.9"],
-            "gamma: cannot change when a run is resumed; "
-            "allowed: device, num_threads, num_workers, vectorize, collector_backend, logger",
+            "gamma: cannot change when a run is resumed; allowed: running_steps, device, num_threads",
         ),
         (["--seed", "3"], "seed: cannot change"),
         (["--env-id", "Ant-v4"], "CONFIG and --env-id do not go with it"),

@@ -304,7 +304,6 @@ ERRORS = [
     ("early_stop_kl: True", 1, "early_stop_kl", "True", "False", None),
     ("num_ranks: 2", 1, "num_ranks", "2", "1", None),
     ("precision: bf16", 1, "precision", "bf16", "fp32", None),
-    ("learner_backend: native", 1, "learner_backend", "native", "auto, torch", None),
     ("vectorize: Dummy_Atari", 1, "vectorize", "Dummy_Atari", "DummyVecEnv, SubprocVecEnv, MujocoVecEnv", None),
     ("vectorize: SubprocVecEnvs", 1, "vectorize", "SubprocVecEnvs", None, "SubprocVecEnv"),
     ("env_name: Atari", 1, "env_name", "Atari", "MuJoCo", None),

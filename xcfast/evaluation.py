@@ -107,6 +107,11 @@ class Evaluator:
             self._loop = EnvLoop(envs, self._policy, self._normalizer, self._action_map)
         return envs
 
+    @property
+    def backend(self) -> str:
+        """The engine of the last call, ``native`` or ``torch``."""
+        return "torch" if self._loop is None else "native"
+
     def close(self) -> None:
         """Close the envs."""
         if self._envs is not None:

@@ -98,7 +98,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         final_std=std,
         log_dir=str(folders.log_dir),
         model_dir=str(folders.model_dir),
-        collector_backend="torch",
+        collector_backend=evaluator.backend,
         learner_backend="none",
     )
 
