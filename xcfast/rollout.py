@@ -251,8 +251,8 @@ class Rollout:
         if self.full:
             raise IndexError(f"the rollout is full ({self.num_steps} steps); clear() starts the next one")
         names = ("obs", "actions", "rewards", "terminated", "truncated")
-        buffers: tuple[npt.NDArray[Any], ...]
-        buffers = (self.obs, self.actions, self.episode_returns[None], self.terminated, self.truncated)
+        buffers: list[npt.NDArray[Any]] = [self.obs, self.actions, self.episode_returns[None]]
+        buffers += [self.terminated, self.truncated]
         converted = []
         for name, buffer, x in zip(names, buffers, step, strict=True):
             array = np.asarray(x)

@@ -82,6 +82,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, on_frame)
         stack.callback(evaluator.close)
         scores = evaluator(TEST_RUN)
+        backend = evaluator.backend
     mean, std = float(scores.mean()), float(scores.std())
     say(f"scores {np.array2string(scores, precision=2)}", quiet)
     say(f"Mean Score: {mean:.2f}, Std: {std:.2f}, Best Score: {scores.max():.2f}", quiet)
@@ -98,7 +99,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         final_std=std,
         log_dir=str(folders.log_dir),
         model_dir=str(folders.model_dir),
-        collector_backend=evaluator.backend,
+        collector_backend=backend,
         learner_backend="none",
     )
 
