@@ -43,12 +43,12 @@ type:  ## Types of the package; stubs of the extension against the extension.
 # Each csrc/tests/NAME.cpp is a program of its own: exit status 0 is a pass.
 CXXFLAGS := -std=c++17 -O1 -g -Wall -Wextra -Werror -ffp-contract=off -fno-omit-frame-pointer -pthread -Icsrc
 TESTS := $(basename $(notdir $(wildcard csrc/tests/*.cpp)))
-SYNC_TESTS := $(foreach name,$(TESTS),$(if $(findstring sync,$(name)),$(name)))
+THREADED_TESTS := $(filter-out test_kernels,$(TESTS))
 HEADERS := $(shell find csrc -name '*.hpp')
 # gcc's thread sanitizer dies where the kernel randomises addresses over more bits than it expects.
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-sanitize: $(TESTS:%=run-address-%) $(SYNC_TESTS:%=run-thread-%)
+sanitize: $(TESTS:%=run-address-%) $(THREADED_TESTS:%=run-thread-%)
 	@test -n "$(TESTS)" || { echo "no C++ tests in csrc/tests"; exit 1; }
 
 run-address-%: $(BUILD)/sanitize/address/%
