@@ -18,6 +18,7 @@ from xcfast.results import RunFolders
 from xcfast.trainer import RunFailed, Trainer, run
 
 ROOT = Path(__file__).parent.parent
+SEED_FILE = ROOT / "tests" / "data" / "seed_mujoco.yaml"
 
 
 def weights(folder, name=ckpt.FINAL_MODEL):
@@ -433,6 +434,38 @@ def test_start_table_and_end_table(small, capfd):
     ):
         assert text in out
     assert "\r" not in out  # no progress bar where stdout is no terminal
+
+
+def test_unstable_physics_is_reported(small, monkeypatch, capfd):
+    from xcfast.envs import MujocoVecEnv
+
+    monkeypatch.setattr(MujocoVecEnv, "warning_counts", property(lambda envs: {"BADQACC": 3}))
+    run(small(vectorize="MujocoVecEnv"), mode="train", quiet=True)
+    assert "MuJoCo reported in training: BADQACC 3 times" in capfd.readouterr().err
+
+
+def test_the_seeds_file_trains(small):
+    """XuanCe's page's YAML, unchanged but for its length and where the output goes."""
+    from xcfast import load_config
+
+    where = small()
+    folders = {"log_dir": where.log_dir, "model_dir": where.model_dir}
+    config = load_config(SEED_FILE, {**folders, "running_steps": 4096, "n_epochs": 1, "test_episode": 1})
+    summary = run(config, quiet=True)
+    assert (summary.steps, summary.collector_backend, summary.learner_backend) == (4096, "torch", "native")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_inverted_pendulum_is_solved(small, seed):
+    from xcfast import load_config
+    from xcfast.config import shipped_config
+
+    where = small()
+    folders = {"log_dir": where.log_dir, "model_dir": where.model_dir, "logger": "none"}
+    keys = {"seed": seed, "env_seed": seed, "running_steps": 150_000}
+    summary = run(load_config(shipped_config("InvertedPendulum-v4"), {**folders, **keys}), quiet=True)
+    assert summary.best_mean == 1000.0
 
 
 def test_torch_threads_are_given_back(small):

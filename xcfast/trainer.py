@@ -16,7 +16,7 @@ from xcfast import checkpoint as ckpt
 from xcfast.collector import check_finite
 from xcfast.collector_native import make_collector
 from xcfast.config import RESUMABLE_KEYS, Config, ConfigError
-from xcfast.envs import SimulationError, WorkerError, make_envs
+from xcfast.envs import MujocoVecEnv, SimulationError, WorkerError, make_envs
 from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
 from xcfast.learner_native import make_learner
 from xcfast.metrics import make_writer
@@ -225,6 +225,10 @@ class Trainer:
         write_json(self.folders.log_dir / "summary.json", summary.to_dict())
         if not saved:
             raise RunFailed(f"step {self.step} was reached but could not be saved; see the warnings above")
+        warnings = self.envs.warning_counts if isinstance(self.envs, MujocoVecEnv) else {}
+        if warnings:
+            listed = ", ".join(f"{name} {count} times" for name, count in warnings.items())
+            say(f"warning: MuJoCo reported in training: {listed}", error=True)
         if not self.quiet:
             say(end_table(summary, self._stop.signal_name))
         return summary
