@@ -133,7 +133,7 @@ if {stop_after!r}:
     original = trainer._iterate
     def iterate():
         original()
-        if trainer.iteration == {stop_after!r}:
+        if trainer.progress.iteration == {stop_after!r}:
             import os, signal
             os.kill(os.getpid(), signal.{signal})
     trainer._iterate = iterate
@@ -344,7 +344,7 @@ def test_a_signal_at_any_point_is_saved(small, at):
 
     def signalled(*args):
         result = original(*args)
-        if trainer.iteration == 2:
+        if trainer.progress.iteration == 2:
             os.kill(os.getpid(), SIGTERM)
         return result
 

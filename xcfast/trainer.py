@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,20 @@ import torch
 from xcfast import checkpoint as ckpt
 from xcfast.collector import check_finite
 from xcfast.collector_native import make_collector
-from xcfast.config import RESUMABLE_KEYS, Config, ConfigError
+from xcfast.config import Config
 from xcfast.envs import MujocoVecEnv, SimulationError, WorkerError, make_envs
 from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
 from xcfast.learner_native import make_learner
 from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
+from xcfast.progress import Progress, check_same_run
 from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, start_table
 from xcfast.results import Mode, ResultFiles, RunFolders, Summary, package_versions, write_json
 from xcfast.rollout import Rollout
 from xcfast.signals import StopRequest
 
 __all__ = ["RunFailed", "Summary", "Trainer", "describe", "run"]
-
-RECENT_EPISODES = 100
 
 
 class RunFailed(RuntimeError):
@@ -77,16 +75,9 @@ class Trainer:
     ) -> None:
         self.config, self.quiet = config, quiet
         self.mode: Mode = mode or "benchmark"
-        self.iteration = 0
-        self.evaluations = 0
-        self.collection_seconds = self.update_seconds = self.evaluation_seconds = 0.0
-        self.best: dict[str, Any] | None = None
-        self.last_scores: np.ndarray | None = None
+        self.progress = Progress()
         self._stop = StopRequest()
         self._resumed = resume is not None
-        self._evaluation_due = False
-        self._earlier_seconds = 0.0
-        self._recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._threads = torch.get_num_threads()
         self._closers: list[Callable[[], object]] = []
 
@@ -128,7 +119,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Env steps trained on so far, over all envs."""
-        return self.iteration * self.config.batch_size
+        return self.progress.iteration * self.config.batch_size
 
     def _build(self) -> None:
         config = self.config
@@ -176,7 +167,7 @@ class Trainer:
         Raises:
             RunFailed: something broke, or what had to be saved at the end could not be.
         """
-        self._started = time.perf_counter() - self._earlier_seconds
+        self._started = time.perf_counter() - self.progress.elapsed_seconds
         with self._stop:
             try:
                 self._train()
@@ -193,10 +184,10 @@ class Trainer:
         config = self.config
         if not self._resumed:
             self._start()
-            self._evaluation_due = self.mode == "benchmark"
+            self.progress.evaluation_due = self.mode == "benchmark"
         with ProgressBar(config.num_iterations * config.batch_size, self.step, enabled=not self.quiet) as bar:
             while True:
-                if self._evaluation_due and not self._stop.requested:
+                if self.progress.evaluation_due and not self._stop.requested:
                     self._evaluate()
                 if self._finished or self._stop.requested:
                     break
@@ -204,12 +195,12 @@ class Trainer:
                     self._save_checkpoint()
                 self._iterate()
                 due = self._finished or self._passed(config.eval_interval)
-                self._evaluation_due = due and self.mode == "benchmark"
-                bar.update(self.step, self._recent_returns)
+                self.progress.evaluation_due = due and self.mode == "benchmark"
+                bar.update(self.step, self.progress.recent_returns)
 
     @property
     def _finished(self) -> bool:
-        return self.iteration == self.config.num_iterations
+        return self.progress.iteration == self.config.num_iterations
 
     @property
     def _elapsed_seconds(self) -> float:
@@ -239,46 +230,42 @@ class Trainer:
         self.collector.collect(self.rollout)
         check_finite(self.rollout)
         collected = time.perf_counter()
-        metrics = self.learner.update(self.rollout, self.iteration)
+        metrics = self.learner.update(self.rollout, self.progress.iteration)
         updated = time.perf_counter()
-        self.collection_seconds += collected - start
-        self.update_seconds += updated - collected
+        self.progress.collection_seconds += collected - start
+        self.progress.update_seconds += updated - collected
         self._log_episodes()
-        self.iteration += 1
+        self.progress.iteration += 1
         self._log_iteration(metrics, collected - start, updated - collected)
         self.writer.flush()
         self.rollout.clear()
 
     def _passed(self, interval: int) -> bool:
         """Whether the last iteration took the step counter past a multiple of ``interval``."""
-        return self.iteration > 0 and self.step // interval > (self.step - self.config.batch_size) // interval
+        return self.progress.iteration > 0 and self.step // interval > (self.step - self.config.batch_size) // interval
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
         try:
-            scores = self.evaluator(self.evaluations)
+            scores = self.evaluator(self.progress.evaluations)
         except EvaluationStopped:  # it stays due, and a resumed run begins with it
             return
-        self._evaluation_due = False
-        self.evaluations += 1
-        self.evaluation_seconds += time.perf_counter() - start
-        self.last_scores = scores
+        is_best = self.progress.add_evaluation(scores, self.step, time.perf_counter() - start)
         mean, std = float(scores.mean()), float(scores.std())
         self.results.add_scores(self.step, scores)
         tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
         self.writer.scalars(tags, self.step)
         self.writer.flush()
         say(f"step {self.step:>9,}  score {mean:10.2f} +- {std:.2f}", self.quiet)
-        if self.best is None or mean > self.best["mean"]:
-            self.best = {"mean": mean, "std": std, "step": self.step}
+        if is_best:
             self._save(ckpt.BEST_MODEL)
-            self.results.new_best(**self.best)
+            self.results.new_best(mean, std, self.step)
 
     def _log_episodes(self) -> None:
         """XuanCe's two curves per env, at the step at which the episode ended."""
         num_envs = self.envs.num_envs
         for row, env, episode_return, length in self.rollout.episodes.tolist():
-            self._recent_returns.append(episode_return)
+            self.progress.recent_returns.append(episode_return)
             tags = {
                 f"Train-Episode-Rewards/rank_0/env-{env}": episode_return,
                 f"Episode-Steps/rank_0/env-{env}": float(length),
@@ -293,9 +280,9 @@ class Trainer:
             "entropy": metrics["losses/entropy"],
             "clip_ratio": metrics["losses/clipfrac"],
             "charts/SPS": self.config.batch_size / (collection + update),
-            "time/collection_seconds": self.collection_seconds,
-            "time/update_seconds": self.update_seconds,
-            "time/evaluation_seconds": self.evaluation_seconds,
+            "time/collection_seconds": self.progress.collection_seconds,
+            "time/update_seconds": self.progress.update_seconds,
+            "time/evaluation_seconds": self.progress.evaluation_seconds,
         }
         episodes = self.rollout.episodes
         if len(episodes):
@@ -309,7 +296,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "mode": self.mode,
             "step": self.step,
-            "iteration": self.iteration,
+            "iteration": self.progress.iteration,
             "engines": {"collector": self.collector.name, "learner": self.learner.name},
             "versions": package_versions(),
             "policy": self.policy.state_dict(),
@@ -318,17 +305,7 @@ class Trainer:
             "reward_normalizer": self.reward_normalizer.state_dict(),
             "collector": self.collector.state_dict(with_envs),
             "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
-            "progress": {
-                "evaluations": self.evaluations,
-                "evaluation_due": self._evaluation_due,
-                "elapsed_seconds": self._elapsed_seconds,
-                "best": self.best,
-                "last_scores": self.last_scores,
-                "recent_returns": list(self._recent_returns),
-                "collection_seconds": self.collection_seconds,
-                "update_seconds": self.update_seconds,
-                "evaluation_seconds": self.evaluation_seconds,
-            },
+            "progress": {**self.progress.state_dict(), "elapsed_seconds": self._elapsed_seconds},
         }
 
     def _restore(self, saved: dict[str, Any], path: Path) -> None:
@@ -338,16 +315,7 @@ class Trainer:
             ConfigError: it belongs to a run with other settings.
             CheckpointError: its contents do not fit this run's network or environments.
         """
-        mine, theirs = self.config.to_dict(), saved["config"]
-        changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
-        if changed:
-            listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)
-            raise ConfigError(f"{path} is of a run with other settings, which cannot change: {listed}")
-        versions = package_versions()
-        others = {name: then for name, then in saved["versions"].items() if then != versions.get(name)}
-        if others:
-            listed = ", ".join(f"{name} {then} then, {versions.get(name)} now" for name, then in others.items())
-            say(f"warning: other versions than those of the run, so its exact course may differ: {listed}", error=True)
+        check_same_run(self.config, saved, path)
         try:
             self._load(saved)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -357,26 +325,17 @@ class Trainer:
             say(f"of a later step, so set aside: {aside}", self.quiet)
 
     def _load(self, saved: dict[str, Any]) -> None:
-        self.iteration = int(saved["iteration"])
         self.policy.load_state_dict(saved["policy"])
         self.learner.load_state_dict(saved["learner"])
         self.obs_normalizer.load_state_dict(saved["obs_normalizer"])
         self.reward_normalizer.load_state_dict(saved["reward_normalizer"])
-        progress = saved["progress"]
-        self.evaluations, self.best = progress["evaluations"], progress["best"]
-        self._evaluation_due, self._earlier_seconds = progress["evaluation_due"], progress["elapsed_seconds"]
-        if progress["last_scores"] is not None:
-            self.last_scores = np.asarray(progress["last_scores"])
-        self._recent_returns.extend(progress["recent_returns"])
-        self.collection_seconds = progress["collection_seconds"]
-        self.update_seconds = progress["update_seconds"]
-        self.evaluation_seconds = progress["evaluation_seconds"]
+        self.progress.load_state_dict(saved["progress"])
         if self.collector.load_state_dict(saved["collector"]):
             self.rollout.episode_returns[:] = np.asarray(saved["episodes"]["returns"])
             self.rollout.episode_lengths[:] = np.asarray(saved["episodes"]["lengths"])
         else:
             self.reward_normalizer.returns[:] = 0.0
-            seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.iteration, self.envs.num_envs)
+            seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.progress.iteration, self.envs.num_envs)
             self.collector.reset(seeds)
             say("the state of these environments is not in the checkpoint: all episodes start anew", self.quiet)
 
@@ -400,7 +359,7 @@ class Trainer:
         self.obs_normalizer.discard()
         path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
         message = f"stopped at step {self.step}: {error}"
-        if self.iteration == 0:
+        if self.progress.iteration == 0:
             return f"{message}\nNothing had been trained yet"
         if path.exists():
             return f"{message}\nThe last good state is in {path}"
@@ -412,20 +371,21 @@ class Trainer:
         return f"{message}\nThe last good weights are in {path}"
 
     def _summary(self) -> Summary:
-        best = self.best or {"mean": None, "std": None, "step": None}
-        scores = self.last_scores
-        seconds = self.collection_seconds + self.update_seconds
+        progress = self.progress
+        best = progress.best or {"mean": None, "std": None, "step": None}
+        scores = progress.last_scores
+        seconds = progress.collection_seconds + progress.update_seconds
         return Summary(
             steps=self.step,
-            collection_seconds=self.collection_seconds,
-            update_seconds=self.update_seconds,
-            evaluation_seconds=self.evaluation_seconds,
+            collection_seconds=progress.collection_seconds,
+            update_seconds=progress.update_seconds,
+            evaluation_seconds=progress.evaluation_seconds,
             steps_per_second=self.step / seconds if seconds else 0.0,
             best_mean=best["mean"],
             best_std=best["std"],
             best_step=best["step"],
-            final_mean=None if scores is None else float(scores.mean()),
-            final_std=None if scores is None else float(scores.std()),
+            final_mean=None if scores is None else float(np.mean(scores)),
+            final_std=None if scores is None else float(np.std(scores)),
             log_dir=str(self.folders.log_dir),
             model_dir=str(self.folders.model_dir),
             collector_backend=self.collector.name,
