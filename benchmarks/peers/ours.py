@@ -1,4 +1,4 @@
-"""Trains with xcfast as ppo.py does with the peers: ours.py VECTORIZE SETTINGS.yaml.
+"""Trains with xcfast as ppo.py does with the peers: ours.py SETTINGS.yaml [key=value ...].
 
 Each request is a run of its own in the same process; the seconds are those of the run's summary, which leaves out what
 comes before the first and after the last step, as the peers' seconds do.
@@ -15,12 +15,13 @@ from xcfast import load_config, run
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    vectorize, path = sys.argv[1:3]
+    path, *overrides = sys.argv[1:]
+    more = dict(override.split("=") for override in overrides)
     with tempfile.TemporaryDirectory() as folder:
         base = load_config(path)
         for line in sys.stdin:
             steps = json.loads(line)["rollouts"] * base.batch_size
-            settings = {"running_steps": steps, "checkpoint_interval": steps, "device": "cpu", "vectorize": vectorize}
+            settings = {"running_steps": steps, "checkpoint_interval": steps, "device": "cpu", **more}
             folders = {"log_dir": os.path.join(folder, "logs"), "model_dir": os.path.join(folder, "models")}
             start = time.perf_counter()
             summary = run(load_config(path, {**settings, **folders}), mode="train", quiet=True)
