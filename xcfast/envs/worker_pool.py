@@ -21,7 +21,9 @@ from xcfast.envs.errors import EnvError, WorkerDiedError, WorkerError, WorkerTim
 from xcfast.envs.shared_memory import Buffers, array_in, buffers_in, create_memory, map_memory
 from xcfast.envs.worker import MESSAGE, STEP, failure
 
-SPIN_SECONDS = 50e-6  # about the price of a sleep and a wake-up
+PARENT_SPIN_SECONDS = 50e-6  # about the price of a sleep and a wake-up
+# The next step is close while a rollout is collected, and waking a sleeping CPU can cost more than a cheap step.
+WORKER_SPIN_SECONDS = 1e-3
 _SLICE_SECONDS = 0.1  # a wait is interrupted this often, to run signal handlers and see whether the workers live
 _START_SECONDS = 60.0  # the least time for imports, and for constructors without one finished
 _CLOSE_SECONDS = 5.0  # for the envs' close methods
@@ -108,7 +110,7 @@ class WorkerPool:
         cpus = available_cpus()
         spin_yields = cpus <= num_workers + 1
         # Where the workers take all CPUs, a parent that spins while they work only slows them.
-        self._sync = self._core.Sync(memory, SPIN_SECONDS if cpus > num_workers else 0.0, spin_yields)
+        self._sync = self._core.Sync(memory, PARENT_SPIN_SECONDS if cpus > num_workers else 0.0, spin_yields)
         for worker, rows in enumerate(self.slices):
             plan = {
                 "worker": worker,
@@ -116,7 +118,7 @@ class WorkerPool:
                 "num_envs": num_envs,
                 "spaces": spaces,
                 "rows": rows,
-                "spin_seconds": SPIN_SECONDS,
+                "spin_seconds": WORKER_SPIN_SECONDS,
                 "spin_yields": spin_yields,
             }
             self._send(worker, plan, self._timeout)
