@@ -35,9 +35,23 @@ def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
 
 
 def make_collector(
-    config: Config, envs: VecEnv, policy: ActorCritic, normalizer: ObservationNormalizer, action_map: ActionMap
+    config: Config,
+    envs: VecEnv,
+    policy: ActorCritic,
+    normalizer: ObservationNormalizer,
+    action_map: ActionMap,
+    device_policy: ActorCritic | None = None,
 ) -> tuple[TorchCollector | NativeCollector, str]:
     """The collector that ``config.collector_backend`` asks for, and the reason for the choice.
+
+    Args:
+        config: the run's configuration.
+        envs: to be stepped.
+        policy: on the CPU.
+        normalizer: of the observations.
+        action_map: of the envs' action space.
+        device_policy: the same policy on a CUDA device, where the learner keeps one: inference of the torch collector
+            runs there if that is faster in a short measurement.
 
     Raises:
         ConfigError: ``native`` is asked for and cannot serve.
@@ -45,13 +59,30 @@ def make_collector(
     reason_not = reason_not_native(envs, policy)
     parts = (envs, policy, normalizer, action_map, config.seed)
     if config.collector_backend == "torch":
-        return TorchCollector(*parts), "as asked for"
+        return _torch_collector(parts, device_policy, "as asked for")
     if reason_not is None:
         reason = "policy and physics in C++, all threads"
         return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as asked for; {reason}"
     if config.collector_backend == "native":
         raise ConfigError(f"the native collector cannot serve: {reason_not}", key="collector_backend", given="native")
-    return TorchCollector(*parts), f"not native: {reason_not}"
+    return _torch_collector(parts, device_policy, f"not native: {reason_not}")
+
+
+def _torch_collector(
+    parts: tuple[VecEnv, ActorCritic, ObservationNormalizer, ActionMap, int],
+    device_policy: ActorCritic | None,
+    reason: str,
+) -> tuple[TorchCollector, str]:
+    if device_policy is None:
+        return TorchCollector(*parts), reason
+    envs, *rest = parts
+    on_cpu, on_device = (
+        TorchCollector(envs, policy, *rest[1:]) for policy in (parts[1], device_policy)  # type: ignore[arg-type]
+    )
+    cpu_seconds, device_seconds = on_cpu.inference_seconds(), on_device.inference_seconds()
+    chosen = on_cpu if cpu_seconds <= device_seconds else on_device
+    times = f"{cpu_seconds * 1e6:.0f} us a step on the CPU, {device_seconds * 1e6:.0f} us on {device_policy.device}"
+    return chosen, f"{reason}; inference on {chosen.policy.device}: {times}"
 
 
 class EnvLoop:

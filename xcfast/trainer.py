@@ -17,6 +17,7 @@ from xcfast.collector_native import make_collector
 from xcfast.config import Config
 from xcfast.envs import MujocoVecEnv, SimulationError, WorkerError, make_envs
 from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
+from xcfast.learner_cuda import CudaLearner, pinned
 from xcfast.learner_native import make_learner
 from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
@@ -124,10 +125,12 @@ class Trainer:
     def _build(self) -> None:
         config = self.config
         self.device = resolve_device(config)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.envs = make_envs(config)
         self._closers.append(self.envs.close)
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
-        self.policy = build_policy(config, observation_space, action_space).to(self.device)
+        self.policy = build_policy(config, observation_space, action_space)
         self.action_map = ActionMap(action_space, config.activation_action)
         num_envs, obs_shape = self.envs.num_envs, observation_space.shape or ()
         self.obs_normalizer = ObservationNormalizer(
@@ -143,12 +146,18 @@ class Trainer:
             obs_shape,
             () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
-        )
-        self.collector, self.collector_reason = make_collector(
-            config, self.envs, self.policy, self.obs_normalizer, self.action_map
+            allocate=pinned if self.device.type == "cuda" else np.zeros,
         )
         self.learner, self.learner_reason = make_learner(
-            config, self.policy, self.rollout, self.reward_normalizer, num_threads(config)
+            config, self.policy, self.rollout, self.reward_normalizer, num_threads(config), self.device
+        )
+        self.collector, self.collector_reason = make_collector(
+            config,
+            self.envs,
+            self.policy,
+            self.obs_normalizer,
+            self.action_map,
+            self.learner.device_policy if isinstance(self.learner, CudaLearner) else None,
         )
         self.evaluator = Evaluator(
             config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested
