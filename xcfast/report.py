@@ -30,9 +30,9 @@ def num_threads(config: Config) -> int:
 
 def resolve_device(config: Config) -> torch.device:
     """The device of the weights; ``auto`` is CUDA where there is one."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", int(config.device.partition(":")[2] or 0))
 
 
 def say(text: str, quiet: bool = False, error: bool = False) -> None:

@@ -89,7 +89,7 @@ class Trainer:
             checkpoint_file = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
             saved = ckpt.load_checkpoint(checkpoint_file)
         try:
-            self._build()
+            self._build({} if saved is None else saved["engines"])
             if saved is None:
                 self.folders = RunFolders.create(config, self.mode)
             resume_step = None if saved is None else int(saved["step"])
@@ -122,7 +122,7 @@ class Trainer:
         """Env steps trained on so far, over all envs."""
         return self.progress.iteration * self.config.batch_size
 
-    def _build(self) -> None:
+    def _build(self, engines: dict[str, Any]) -> None:
         config = self.config
         self.device = resolve_device(config)
         if self.device.type == "cuda":
@@ -158,6 +158,7 @@ class Trainer:
             self.obs_normalizer,
             self.action_map,
             self.learner.device_policy if isinstance(self.learner, CudaLearner) else None,
+            engines.get("inference"),
         )
         self.evaluator = Evaluator(
             config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested
@@ -306,7 +307,11 @@ class Trainer:
             "mode": self.mode,
             "step": self.step,
             "iteration": self.progress.iteration,
-            "engines": {"collector": self.collector.name, "learner": self.learner.name},
+            "engines": {
+                "collector": self.collector.name,
+                "learner": self.learner.name,
+                "inference": self.collector.policy.device.type,
+            },
             "versions": package_versions(),
             "policy": self.policy.state_dict(),
             "learner": self.learner.state_dict(),
