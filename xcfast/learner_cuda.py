@@ -17,7 +17,7 @@ from xcfast.gae import compute_gae
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import ADAM_EPS, learning_rate, ppo_loss
+from xcfast.ppo import ADAM_EPS, batch_mean, learning_rate, ppo_loss
 
 if TYPE_CHECKING:
     from xcfast.config import Config
@@ -140,6 +140,9 @@ class CudaLearner:
             moments = self._moments.index_select(0, k)[0]
             advantages = (advantages - moments[0]) * moments[1]
 
+        def weighted(samples: Tensor) -> Tensor:
+            return (samples * share).sum(-1)
+
         def loss_of(parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 named = dict(zip(self._names, parameters, strict=True))
@@ -154,7 +157,7 @@ class CudaLearner:
                 clip_range=config.clip_range,
                 vf_coef=config.vf_coef,
                 ent_coef=config.ent_coef,
-                mean=(lambda x: (x * share).sum(-1)) if self._padded else None,
+                mean=weighted if self._padded else batch_mean,
             )
             return loss.loss, torch.stack(loss[1:])
 
