@@ -1,7 +1,7 @@
 """``python -m xcfast.plot RUN... [-o FILE.png]``: return against steps and against seconds, over seeds.
 
-A RUN is a run folder, or a folder with runs below it; XuanCe's result folders are read too. Each env gets a row with two
-panels, each setting a line: the mean over its seeds, with the 95 % interval of that mean (Student's t) as a band.
+A RUN is a run folder, or a folder with runs below it; XuanCe's result folders are read too. Each env gets a row with
+two panels, each setting a line: the mean over its seeds, with the 95 % interval of that mean (Student's t) as a band.
 """
 
 from __future__ import annotations

@@ -141,6 +141,21 @@ def find_model(config: Config) -> Path:
     raise CheckpointError(f"no {BEST_MODEL} or {FINAL_MODEL} of seed {config.seed} in {folder}{others}")
 
 
+def model_file(path: Path) -> Path:
+    """The model file itself, or the best model (or else the final one) of a run, from either of its folders.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.suffix == ".pth":
+        return path
+    folder = RunFolders.find(path).model_dir
+    for name in (BEST_MODEL, FINAL_MODEL):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: neither {BEST_MODEL} nor {FINAL_MODEL} there")
+
+
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
     versions = {"python": platform.python_version()}

@@ -19,7 +19,7 @@ from xcfast.normalize import ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.rendering import find_backend, mujoco_gl
 from xcfast.report import resolve_device, say
-from xcfast.results import RunFolders, Summary, find_model
+from xcfast.results import RunFolders, Summary, find_model, model_file
 
 # What decides the network and what it sees; taken from the model's own configuration, whatever the YAML says now.
 _OF_THE_MODEL = (
@@ -45,7 +45,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         resume: a run folder, or a model file.
         quiet: print nothing but warnings.
     """
-    path = _model_file(config, resume)
+    path = find_model(config) if resume is None else model_file(resume)
     saved = ckpt.load_checkpoint(path)
     trained = saved["config"]
     if trained["env_id"] != config.env_id:
@@ -102,18 +102,6 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         collector_backend=backend,
         learner_backend="none",
     )
-
-
-def _model_file(config: Config, resume: Path | None) -> Path:
-    if resume is None:
-        return find_model(config)
-    if resume.suffix == ".pth":
-        return resume
-    folder = RunFolders.find(resume).model_dir
-    for name in (ckpt.BEST_MODEL, ckpt.FINAL_MODEL):
-        if (folder / name).is_file():
-            return folder / name
-    raise ckpt.CheckpointError(f"{folder}: neither {ckpt.BEST_MODEL} nor {ckpt.FINAL_MODEL} there")
 
 
 def _recording(
