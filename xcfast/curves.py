@@ -96,7 +96,7 @@ def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
         several = [json.loads(text) for text in settings]
         differing = [key for key in several[0] if any(one[key] != several[0][key] for one in several)]
         for setting, seeds in zip(several, settings.values(), strict=True):
-            label = ", ".join([source, *(f"{key}={_short(setting[key])}" for key in differing)])
+            label = ", ".join([source, *(f"{key}={short_text(setting[key])}" for key in differing)])
             groups[label] = [seeds[seed] for seed in sorted(seeds)]
     return groups
 
@@ -203,5 +203,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+def short_text(value: Any) -> str:
+    """A key's value for a legend or a table."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value).replace(" ", "")

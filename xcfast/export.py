@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,18 +30,13 @@ from xcfast.checkpoint import load_checkpoint
 from xcfast.config import Config, ConfigError
 from xcfast.envs import EnvError, make_env_fn
 from xcfast.errors import CheckpointError
+from xcfast.export_check import Call, ExportError, round_trip
 from xcfast.normalize import ObservationNormalizer
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.results import model_file
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
-_CHECK_ROWS = 256
-_EPS = 2.0**-24  # largest relative error of one float32 operation
-
-
-class ExportError(RuntimeError):
-    """The exported file does not do what the policy does."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ def export_policy(
         call = {"onnx": _write_onnx, "torch": _write_torch}[format](function, policy.metadata(), temporary)
         difference = allowed = None
         if check:
-            difference, allowed = _round_trip(policy, call)
+            difference, allowed = round_trip(policy, call)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -206,9 +201,6 @@ class PolicyFunction(nn.Module):
         return torch.minimum(torch.maximum(action, self.low), self.high).to(self.low.dtype)
 
 
-Call = Callable[[np.ndarray], np.ndarray]
-
-
 def _write_torch(function: PolicyFunction, metadata: dict[str, str], path: Path) -> Call:
     program = torch.export.export(
         function, (_example(function),), dynamic_shapes={"obs": {0: torch.export.Dim.DYNAMIC}}
@@ -247,84 +239,6 @@ def _write_onnx(function: PolicyFunction, metadata: dict[str, str], path: Path) 
 
 def _example(function: PolicyFunction) -> Tensor:
     return torch.zeros(2, *function.mean.shape)
-
-
-def _round_trip(policy: LoadedPolicy, call: Call) -> tuple[float, float]:
-    """Compares the file's actions with the policy's: likely observations, far ones that are clipped, one alone.
-
-    Returns:
-        The largest difference and what rounding allows at most.
-
-    Raises:
-        ExportError: They differ by more than rounding can explain.
-    """
-    rms = policy.normalizer.rms
-    noise = np.random.default_rng(0).standard_normal((_CHECK_ROWS, *rms.shape))
-    noise[::4] *= 10.0
-    obs = (rms.mean + np.sqrt(rms.var) * noise).astype(np.float32)
-    expected = policy(obs)
-    actual = np.concatenate([call(obs[:1]), call(obs[1:])])
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        raise ExportError(
-            f"the file gives {actual.dtype} {list(actual.shape)}, the policy {expected.dtype} {list(expected.shape)}"
-        )
-    output, bound = rounding_bound(policy.policy, torch.from_numpy(policy.normalizer.normalize(obs)))
-    difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
-    if policy.action_map.discrete:  # a tie within rounding may fall either way
-        two = np.sort(output, -1)[:, -2:] if output.shape[-1] > 1 else np.stack([output[:, 0] - 1, output[:, 0]], -1)
-        allowed = np.where(two[:, 1] - two[:, 0] > 2 * bound.max(-1), 0.0, np.inf)
-    else:
-        bound = bound.reshape(expected.shape)
-        scale = policy.action_map.scale if policy.action_map.rescales else 1.0
-        allowed = bound * scale + 4 * _EPS * (np.abs(expected) + scale)
-    if (difference > allowed).any() or not np.isfinite(difference).all():
-        worst = np.unravel_index(
-            np.argmax(np.where(np.isfinite(difference), difference - allowed, np.inf)), allowed.shape
-        )
-        raise ExportError(
-            f"the file's action {actual[worst]} is not the policy's {expected[worst]} "
-            f"(observation {worst[0]} of the round trip, rounding allows {allowed[worst]:.2g}); nothing was written"
-        )
-    return float(difference.max()), float(allowed[np.isfinite(allowed)].max(initial=0.0))
-
-
-@torch.inference_mode()
-def rounding_bound(policy: ActorCritic, obs: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """How far two float32 evaluations of the actor head can be apart, by running error analysis in float64.
-
-    Rounding errors are taken as independent, with mean zero: a sum of n products, in any order, then has a deviation of
-    at most sqrt(n) eps sum |w x|, and earlier errors pass through a layer in quadrature. No activation stretches a
-    difference. The bound is 8 deviations.
-
-    Args:
-        policy: the network.
-        obs: float32 [B, ...], normalised.
-
-    Returns:
-        The head's output and the bound, both float64 [B, A].
-
-    Source: Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41 (2019).
-    """
-    x = obs.flatten(1).double()
-    variance = (2 * _EPS * x).square()
-    head = policy.actor.mu if hasattr(policy.actor, "mu") else policy.actor.model
-    for layer in (*policy.representation.model, *head):
-        y = copy.deepcopy(layer).double()(x)
-        if isinstance(layer, nn.Linear):
-            weight = layer.weight.double().T
-            size = x.abs() @ weight.abs() + layer.bias.double().abs()
-            variance = variance @ weight.square() + 2 * (layer.in_features + 1) * (_EPS * size).square()
-        elif isinstance(layer, nn.LayerNorm):
-            deviation = (x.var(-1, unbiased=False, keepdim=True) + layer.eps).sqrt()
-            centred = (x - x.mean(-1, keepdim=True)) / deviation
-            worst = 2 * variance.amax(-1, keepdim=True).sqrt() / deviation + 2 * x.shape[-1] ** 0.5 * _EPS
-            variance = (layer.weight.double() * worst * (1 + centred.abs())).square() + (4 * _EPS * y).square()
-        else:
-            if isinstance(layer, nn.Softmax):
-                variance = variance.amax(-1, keepdim=True).expand_as(y)
-            variance = variance + (4 * _EPS * (1 + y.abs())).square()
-        x = y
-    return x.numpy(), 8 * variance.sqrt().numpy()
 
 
 def _parser() -> argparse.ArgumentParser:
