@@ -92,10 +92,15 @@ def rounding_bound(policy: ActorCritic, obs: Tensor) -> tuple[np.ndarray, np.nda
             size = x.abs() @ weight.abs() + layer.bias.double().abs()
             variance = variance @ weight.square() + 2 * (layer.in_features + 1) * (_EPS * size).square()
         elif isinstance(layer, nn.LayerNorm):
+            n = x.shape[-1]
             deviation = (x.var(-1, unbiased=False, keepdim=True) + layer.eps).sqrt()
-            centred = (x - x.mean(-1, keepdim=True)) / deviation
-            worst = 2 * variance.amax(-1, keepdim=True).sqrt() / deviation + 2 * x.shape[-1] ** 0.5 * _EPS
-            variance = (layer.weight.double() * worst * (1 + centred.abs())).square() + (4 * _EPS * y).square()
+            scaled = (x - x.mean(-1, keepdim=True)) / deviation
+            common = variance.mean(-1, keepdim=True) + scaled.square() * (scaled.square() * variance).mean(
+                -1, keepdim=True
+            )
+            own = n**0.5 * _EPS * x.abs().mean(-1, keepdim=True) * (1 + scaled.abs())
+            gain = layer.weight.double() / deviation
+            variance = gain.square() * (variance + common / n + 2 * own.square()) + (4 * _EPS * y).square()
         else:
             if isinstance(layer, nn.Softmax):
                 variance = variance.amax(-1, keepdim=True).expand_as(y)

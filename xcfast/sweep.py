@@ -136,17 +136,15 @@ def _run(
             all_settings.append(setting)
             of[setting.jobs[0].folder] = setting
             for job in setting.jobs:
-                summary = job.summary()
-                if summary is None:
+                if (summary := job.summary()) is None:
                     todo.append(job)
                 else:
-                    close(job, f"finished before, final {summary['final_mean']:.2f}")
+                    close(job, f"finished before, final score {summary['final_mean']}")
         if not slots.running:
             return all_settings, failed
         job, problem = slots.wait()
         if problem is None:
-            summary = job.summary() or {}
-            close(job, f"finished, final {summary['final_mean']:.2f}")
+            close(job, f"finished, final score {(job.summary() or {}).get('final_mean')}")
         elif problem == "stopped":
             print(f"{job.name}: stopped", flush=True)
         else:
@@ -171,12 +169,8 @@ def _report(settings: Sequence[Setting], folder: Path) -> None:
             texts.append(f"{cells[0]:.2f}{interval}" if len(found) else "-")
         speeds = setting.scores("steps_per_second")
         row.append(round(float(speeds.mean()), 1) if len(speeds) else "")
-        label = (
-            ", ".join(f"{key}={short_text(value)}" for key, value in setting.values.items())
-            if setting.values
-            else setting.name
-        )
-        rows.append((row, [label, *texts]))
+        label = ", ".join(f"{key}={short_text(value)}" for key, value in setting.values.items())
+        rows.append((row, [label or setting.name, *texts]))
     if any(setting.name.startswith("trial_") for setting in settings):
         column = header.index(_SCORES[0])
         rows.sort(key=lambda pair: -pair[0][column] if pair[0][column] != "" else np.inf)
@@ -226,10 +220,11 @@ def _locked(folder: Path) -> Iterator[int]:
 
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is in use: a sweep, or a job that one left behind, is running there") from None
         yield descriptor
-    except BlockingIOError:
-        raise ConfigError(f"{folder} is in use: a sweep, or a job that one left behind, is running there") from None
     finally:
         os.close(descriptor)
 
