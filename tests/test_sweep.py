@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import SMALL
@@ -146,6 +147,51 @@ def test_a_study_searches_and_is_continued(base, capsys):
     assert study.best_value == scores[0]
     assert main([*argv[:-2], "--study", "4"]) == 2  # other keys than the study's
     assert "the study there searches" in capsys.readouterr().err
+
+
+class Trial:
+    """Stands for a setting: what a study gets to see of it."""
+
+    def __init__(self, values, number, scores=()):
+        self.name, self.values = f"trial_{number:03d}", dict(values)
+        self.jobs, self._scores = [1, 2], scores
+
+    def scores(self, key):
+        return np.array(self._scores)
+
+
+def test_interrupted_trials_come_again_and_failed_ones_do_not(tmp_path, capsys):
+    from xcfast.study import Study
+
+    def make(values, number):
+        if number == 1:
+            raise ConfigError("n_minibatch is too large")
+        return Trial(values, number, {0: [1.0, 3.0], 2: [5.0]}.get(number, []))
+
+    def study(trials=5, choices=("relu", "tanh")):
+        return Study(tmp_path / "study.log", trials, {"gamma": (0.9, 1.0, False), "activation": list(choices)})
+
+    first = study()
+    settings = first.settings(make)
+    trials = [next(settings) for _ in range(3)]  # as if stopped then
+    assert [trial.name for trial in trials] == ["trial_000", "trial_002", "trial_003"]
+    assert "trial 1 " in capsys.readouterr().err
+    first.ended(trials[0])
+    first.ended(trials[1])  # one of its two seeds failed
+
+    again = list(study().settings(make))
+    assert [trial.name for trial in again] == ["trial_000", "trial_003", "trial_004"]
+    assert [trial.values for trial in again[:2]] == [trials[0].values, trials[2].values]
+    assert len({trial.values["gamma"] for trial in (*trials, *again)}) == 4
+
+    import optuna
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log")))
+    found = optuna.load_study(study_name="sweep", storage=storage).trials
+    assert [trial.state.name for trial in found] == ["COMPLETE", "FAIL", "FAIL", "RUNNING", "RUNNING"]
+    assert found[0].value == 2.0
+    with pytest.raises(ConfigError, match=r'activation: other choices; given: .*"elu"'):
+        list(study(6, ("relu", "elu")).settings(make))
 
 
 @dataclass(frozen=True)

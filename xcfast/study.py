@@ -90,9 +90,17 @@ class Study:
 
     def _suggest(self, trial: optuna.Trial, key: str) -> Any:
         values = self._space[key]
-        if isinstance(values, list):
-            return trial.suggest_categorical(key, [json.dumps(value) for value in values])  # also lists, as text
-        low, high, log = values
-        if hints()[key] is int:
-            return trial.suggest_int(key, int(low), int(high), log=log)
-        return trial.suggest_float(key, low, high, log=log)
+        if isinstance(values, tuple):
+            low, high, log = values
+            if hints()[key] is int:
+                return trial.suggest_int(key, int(low), int(high), log=log)
+            return trial.suggest_float(key, low, high, log=log)
+        choices = [json.dumps(value) for value in values]  # as text, since a choice may be a list
+        try:
+            return trial.suggest_categorical(key, choices)
+        except ValueError:
+            before = next(
+                t.distributions[key] for t in self._study.get_trials(deepcopy=False) if key in t.distributions
+            )
+            allowed = f"{','.join(getattr(before, 'choices', ['a range']))}, as in the study there, or another -o"
+            raise ConfigError("other choices", key=key, given=",".join(choices), allowed=allowed) from None
