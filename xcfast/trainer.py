@@ -262,7 +262,7 @@ class Trainer:
             return
         is_best = self.progress.add_evaluation(scores, self.step, time.perf_counter() - start)
         mean, std = float(scores.mean()), float(scores.std())
-        self.results.add_scores(self.step, scores)
+        self.results.add_scores(self.step, scores, self._elapsed_seconds)
         tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
         self.writer.scalars(tags, self.step)
         self.writer.flush()
