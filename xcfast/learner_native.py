@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from xcfast.config_keys import ConfigError
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import ADAM_EPS, TorchLearner, explained_variance, learning_rate
+from xcfast.ppo import ADAM_EPS, TorchLearner, explained_variance
+from xcfast.schedule import Schedule, reason_not_plain_adam
 
 if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
     from xcfast.config import Config
     from xcfast.policy import ActorCritic
     from xcfast.rollout import Rollout
@@ -143,8 +146,10 @@ class NativeLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         num_threads: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
     ) -> None:
-        reason = self.reason_not(config, policy)
+        reason = self.reason_not(config, policy, optimizer)
         if reason is not None:
             raise ValueError(f"the native learner cannot serve: {reason}")
         from xcfast import _core
@@ -157,10 +162,17 @@ class NativeLearner:
         self._flat = FlatParameters(policy)
         self._exp_avg, self._exp_avg_sq = np.zeros_like(self._flat.array), np.zeros_like(self._flat.array)
         self._steps_done = 0
-        # It never steps; it gives the state its form.
-        self._adam = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+        # It never steps; it gives the state its form, and the settings.
+        self._own = optimizer is None
+        self.optimizer = optimizer or torch.optim.Adam(
+            policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True
+        )
+        self._schedule = Schedule(config, self.optimizer, scheduler, self._own)
+        if scheduler is not None:  # which wants to see a step of the optimiser before its own; without gradients
+            self.optimizer.zero_grad()  # it does nothing
+            self.optimizer.step()
         self._scaled_rewards = np.empty(rollout.rewards.shape, np.float32)
-        group = self._adam.param_groups[0]
+        group = self.optimizer.param_groups[0]
         self._core = _core.Learner(
             **network_spec(policy, self._flat),
             parameters=self._flat.array,
@@ -171,9 +183,10 @@ class NativeLearner:
             max_minibatch=config.minibatch_size,
             num_threads=num_threads,
         )
+        self._adopt_moments()
 
     @staticmethod
-    def reason_not(config: Config, policy: ActorCritic) -> str | None:
+    def reason_not(config: Config, policy: ActorCritic, optimizer: torch.optim.Optimizer | None = None) -> str | None:
         """Why this learner cannot serve, as a phrase; None if it can."""
         if policy.device.type != "cpu":
             return f"the weights are on {policy.device}; it computes on the CPU"
@@ -184,6 +197,8 @@ class NativeLearner:
         unknown = unknown_modules(policy)
         if unknown:
             return f"it has no {', '.join(unknown)}"
+        if optimizer is not None and (reason := reason_not_plain_adam(optimizer, list(policy.parameters()))):
+            return reason
         try:
             from xcfast import _core  # noqa: F401
         except ImportError as error:
@@ -202,7 +217,8 @@ class NativeLearner:
         flat = (self._flat.array, self._exp_avg, self._exp_avg_sq)
         before = [array.copy() for array in flat]
         updates = config.n_epochs * config.n_minibatch
-        rates = np.array([learning_rate(config, iteration * updates + k) for k in range(updates)])
+        position = self._schedule.snapshot()
+        rates = self._schedule.ahead(iteration * updates, updates)
         done = rollout.terminated | rollout.truncated
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
         means = self._core.update(
@@ -229,9 +245,11 @@ class NativeLearner:
         if bad:
             for array, old in zip(flat, before, strict=True):
                 array[:] = old
+            self._schedule.restore(position)
             raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
         self._steps_done += updates
-        self._adam.param_groups[0]["lr"] = metrics["learning_rate"]
+        if not self._own:  # whoever brought the optimiser finds in it what it would hold had it stepped
+            self._show_moments()
         return metrics
 
     def compute_gradients(
@@ -279,24 +297,33 @@ class NativeLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state, in ``torch.optim.Adam``'s form; its tensors are views of the live state."""
-        moments = zip(self._flat.views(self._exp_avg), self._flat.views(self._exp_avg_sq), strict=True)
-        for parameter, (exp_avg, exp_avg_sq) in zip(self.policy.parameters(), moments, strict=True):
-            step = torch.tensor(float(self._steps_done))
-            self._adam.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-        return {"optimizer": self._adam.state_dict()}
+        self._show_moments()
+        return {"optimizer": self.optimizer.state_dict(), **self._schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned."""
-        self._adam.load_state_dict(state["optimizer"])
-        self._steps_done = 0
-        self._exp_avg[:] = self._exp_avg_sq[:] = 0.0
+        self._schedule.load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._adopt_moments()
+
+    def _show_moments(self) -> None:
+        """Give the optimiser views of the live state."""
         moments = zip(self._flat.views(self._exp_avg), self._flat.views(self._exp_avg_sq), strict=True)
         for parameter, (exp_avg, exp_avg_sq) in zip(self.policy.parameters(), moments, strict=True):
-            saved = self._adam.state.get(parameter)
-            if saved:
-                exp_avg.copy_(saved["exp_avg"])
-                exp_avg_sq.copy_(saved["exp_avg_sq"])
-                self._steps_done = int(saved["step"])
+            step = torch.tensor(float(self._steps_done))
+            self.optimizer.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+    def _adopt_moments(self) -> None:
+        """Take over the optimiser's state."""
+        self._steps_done = 0
+        saved = [dict(self.optimizer.state.get(parameter, {})) for parameter in self.policy.parameters()]
+        for flat, name in ((self._exp_avg, "exp_avg"), (self._exp_avg_sq, "exp_avg_sq")):
+            found = [one[name].clone() if one else None for one in saved]  # perhaps a view of what is zeroed here
+            flat[:] = 0.0
+            for view, moment in zip(self._flat.views(flat), found, strict=True):
+                if moment is not None:
+                    view.copy_(moment)
+        self._steps_done = max((int(one["step"]) for one in saved if one), default=0)
 
 
 def make_learner(
@@ -305,16 +332,27 @@ def make_learner(
     rollout: Rollout,
     reward_normalizer: RewardNormalizer,
     num_threads: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
 ) -> tuple[TorchLearner | NativeLearner, str]:
     """The learner that ``config.learner_backend`` asks for, and the reason for the choice.
+
+    Args:
+        config: the run's configuration.
+        policy: to train.
+        rollout: of the shape that will be learned from.
+        reward_normalizer: scales its rewards.
+        num_threads: of the update.
+        optimizer: the caller's, instead of Adam as the configuration has it.
+        scheduler: of that optimiser: stepped once per update, it decides the learning rates.
 
     Raises:
         ConfigError: ``native`` is asked for and cannot serve.
     """
-    parts = (policy, config, rollout, reward_normalizer, num_threads)
+    parts = (policy, config, rollout, reward_normalizer, num_threads, optimizer, scheduler)
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as asked for"
-    reason_not = NativeLearner.reason_not(config, policy)
+    reason_not = NativeLearner.reason_not(config, policy, optimizer)
     if reason_not is None:
         reason = f"the update in C++, {num_threads} thread{'s' * (num_threads != 1)}"
         return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as asked for; {reason}"

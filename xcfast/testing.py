@@ -71,7 +71,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
             enabled=config.use_obsnorm,
         )
         normalizer.load_state_dict(saved["obs_normalizer"])
-        action_map = ActionMap(action_space, config.activation_action)
+        action_map = ActionMap(action_space, config.activation_action, bool(saved.get("identity_actions")))
         folders = RunFolders.find(path)
 
         start = time.perf_counter()
