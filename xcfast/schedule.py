@@ -1,6 +1,4 @@
-"""Where the learning rate of each update comes from: the configuration's line, or an optimiser and scheduler of the
-caller's.
-"""
+"""The learning rate of each update: the configuration's line, or what the caller's optimiser and scheduler say."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def learning_rate(config: Config, update: int) -> float:
-    """Learning rate of update k of K: lr * (1 - (1 - end) * k / K), end = ``end_factor_lr_decay``; constant from K on."""
+    """Learning rate of update k of K: lr * (1 - (1 - end) * k / K), end = ``end_factor_lr_decay``; K's after it."""
     done = min(update / config.num_updates, 1.0)
     return config.learning_rate * (1.0 - (1.0 - config.end_factor_lr_decay) * done)
 

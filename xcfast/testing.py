@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from xcfast.config import Config, ConfigError
 from xcfast.envs import make_env_fn
 from xcfast.evaluation import TEST_RUN, Evaluator
 from xcfast.normalize import ObservationNormalizer
-from xcfast.policy import ActionMap, build_policy
+from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.rendering import find_backend, mujoco_gl
 from xcfast.report import resolve_device, say
 from xcfast.results import RunFolders, Summary, find_model
@@ -51,13 +51,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
     if trained["env_id"] != config.env_id:
         raise ConfigError(f"{path} was trained on {trained['env_id']}; env_id is {config.env_id}")
     config = dataclasses.replace(config, **{key: trained[key] for key in _OF_THE_MODEL})
-    backend = problem = None
-    if config.render:  # before MuJoCo is imported, which fails where MUJOCO_GL names a library that is missing
-        backend, problem = find_backend(config.env_id, config.render_mode)
-    if problem is not None:
-        say(f"no {'window' if config.render_mode == 'human' else 'video'}: {problem}", error=True)
-    with ExitStack() as stack:
-        stack.enter_context(mujoco_gl(backend))
+    with rendering(config) as able:
         env = make_env_fn(config.env_id)()
         observation_space, action_space = env.observation_space, env.action_space
         env.close()
@@ -76,13 +70,9 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
 
         start = time.perf_counter()
         say(f"testing {path} (step {saved['step']:,})", quiet)
-        render_mode = on_frame = None
-        if config.render and problem is None:
-            render_mode, on_frame = _recording(config, folders, stack, quiet)
-        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, on_frame)
-        stack.callback(evaluator.close)
-        scores = evaluator(TEST_RUN)
-        backend = evaluator.backend
+        with playing(config, policy, normalizer, action_map, folders.log_dir if able else None, quiet) as evaluator:
+            scores = evaluator(TEST_RUN)
+            backend = evaluator.backend
     mean, std = float(scores.mean()), float(scores.std())
     say(f"scores {np.array2string(scores, precision=2)}", quiet)
     say(f"Mean Score: {mean:.2f}, Std: {std:.2f}, Best Score: {scores.max():.2f}", quiet)
@@ -116,8 +106,51 @@ def _model_file(config: Config, resume: Path | None) -> Path:
     raise ckpt.CheckpointError(f"{folder}: neither {ckpt.BEST_MODEL} nor {ckpt.FINAL_MODEL} there")
 
 
+@contextmanager
+def rendering(config: Config) -> Iterator[bool]:
+    """While active, OpenGL is set up for ``config.render``; yields whether the env can be shown.
+
+    To be entered before MuJoCo is imported, which fails where MUJOCO_GL names a library that is missing.
+    """
+    backend = problem = None
+    if config.render:
+        backend, problem = find_backend(config.env_id, config.render_mode)
+    if problem is not None:
+        say(f"no {'window' if config.render_mode == 'human' else 'video'}: {problem}", error=True)
+    with mujoco_gl(backend):
+        yield config.render and problem is None
+
+
+@contextmanager
+def playing(
+    config: Config,
+    policy: ActorCritic,
+    normalizer: ObservationNormalizer,
+    action_map: ActionMap,
+    video_dir: Path | None,
+    quiet: bool,
+) -> Iterator[Evaluator]:
+    """An evaluator that shows what it plays.
+
+    Args:
+        config: decides the env, the number of episodes, seeds, how it is shown.
+        policy: plays.
+        normalizer: of its observations.
+        action_map: of its actions.
+        video_dir: where a video goes; None: nothing is shown.
+        quiet: print nothing but warnings.
+    """
+    with ExitStack() as stack:
+        render_mode = on_frame = None
+        if video_dir is not None:
+            render_mode, on_frame = _recording(config, video_dir, stack, quiet)
+        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, on_frame)
+        stack.callback(evaluator.close)
+        yield evaluator
+
+
 def _recording(
-    config: Config, folders: RunFolders, stack: ExitStack, quiet: bool
+    config: Config, video_dir: Path, stack: ExitStack, quiet: bool
 ) -> tuple[str | None, Callable[[np.ndarray], None] | None]:
     """Render mode and frame sink; (None, None), with a sentence, where no video can be written."""
     if config.render_mode == "human":
@@ -127,7 +160,7 @@ def _recording(
     except ImportError:
         say('no video: imageio is missing; pip install "xcfast[video]"', error=True)
         return None, None
-    path = folders.log_dir / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
+    path = video_dir / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
     writer: Any = stack.enter_context(imageio.get_writer(path, fps=config.fps, macro_block_size=1))
     say(f"video {path}", quiet)
     return "rgb_array", writer.append_data

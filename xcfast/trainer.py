@@ -98,6 +98,10 @@ class Trainer:
 
     ``run()`` trains to the end, or until it is asked to stop. Whoever has a loop of their own calls ``advance()`` for
     some steps at a time instead, ``add_scores()`` after evaluations, and ``finish()``.
+
+    Attributes:
+        begun: whether the envs' first episodes have begun.
+        episodes_done: int64 [N], episodes that each env has finished in rollouts that were learned from.
     """
 
     def __init__(
@@ -106,14 +110,15 @@ class Trainer:
         mode: Mode | None = None,
         resume: Path | None = None,
         quiet: bool = False,
-        parts: Parts = Parts(),  # noqa: B008 (frozen)
+        parts: Parts = Parts(),
     ) -> None:
         self.config, self.quiet = config, quiet
         self._parts = parts
         self.mode: Mode = mode or "benchmark"
         self.progress = Progress()
         self._stop = StopRequest()
-        self._begun = resume is not None
+        self.begun = resume is not None
+        self._started = time.perf_counter()
         self._rollout_seconds = 0.0
         self._threads = torch.get_num_threads()
         self._closers: list[Callable[[], object]] = []
@@ -177,6 +182,7 @@ class Trainer:
         self.reward_normalizer = RewardNormalizer(
             num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm
         )
+        self.episodes_done = np.zeros(num_envs, np.int64)
         discrete = self.action_map.discrete
         self.rollout = Rollout(
             config.num_steps,
@@ -206,10 +212,9 @@ class Trainer:
 
     def start(self) -> None:
         """Begin the first episodes, and give the observation statistics a start unless they have one; only once."""
-        if self._begun:
+        if self.begun:
             return
-        self._begun = True
-        self._started = time.perf_counter()
+        self.begun = True
         self.collector.reset([self.config.env_seed + i for i in range(self.envs.num_envs)])
         if self.config.use_obsnorm and self.obs_normalizer.rms.count == 0:
             self.collector.warm_up(self.rollout)
@@ -238,7 +243,7 @@ class Trainer:
     def _train(self) -> None:
         """The loop. It ends between two iterations, where a checkpoint can be taken, perhaps with an evaluation due."""
         config = self.config
-        if not self._begun:
+        if not self.begun:
             self.start()
             self.progress.evaluation_due = self.mode == "benchmark"
         with ProgressBar(config.num_iterations * config.batch_size, self.step, enabled=not self.quiet) as bar:
@@ -304,7 +309,7 @@ class Trainer:
             return
         space = self.envs.single_action_space
         self.action_map = ActionMap(space, self.config.activation_action, identity)
-        state = self.collector.state_dict() if self._begun else None
+        state = self.collector.state_dict() if self.begun else None
         self.evaluator.close()
         self._connect()
         if state is not None:
@@ -315,7 +320,7 @@ class Trainer:
         path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
         if self.progress.iteration > 0 and not path.exists():
             self._save_checkpoint()
-        self.results.close(self._elapsed_seconds if self._begun else 0.0)
+        self.results.close(self._elapsed_seconds)
         summary = self._summary()
         write_json(self.folders.log_dir / "summary.json", summary.to_dict())
         return summary
@@ -396,6 +401,7 @@ class Trainer:
         """XuanCe's two curves per env, at the step at which the episode ended."""
         num_envs = self.envs.num_envs
         for row, env, episode_return, length in self.rollout.episodes.tolist():
+            self.episodes_done[env] += 1
             self.progress.recent_returns.append(episode_return)
             tags = {
                 f"Train-Episode-Rewards/rank_0/env-{env}": episode_return,
