@@ -436,10 +436,8 @@ def _check_spaces(
     wanted = math.prod(observation_space.shape or ())
     if layers[0].in_features != wanted:
         raise ValueError(f"policy takes observations of {layers[0].in_features} values; the environment has {wanted}")
-    if isinstance(policy.actor, CategoricalActor):
-        found, size = len(policy.actor.model[-1].bias), int(getattr(action_space, "n", 0))
-    else:
-        found, size = policy.actor.logstd.numel(), math.prod(action_space.shape or ())
+    found = policy.act(torch.zeros(1, wanted, device=policy.device)).shape[-1]
+    size = getattr(action_space, "n", None) or math.prod(action_space.shape or ())
     if found != size:
         raise ValueError(f"policy makes actions of {found} values; the environment has {size}")
 

@@ -125,7 +125,7 @@ def read_model(path: Path, use_obsnorm: bool) -> SavedModel:
         obs_rms = read_obs_rms(path.with_name(OBS_RMS))
     # Trained on several devices, each part is in a module of its own.
     weights = {name.replace("module.", ""): value for name, value in weights.items()}
-    optimizer = state.get("optimizer") if weights is not state else None
+    optimizer = state.get("optimizer")
     if not isinstance(optimizer, dict) or "state" not in optimizer:
         optimizer = None
     return SavedModel(path, weights, optimizer, obs_rms, None, {}, True, None)
