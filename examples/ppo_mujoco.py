@@ -1,7 +1,8 @@
 """PPO on MuJoCo, put together by hand: the script of XuanCe's page "further usage", block by block as printed there.
 
-Three things differ from the page. The imports come from xcfast. The page's main block never calls run(); it does here. The
-page's command line passes --method and --env, which its parser does not know; here it does. To be run in this folder:
+Three things differ from the page: the imports come from xcfast; the page's main block never calls run(), and here it does;
+the page's command line passes --method and --env, which its parser does not know, and here it does. To be run in this
+folder:
 
     python ppo_mujoco.py --method ppo --env mujoco --env-id Ant-v4            # benchmark, the default
     python ppo_mujoco.py --env-id Ant-v4 --benchmark 0                        # train

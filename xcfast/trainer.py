@@ -83,14 +83,14 @@ class Parts:
         policy: of the form that ``config`` describes; its weights are trained in place.
         optimizer: of the policy's parameters.
         scheduler: of that optimizer; stepped once after each update, it decides the learning rates.
-        folders: of the run.
+        below_env: whether the run's folders are in one ``<env_id>``.
     """
 
     envs: VecEnv | None = None
     policy: ActorCritic | None = None
     optimizer: torch.optim.Optimizer | None = None
     scheduler: LRScheduler | None = None
-    folders: RunFolders | None = None
+    below_env: bool = True
 
 
 class Trainer:
@@ -132,7 +132,7 @@ class Trainer:
         try:
             self._build(identity=saved is not None and bool(saved.get("identity_actions")))
             if saved is None:
-                self.folders = parts.folders or RunFolders.create(config, self.mode)
+                self.folders = RunFolders.create(config, self.mode, parts.below_env)
             resume_step = None if saved is None else int(saved["step"])
             self.writer = make_writer(config, self.folders.log_dir, resume_step=resume_step)
             self._closers.append(self.writer.close)

@@ -22,7 +22,7 @@ from xcfast.evaluation import TEST_RUN, Evaluator
 from xcfast.normalize import ObservationNormalizer, RunningMeanStd
 from xcfast.policy import ActionMap, ActorCritic, CategoricalActor, build_policy
 from xcfast.report import end_table, resolve_device, say
-from xcfast.results import Mode, RunFolders, Summary
+from xcfast.results import Mode, Summary
 from xcfast.testing import playing, rendering
 from xcfast.trainer import Parts, Trainer
 from xcfast.xuance.arguments import set_device, to_config
@@ -109,14 +109,16 @@ class PPO_Agent:
         self.render = self.config.render
         if policy is not None:
             _check_spaces(policy, observation_space, action_space)
+        if optimizer is not None:
+            _check_optimizer(optimizer, policy)
         self._trainer: Trainer | None = None
         self._loaded = False
         self._uses = 0
         if vec_env is not None:
             benchmark = not isinstance(config, Config) and bool(getattr(config, "benchmark", False))
             mode: Mode = "benchmark" if benchmark else "train"
-            folders = RunFolders.create(self.config, mode, below_env=False)  # scripts have the env id in their folders
-            parts = Parts(vec_env, policy, optimizer, scheduler, folders)
+            # Scripts put the env id into their folders themselves.
+            parts = Parts(vec_env, policy, optimizer, scheduler, below_env=False)
             self._trainer = Trainer(self.config, mode, quiet=quiet, parts=parts)
             self._player: Trainer | _Player = self._trainer
             return
@@ -381,7 +383,7 @@ class PPO_Agent:
             say(end_table(summary, None))
         trainer.close()
         folder = trainer.folders.model_dir
-        if not trainer.begun and [path.name for path in folder.iterdir()] == ["run.json"]:
+        if not trainer.begun and [path.name for path in folder.glob("*")] == ["run.json"]:
             (folder / "run.json").unlink()  # a test trained nothing, so it leaves no folder of models
             folder.rmdir()
         return summary
@@ -440,6 +442,12 @@ def _check_spaces(
     size = getattr(action_space, "n", None) or math.prod(action_space.shape or ())
     if found != size:
         raise ValueError(f"policy makes actions of {found} values; the environment has {size}")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic | None) -> None:
+    mine = set() if policy is None else {id(p) for p in policy.parameters()}
+    if not all(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("optimizer's parameters are not the policy's; pass the policy that it was made for too")
 
 
 def _load_training(trainer: Trainer, saved: SavedModel) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from xcfast.config import ConfigError
 from xcfast.envs import VecEnv
 from xcfast.report import say
-from xcfast.results import Mode, RunFolders, Summary
+from xcfast.results import Mode, Summary
 from xcfast.trainer import Parts, Trainer
 from xcfast.xuance.agent import PPO_Agent, PPOKL_Agent
 from xcfast.xuance.arguments import get_arguments, to_config
@@ -141,8 +141,7 @@ class RunnerDRL:
         config = to_config(self.config, **given)
         for line in config.notices:
             say(line, error=True)
-        folders = RunFolders.create(config, mode, below_env=False)
-        trainer = Trainer(config, mode, parts=Parts(envs=envs, folders=folders))
+        trainer = Trainer(config, mode, parts=Parts(envs, below_env=False))
         try:
             return trainer.run()
         finally:
