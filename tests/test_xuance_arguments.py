@@ -12,6 +12,7 @@ import torch
 
 import xcfast.xuance
 from xcfast.config import Config, ConfigError, load_config
+from xcfast.config_keys import INERT_KEYS, RENAMED_KEYS
 from xcfast.policy import build_policy
 from xcfast.xuance import (
     ActivationFunctions,
@@ -259,3 +260,10 @@ def test_get_runner(tmp_path, monkeypatch, call):
     scores = get_runner(method="ppo", **where, is_test=True).run()
     assert len(scores) == 2
     assert len(get_runner(algo="ppo", **where).run("test", test_episodes=3, model_path=summary.model_dir)) == 3
+
+
+def test_the_document_names_every_key_and_name():
+    """Those of XuanCe's files, of any generation, and those of xcfast.xuance."""
+    text = (Path(__file__).parent.parent / "docs" / "from_xuance.md").read_text(encoding="utf-8")
+    names = [*load_yaml(SEED_FILE), *RENAMED_KEYS, *INERT_KEYS, *xcfast.xuance.__all__]
+    assert [name for name in names if f"`{name}" not in text] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
 from argparse import Namespace
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch.distributions import Categorical, Independent, Normal
 
-from xcfast.config import Config
+from xcfast.config import Config, check_policy
 from xcfast.envs import VecEnv
 from xcfast.evaluation import TEST_RUN, Evaluator
 from xcfast.normalize import ObservationNormalizer, RunningMeanStd
@@ -28,7 +27,7 @@ from xcfast.trainer import Parts, Trainer
 from xcfast.xuance.arguments import set_device, to_config
 from xcfast.xuance.environment import XuanCeVecEnv, plain
 from xcfast.xuance.models import SavedModel, check_fits, find_model_file, read_model
-from xcfast.xuance.networks import keys_describing
+from xcfast.xuance.networks import check_optimizer, check_spaces, keys_describing
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -107,10 +106,11 @@ class PPO_Agent:
         self.config = self._configure(config, vec_env, policy, device)
         self.model_dir_load = self.config.model_dir
         self.render = self.config.render
+        check_policy(self.config, action_space)
         if policy is not None:
-            _check_spaces(policy, observation_space, action_space)
+            check_spaces(policy, observation_space, action_space)
         if optimizer is not None:
-            _check_optimizer(optimizer, policy)
+            check_optimizer(optimizer, policy)
         self._trainer: Trainer | None = None
         self._loaded = False
         self._uses = 0
@@ -429,25 +429,6 @@ class PPOKL_Agent(PPO_Agent):
 
 #: The name that ``PPO_Agent`` had until XuanCe 1.4.3.
 PPOCLIP_Agent = PPO_Agent
-
-
-def _check_spaces(
-    policy: ActorCritic, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
-) -> None:
-    layers = [layer for layer in policy.modules() if isinstance(layer, torch.nn.Linear)]
-    wanted = math.prod(observation_space.shape or ())
-    if layers[0].in_features != wanted:
-        raise ValueError(f"policy takes observations of {layers[0].in_features} values; the environment has {wanted}")
-    found = policy.act(torch.zeros(1, wanted, device=policy.device)).shape[-1]
-    size = getattr(action_space, "n", None) or math.prod(action_space.shape or ())
-    if found != size:
-        raise ValueError(f"policy makes actions of {found} values; the environment has {size}")
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic | None) -> None:
-    mine = set() if policy is None else {id(p) for p in policy.parameters()}
-    if not all(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError("optimizer's parameters are not the policy's; pass the policy that it was made for too")
 
 
 def _load_training(trainer: Trainer, saved: SavedModel) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
@@ -187,6 +188,35 @@ def keys_describing(policy: ActorCritic) -> dict[str, Any]:
     keys["policy"] = "Gaussian_AC" if isinstance(policy.actor, GaussianActor) else "Categorical_AC"
     keys["shared_representation"] = policy.critic_representation is None
     return keys
+
+
+def check_spaces(
+    policy: ActorCritic, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
+) -> None:
+    """Whether a policy fits an environment's spaces.
+
+    Raises:
+        ValueError: it does not; the message says what either has.
+    """
+    layers = [layer for layer in policy.modules() if isinstance(layer, torch.nn.Linear)]
+    wanted = math.prod(observation_space.shape or ())
+    if layers[0].in_features != wanted:
+        raise ValueError(f"policy takes observations of {layers[0].in_features} values; the environment has {wanted}")
+    found = policy.act(torch.zeros(1, wanted, device=policy.device)).shape[-1]
+    size = getattr(action_space, "n", None) or math.prod(action_space.shape or ())
+    if found != size:
+        raise ValueError(f"policy makes actions of {found} values; the environment has {size}")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic | None) -> None:
+    """Whether an optimizer was made for a policy.
+
+    Raises:
+        ValueError: it was made for another one.
+    """
+    mine = set() if policy is None else {id(p) for p in policy.parameters()}
+    if not all(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("optimizer's parameters are not the policy's; pass the policy that it was made for too")
 
 
 def _features(representation: Any) -> int:
