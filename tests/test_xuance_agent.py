@@ -462,3 +462,29 @@ def test_signatures_are_those_of_xuance():
     assert names(PPO_Agent.get_actions) == ["observations", "deterministic", "return_dists", "return_logpi"]
     assert names(PPO_Agent.train) == ["train_steps"]
     assert names(RunnerDRL) == ["config", "envs", "agent", "manage_resources"]
+
+
+def test_envs_closed_before_the_end_are_no_error(make_agent):
+    """As on the page: envs.close(), then agent.finish(), which still saves the last weights."""
+    agent = make_agent(checkpoint_interval=10**6)
+    agent.train(32)
+    agent.train_envs.close()
+    summary = agent.finish()
+    saved = load_checkpoint(Path(agent.model_dir_save) / "checkpoint_128.pth")
+    assert summary.steps == 128 and same(saved["policy"], agent.policy.state_dict())
+    assert saved["collector"]["envs"] is None
+
+
+def test_loading_in_the_middle_drops_what_other_weights_collected(make_agent):
+    keys = {"env_id": "Pendulum-v1", "env_name": "Classic Control"}  # whose state cannot be saved
+    agent = make_agent(**keys)
+    agent.train(32)
+    agent.save_model("best_model.pth")
+    weights = {k: v.clone() for k, v in agent.policy.state_dict().items()}
+    agent.train(44)
+    assert agent.memory.step == 12 and not same(agent.policy.state_dict(), weights)
+    agent.load_model(agent.model_dir_save)
+    assert agent.current_step == 256 and agent.memory.step == 0 and same(agent.policy.state_dict(), weights)
+    assert (agent.memory.episode_lengths == 0).all()
+    agent.train(32)
+    assert agent.current_step == 384

@@ -158,10 +158,10 @@ def test_native_engines_and_torch_agree_on_a_loaded_model_also_while_training(tm
         args = arguments(tmp_path, "inverted_pendulum_bare", **keys)
         envs = make_envs(args)
         agent = PPO_Agent(args, envs, quiet=True)
-        agent.train(40)  # with the own map, into the second rollout
+        agent.train(40)  # with the own map, into the second rollout, whose 8 steps are dropped
         agent.load_model(DATA / "inverted_pendulum_bare")
         scores[backend] = agent.test(lambda args=args: make_envs(args), 2)
-        agent.train(24)
+        agent.train(32)
         weights[backend] = agent.policy.actor.mu[0].weight.detach().clone()
         assert agent.current_step == 64 * 4 and agent.learner.name == backend
         agent.finish()

@@ -304,16 +304,15 @@ class Trainer:
         self.collector.reset(None)
 
     def use_identity_actions(self, identity: bool) -> None:
-        """Whether actions go to the envs as the policy makes them; see ``ActionMap``."""
+        """Whether actions go to the envs as the policy makes them; see ``ActionMap``. Episodes must then start anew."""
         if identity == self.action_map.identity:
             return
         space = self.envs.single_action_space
         self.action_map = ActionMap(space, self.config.activation_action, identity)
-        state = self.collector.state_dict() if self.begun else None
+        noise = self.collector.state_dict(with_envs=False)
         self.evaluator.close()
         self._connect()
-        if state is not None:
-            self.collector.load_state_dict(state)
+        self.collector.load_state_dict(noise)
 
     def finish(self) -> Summary:
         """The end of a run by ``advance``: the last weights in a checkpoint, the results' end, the summary."""
@@ -494,12 +493,12 @@ class Trainer:
         return True
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; in the middle of a rollout, one whose resumption begins with new episodes.
+        """Write a checkpoint; in a rollout's middle, or with closed envs, one whose resumption starts new episodes.
 
         Raises:
             CheckpointError: it cannot be written.
         """
-        ckpt.save_checkpoint(path, self._state(with_envs=self.rollout.step == 0))
+        ckpt.save_checkpoint(path, self._state(with_envs=self.rollout.step == 0 and not self.envs.closed))
 
     def _save_after_failure(self, error: Exception) -> str:
         """Save the weights from before the failed iteration; returns the sentence to fail with."""

@@ -306,7 +306,8 @@ class PPO_Agent:
     def load_model(self, path: str | Path, model: str | int | None = None) -> None:
         """Takes weights, optimizer state and statistics from a model of xcfast or of XuanCe; counters stay.
 
-        A policy from XuanCe goes on sending its actions to the environment as they are.
+        A policy from XuanCe goes on sending its actions to the environment as they are. The steps of a rollout that is
+        not full are dropped, since other weights collected them, and all episodes start anew.
 
         Args:
             path: a model file, the folder of a run, or a folder of runs.
@@ -327,6 +328,8 @@ class PPO_Agent:
         if self._trainer is not None:
             self._trainer.use_identity_actions(saved.identity_actions)
             _load_training(self._trainer, saved)
+            if self._trainer.begun:  # what other weights have collected must not be learned from
+                self._trainer.restart_episodes()
         else:
             action_map = ActionMap(self.action_space, self.config.activation_action, saved.identity_actions)
             self._player = _Player(self.policy, self._player.obs_normalizer, action_map)
