@@ -177,6 +177,8 @@ def test_any_scheduler_of_torch(make_agent, learner):
             twin.step()
             scheduler.step()
         assert agent.learner.optimizer.param_groups[0]["lr"] == pytest.approx(twin.param_groups[0]["lr"], rel=1e-12)
+        agent.save_model("model.pth")
+        assert load_checkpoint(Path(agent.model_dir_save) / "model.pth")["learner"]["scheduler"]
 
 
 def test_an_optimizer_alone_keeps_its_rate(make_agent):

@@ -217,10 +217,10 @@ class NativeLearner:
         flat = (self._flat.array, self._exp_avg, self._exp_avg_sq)
         before = [array.copy() for array in flat]
         updates = config.n_epochs * config.n_minibatch
-        position = self._schedule.snapshot()
-        rates = self._schedule.ahead(iteration * updates, updates)
         done = rollout.terminated | rollout.truncated
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
+        position = self._schedule.snapshot()
+        rates = self._schedule.ahead(iteration * updates, updates)
         means = self._core.update(
             rollout={
                 "rewards": rewards,
