@@ -88,11 +88,12 @@ def xuance_python():
     return path
 
 
+@pytest.mark.timeout(300)
 def test_actions_are_those_of_the_installed_xuance(tmp_path):
     python = xuance_python()
     environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": ""}
     done = subprocess.run(
-        [python, DATA / "make.py", tmp_path / "made"], env=environment, capture_output=True, text=True, timeout=110
+        [python, DATA / "make.py", tmp_path / "made"], env=environment, capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
     for name in OF:

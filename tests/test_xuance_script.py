@@ -45,6 +45,7 @@ def example(tmp_path):
     return run
 
 
+@pytest.mark.timeout(300)  # three interpreters, on a machine that may be busy
 def test_the_page_in_all_three_modes(example):
     out = example("ppo_mujoco.py", "--method", "ppo", "--env", "mujoco", "--env-id", "InvertedPendulum-v4")
     assert [f"Epoch: {i}/2:" in out for i in range(3)] == [True, True, False]
