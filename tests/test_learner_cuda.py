@@ -32,12 +32,12 @@ def distances(small, learners, keys, seeds=3):
         config = small(**{"seed": seed, "activation": "tanh", **keys})
         doubles, rollout = new_learner(Double, config)
         start = weights(doubles)
-        doubles.update(rollout, 3)
+        doubles.update(rollout, 1)
         end = weights(doubles)
         row = []
         for build in learners:
             learner, rollout = build(config)
-            learner.update(rollout, 3)
+            learner.update(rollout, 1)
             row.append(np.linalg.norm(weights(learner) - end) / np.linalg.norm(end - start))
         found.append(row)
     return np.median(found, axis=0)

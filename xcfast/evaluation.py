@@ -42,8 +42,8 @@ class Evaluator:
     """Runs ``test_episode`` episodes with the policy's most likely actions; leaves no trace in training.
 
     In one native call where that is possible and ``collector_backend`` is not ``torch``. The envs are made at the first
-    call and kept until ``close``. With ``render_mode`` there is one env; ``video`` gets every picture
-    (``rgb_array`` only).
+    call and kept until ``close``, or are the caller's. With ``render_mode`` there is one env; ``video`` gets every
+    picture (``rgb_array`` only).
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Evaluator:
         render_mode: str | None = None,
         video: BestEpisodeVideo | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        envs: VecEnv | None = None,
     ) -> None:
         self._config = config
         self._policy = policy
@@ -64,22 +65,31 @@ class Evaluator:
         self._video = video
         self._should_stop = should_stop
         self._envs: VecEnv | None = None
+        self._own = envs is None
         self._loop: EnvLoop | None = None
+        if envs is not None:
+            self._use(envs)
 
     @torch.inference_mode()
     def __call__(self, number: int) -> np.ndarray:
         """Episode returns float64 [test_episode] of evaluation ``number``, which decides the seeds; env by env.
 
+        Where the caller's envs cannot share the episodes equally, every env plays the larger number, and the last
+        ones of the last envs are left out: which those are is decided before they are played.
+
         Raises:
             EvaluationStopped: ``should_stop`` said so.
         """
         config, policy = self._config, self._policy
-        num_envs = 1 if self._render_mode else num_evaluation_envs(config.test_episode)
-        quota = config.test_episode // num_envs
-        envs = self._envs or self._make_envs(num_envs)
+        envs = self._envs
+        if envs is None:
+            num_envs = 1 if self._render_mode else num_evaluation_envs(config.test_episode)
+            envs = self._use(make_envs(config, num_envs=num_envs, render_mode=self._render_mode))
+        num_envs = envs.num_envs
+        quota = -(-config.test_episode // num_envs)
         if self._loop is not None:
             envs.reset(seed=evaluation_seeds(config, number, num_envs))
-            return self._loop.evaluate(quota)
+            return self._counted(self._loop.evaluate(quota))
         scores: list[list[float]] = [[] for _ in range(num_envs)]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -98,17 +108,25 @@ class Evaluator:
                             if self._video is not None:
                                 self._video.end_episode(scores[env][-1])
                     if all(len(score) == quota for score in scores):
-                        return np.array([value for score in scores for value in score])
+                        return self._counted(np.array([value for score in scores for value in score]))
             raise EvaluationStopped
         finally:
             torch.set_num_threads(threads)
 
-    def _make_envs(self, num_envs: int) -> VecEnv:
-        self._envs = envs = make_envs(self._config, num_envs=num_envs, render_mode=self._render_mode)
+    def _use(self, envs: VecEnv) -> VecEnv:
+        self._envs = envs
         wanted = self._config.collector_backend != "torch" and self._render_mode is None
         if wanted and isinstance(envs, MujocoVecEnv) and reason_not_native(envs, self._policy) is None:
             self._loop = EnvLoop(envs, self._policy, self._normalizer, self._action_map)
         return envs
+
+    def _counted(self, scores: np.ndarray) -> np.ndarray:
+        """The scores that count, of those of all envs, env by env."""
+        wanted = self._config.test_episode
+        if len(scores) == wanted:
+            return scores
+        assert self._envs is not None
+        return scores.reshape(self._envs.num_envs, -1).T.reshape(-1)[:wanted]
 
     @property
     def backend(self) -> str:
@@ -116,7 +134,7 @@ class Evaluator:
         return "torch" if self._loop is None else "native"
 
     def close(self) -> None:
-        """Close the envs."""
-        if self._envs is not None:
+        """Close the envs that were made here."""
+        if self._envs is not None and self._own:
             self._envs.close()
             self._envs = self._loop = None

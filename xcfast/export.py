@@ -130,7 +130,7 @@ class LoadedPolicy:
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{path}: does not fit {config.env_id} as it is here: {reason}") from error
-        self.action_map = ActionMap(self.action_space, config.activation_action)
+        self.action_map = ActionMap(self.action_space, config.activation_action, bool(saved.get("identity_actions")))
 
     @torch.inference_mode()
     def __call__(self, obs: np.ndarray) -> np.ndarray:

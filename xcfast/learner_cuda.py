@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from xcfast.flat_adam import FlatAdam
 from xcfast.gae import compute_gae
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import ADAM_EPS, batch_mean, learning_rate, ppo_loss
+from xcfast.ppo import batch_mean, ppo_loss
 
 if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
     from xcfast.config import Config
     from xcfast.policy import ActorCritic
     from xcfast.rollout import Rollout
@@ -48,6 +51,8 @@ class CudaLearner:
         rollout: whose sizes all buffers take; fast where its arrays are page-locked (``pinned``).
         reward_normalizer: scales the rewards.
         device: CUDA; a CPU serves for tests, without graphs.
+        optimizer: the caller's plain Adam, if any; its state is kept as if it stepped.
+        scheduler: of the caller's optimiser.
 
     Attributes:
         compile: the form in use: "graph", "default" (compiled, launched one by one) or "off" (eager).
@@ -64,6 +69,8 @@ class CudaLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         device: torch.device,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
     ) -> None:
         self.policy, self.device = policy, device
         self._config, self._reward_normalizer = config, reward_normalizer
@@ -73,22 +80,18 @@ class CudaLearner:
         self._names = [f"policy.{name}" for name, _ in policy.named_parameters()]
         self._module = _Evaluate(self.device_policy)
         self._weights = torch.from_numpy(self._host.array).to(device).clone()
-        self._parameters = self._views(self._weights)
+        self._parameters = self._host.split(self._weights)
         for parameter, view in zip(self.device_policy.parameters(), self._parameters, strict=True):
             parameter.data = view
         self._exp_avg, self._exp_avg_sq = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
-        self._steps_done = 0
-        # It never steps; it gives the state its form.
-        self._adam = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+        moments = (self._exp_avg, self._exp_avg_sq)
+        self._adam = FlatAdam(policy, config, self._host, *moments, optimizer, scheduler)
         self._allocate(rollout)
         self._prepared = -1  # the iteration whose minibatches are in the page-locked table
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
         self.fallbacks: list[str] = []
         with _precision(config.precision):
             self.compile = self._prepare(config.compile)
-
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        return [flat[s].view(p.shape) for s, p in zip(self._host.slices, self.policy.parameters(), strict=True)]
 
     def _allocate(self, rollout: Rollout) -> None:
         """Every buffer that the steps read or write, once."""
@@ -168,7 +171,7 @@ class CudaLearner:
     def _apply(self) -> None:
         """Limit the gradient's norm, take one Adam step with it, and move on to the next minibatch."""
         config, gradient = self._config, self._gradient
-        (beta1, beta2), eps = self._adam.param_groups[0]["betas"], self._adam.param_groups[0]["eps"]
+        (beta1, beta2), eps = self._adam.betas, self._adam.eps
         norm = torch.linalg.vector_norm(gradient)
         if config.use_grad_clip:
             gradient = gradient * (config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -251,7 +254,7 @@ class CudaLearner:
         Raises:
             NonFiniteError: a metric is NaN or infinite; weights and optimiser state are those from before the call.
         """
-        before = self._snapshot()
+        before, position = self._snapshot(), self._adam.schedule.snapshot()
         try:
             with _precision(self._config.precision):
                 metrics = self._update(rollout, iteration)
@@ -260,8 +263,9 @@ class CudaLearner:
                 raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
         except BaseException:
             self._restore(before)
+            self._adam.schedule.restore(position)
             raise
-        self._steps_done += self._updates
+        self._adam.advance(self._updates)
         self._publish()
         return metrics
 
@@ -287,8 +291,7 @@ class CudaLearner:
         metrics["losses/grad_norm"] = norms / self._updates
         metrics["losses/explained_variance"] = explained_variance
         metrics["predict_value"] = mean_value
-        last = (iteration + 1) * self._updates - 1
-        metrics["learning_rate"] = self._adam.param_groups[0]["lr"] = learning_rate(self._config, last)
+        metrics["learning_rate"] = float(self._learning_rates[-1])
         return metrics
 
     def _minibatches(self, rollout: Rollout, iteration: int) -> None:
@@ -308,16 +311,13 @@ class CudaLearner:
 
     def _upload(self, rollout: Rollout, iteration: int) -> None:
         """All that the device needs of this iteration, in copies that do not wait."""
-        config = self._config
         done = rollout.terminated | rollout.truncated
         self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
         self._minibatches(rollout, iteration)
-        updates = np.arange(self._updates)
-        beta1, beta2 = self._adam.param_groups[0]["betas"]
-        t = self._steps_done + 1 + updates
-        first = iteration * self._updates
-        rates = np.array([learning_rate(config, int(k)) for k in first + updates])
-        self._host_rates[:, 0] = rates / (1 - beta1**t)
+        beta1, beta2 = self._adam.betas
+        t = self._adam.steps_done + 1 + np.arange(self._updates)
+        self._learning_rates = self._adam.schedule.ahead(iteration * self._updates, self._updates)
+        self._host_rates[:, 0] = self._learning_rates / (1 - beta1**t)
         self._host_rates[:, 1] = 1 / np.sqrt(1 - beta2**t)
         pairs: list[tuple[Tensor, np.ndarray]] = [
             (self._obs, rollout.obs),
@@ -387,26 +387,17 @@ class CudaLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state, in ``torch.optim.Adam``'s form, on the CPU."""
-        moments = (self._views(x.cpu()) for x in (self._exp_avg, self._exp_avg_sq))
-        for parameter, exp_avg, exp_avg_sq in zip(self.policy.parameters(), *moments, strict=True):
-            step = torch.tensor(float(self._steps_done))
-            self._adam.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-        return {"optimizer": self._adam.state_dict()}
+        return self._adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned, and take in the policy's weights."""
-        self._adam.load_state_dict(state["optimizer"])
-        self._steps_done = 0
-        for x in (self._exp_avg, self._exp_avg_sq):
-            x.zero_()
-        moments = (self._views(x) for x in (self._exp_avg, self._exp_avg_sq))
-        for parameter, exp_avg, exp_avg_sq in zip(self.policy.parameters(), *moments, strict=True):
-            saved = self._adam.state.get(parameter)
-            if saved:
-                exp_avg.copy_(saved["exp_avg"])
-                exp_avg_sq.copy_(saved["exp_avg_sq"])
-                self._steps_done = int(saved["step"])
+        self._adam.load_state_dict(state)
         self.adopt()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser in torch: the caller's, or one that gives the saved state its form."""
+        return self._adam.optimizer
 
     def adopt(self) -> None:
         """Take in weights that were written into the policy on the CPU, as ``load_state_dict`` does."""

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from xcfast.config_keys import ConfigError
+from xcfast.flat_adam import FlatAdam
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import ADAM_EPS, TorchLearner, explained_variance, learning_rate
+from xcfast.ppo import TorchLearner, explained_variance
+from xcfast.schedule import reason_not_plain_adam
 
 if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
     from xcfast.config import Config
     from xcfast.learner_cuda import CudaLearner
     from xcfast.policy import ActorCritic
@@ -65,14 +69,13 @@ class FlatParameters:
     @torch.no_grad()
     def adopt(self) -> None:
         """Take in parameters whose memory was replaced, as ``module.to`` does; nothing to do for the others."""
-        for parameter, view in zip(self._parameters, self.views(self.array), strict=True):
+        for parameter, view in zip(self._parameters, self.split(torch.from_numpy(self.array)), strict=True):
             if parameter.data_ptr() != view.data_ptr():
                 parameter.data = view.copy_(parameter)
 
-    def views(self, flat: np.ndarray) -> list[Tensor]:
-        """One tensor for each parameter, of its shape, on the memory of an array laid out like ``array``."""
-        tensor = torch.from_numpy(flat)
-        return [tensor[s].view(p.shape) for s, p in zip(self.slices, self._parameters, strict=True)]
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """One view for each parameter, of its shape, of a tensor laid out like ``array``."""
+        return [flat[s].view(p.shape) for s, p in zip(self.slices, self._parameters, strict=True)]
 
     def place(self, parameter: Tensor) -> int:
         """Where in the array a parameter begins."""
@@ -144,8 +147,10 @@ class NativeLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         num_threads: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
     ) -> None:
-        reason = self.reason_not(config, policy)
+        reason = self.reason_not(config, policy, optimizer)
         if reason is not None:
             raise ValueError(f"the native learner cannot serve: {reason}")
         from xcfast import _core
@@ -157,24 +162,22 @@ class NativeLearner:
         self._reward_normalizer = reward_normalizer
         self._flat = FlatParameters(policy)
         self._exp_avg, self._exp_avg_sq = np.zeros_like(self._flat.array), np.zeros_like(self._flat.array)
-        self._steps_done = 0
-        # It never steps; it gives the state its form.
-        self._adam = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+        moments = (torch.from_numpy(self._exp_avg), torch.from_numpy(self._exp_avg_sq))
+        self._adam = FlatAdam(policy, config, self._flat, *moments, optimizer, scheduler)
         self._scaled_rewards = np.empty(rollout.rewards.shape, np.float32)
-        group = self._adam.param_groups[0]
         self._core = _core.Learner(
             **network_spec(policy, self._flat),
             parameters=self._flat.array,
             exp_avg=self._exp_avg,
             exp_avg_sq=self._exp_avg_sq,
             loss=(config.clip_range, config.vf_coef, config.ent_coef),
-            adam=(*group["betas"], group["eps"]),
+            adam=(*self._adam.betas, self._adam.eps),
             max_minibatch=config.minibatch_size,
             num_threads=num_threads,
         )
 
     @staticmethod
-    def reason_not(config: Config, policy: ActorCritic) -> str | None:
+    def reason_not(config: Config, policy: ActorCritic, optimizer: torch.optim.Optimizer | None = None) -> str | None:
         """Why this learner cannot serve, as a phrase; None if it can."""
         if policy.device.type != "cpu":
             return f"the weights are on {policy.device}; it computes on the CPU"
@@ -183,6 +186,8 @@ class NativeLearner:
         unknown = unknown_modules(policy)
         if unknown:
             return f"it has no {', '.join(unknown)}"
+        if optimizer is not None and (reason := reason_not_plain_adam(optimizer, list(policy.parameters()))):
+            return reason
         try:
             from xcfast import _core  # noqa: F401
         except ImportError as error:
@@ -201,9 +206,10 @@ class NativeLearner:
         flat = (self._flat.array, self._exp_avg, self._exp_avg_sq)
         before = [array.copy() for array in flat]
         updates = config.n_epochs * config.n_minibatch
-        rates = np.array([learning_rate(config, iteration * updates + k) for k in range(updates)])
         done = rollout.terminated | rollout.truncated
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
+        position = self._adam.schedule.snapshot()
+        rates = self._adam.schedule.ahead(iteration * updates, updates)
         means = self._core.update(
             rollout={
                 "rewards": rewards,
@@ -218,7 +224,7 @@ class NativeLearner:
             n_epochs=config.n_epochs,
             n_minibatch=config.n_minibatch,
             learning_rates=rates,
-            steps_done=self._steps_done,
+            steps_done=self._adam.steps_done,
         )
         metrics = {f"losses/{name}": value for name, value in zip((*_LOSSES, "grad_norm"), means, strict=True)}
         metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
@@ -228,9 +234,9 @@ class NativeLearner:
         if bad:
             for array, old in zip(flat, before, strict=True):
                 array[:] = old
+            self._adam.schedule.restore(position)
             raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
-        self._steps_done += updates
-        self._adam.param_groups[0]["lr"] = metrics["learning_rate"]
+        self._adam.advance(updates)
         return metrics
 
     def compute_gradients(
@@ -272,30 +278,22 @@ class NativeLearner:
         """
         config = self._config
         max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
-        norm = self._core.apply(learning_rate, max_norm, self._steps_done + 1)
-        self._steps_done += 1
+        norm = self._core.apply(learning_rate, max_norm, self._adam.steps_done + 1)
+        self._adam.advance(1)
         return norm
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state, in ``torch.optim.Adam``'s form; its tensors are views of the live state."""
-        moments = zip(self._flat.views(self._exp_avg), self._flat.views(self._exp_avg_sq), strict=True)
-        for parameter, (exp_avg, exp_avg_sq) in zip(self.policy.parameters(), moments, strict=True):
-            step = torch.tensor(float(self._steps_done))
-            self._adam.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-        return {"optimizer": self._adam.state_dict()}
+        return self._adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned."""
-        self._adam.load_state_dict(state["optimizer"])
-        self._steps_done = 0
-        self._exp_avg[:] = self._exp_avg_sq[:] = 0.0
-        moments = zip(self._flat.views(self._exp_avg), self._flat.views(self._exp_avg_sq), strict=True)
-        for parameter, (exp_avg, exp_avg_sq) in zip(self.policy.parameters(), moments, strict=True):
-            saved = self._adam.state.get(parameter)
-            if saved:
-                exp_avg.copy_(saved["exp_avg"])
-                exp_avg_sq.copy_(saved["exp_avg_sq"])
-                self._steps_done = int(saved["step"])
+        self._adam.load_state_dict(state)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser in torch: the caller's, or one that gives the saved state its form."""
+        return self._adam.optimizer
 
 
 def make_learner(
@@ -305,20 +303,32 @@ def make_learner(
     reward_normalizer: RewardNormalizer,
     num_threads: int,
     device: torch.device | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
 ) -> tuple[TorchLearner | NativeLearner | CudaLearner, str]:
     """The learner that ``config.learner_backend`` and the device ask for, and the reason for the choice.
+
+    Args:
+        config: the run's configuration.
+        policy: to train.
+        rollout: of the shape that will be learned from.
+        reward_normalizer: scales its rewards.
+        num_threads: of the update.
+        device: where to train; default: the CPU.
+        optimizer: the caller's, instead of Adam as the configuration has it.
+        scheduler: of that optimiser: stepped once per update, it decides the learning rates.
 
     Raises:
         ConfigError: ``native``, or a precision, is asked for and cannot serve.
     """
     if device is not None and device.type == "cuda":
-        return _make_cuda_learner(config, policy, rollout, reward_normalizer, device)
+        return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, optimizer, scheduler)
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
-    parts = (policy, config, rollout, reward_normalizer, num_threads)
+    parts = (policy, config, rollout, reward_normalizer, num_threads, optimizer, scheduler)
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as asked for"
-    reason_not = NativeLearner.reason_not(config, policy)
+    reason_not = NativeLearner.reason_not(config, policy, optimizer)
     if reason_not is None:
         reason = f"the update in C++, {num_threads} thread{'s' * (num_threads != 1)}"
         return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as asked for; {reason}"
@@ -328,8 +338,14 @@ def make_learner(
 
 
 def _make_cuda_learner(
-    config: Config, policy: ActorCritic, rollout: Rollout, reward_normalizer: RewardNormalizer, device: torch.device
-) -> tuple[CudaLearner, str]:
+    config: Config,
+    policy: ActorCritic,
+    rollout: Rollout,
+    reward_normalizer: RewardNormalizer,
+    device: torch.device,
+    optimizer: torch.optim.Optimizer | None,
+    scheduler: LRScheduler | None,
+) -> tuple[TorchLearner | CudaLearner, str]:
     from xcfast.learner_cuda import CudaLearner
 
     if config.learner_backend == "native":
@@ -338,6 +354,9 @@ def _make_cuda_learner(
             key="learner_backend",
             given="native",
         )
-    learner = CudaLearner(policy, config, rollout, reward_normalizer, device)
+    if optimizer is not None and (reason := reason_not_plain_adam(optimizer, list(policy.parameters()))):
+        parts = (policy, config, rollout, reward_normalizer, 1, optimizer, scheduler)
+        return TorchLearner(*parts), f"on the CPU, where the optimizer's parameters are: {reason}"
+    learner = CudaLearner(policy, config, rollout, reward_normalizer, device, optimizer, scheduler)
     forms = {"graph": "compiled, in CUDA graphs", "default": "compiled", "off": "eager"}
     return learner, "; ".join([f"on {device}, {forms[learner.compile]}", *learner.fallbacks])

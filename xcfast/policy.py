@@ -260,12 +260,14 @@ class ActionMap:
     """From the policy's raw sample to the action that the env sees.
 
     With a tanh mean and finite bounds, [-1, 1] is mapped to [low, high]; then, or otherwise, the result is clipped to
-    the bounds. Discrete actions pass through (shifted by ``start``).
+    the bounds. With ``identity`` neither is done: so a policy that XuanCe trained knows its actions. Discrete actions
+    pass through (shifted by ``start``).
     """
 
-    def __init__(self, action_space: gym.Space, activation_action: str | None) -> None:
+    def __init__(self, action_space: gym.Space, activation_action: str | None, identity: bool = False) -> None:
         self.discrete = isinstance(action_space, gym.spaces.Discrete)
         self.rescales = False
+        self.identity = identity
         if isinstance(action_space, gym.spaces.Discrete):
             self._start = int(action_space.start)
             return
@@ -273,7 +275,9 @@ class ActionMap:
         self._shape = action_space.shape
         self._dtype = action_space.dtype
         self.low, self.high = action_space.low, action_space.high
-        if activation_action == "tanh" and action_space.is_bounded():
+        if identity:
+            self.low, self.high = np.full_like(self.low, -np.inf), np.full_like(self.high, np.inf)
+        elif activation_action == "tanh" and action_space.is_bounded():
             low, high = self.low.astype(np.float64), self.high.astype(np.float64)
             self.scale = ((high - low) / 2).astype(np.float32)
             self.offset = ((high + low) / 2).astype(np.float32)
@@ -292,6 +296,8 @@ class ActionMap:
         """A phrase for the start table."""
         if self.discrete:
             return "discrete"
+        if self.identity:
+            return "as the policy makes them, neither mapped nor clipped"
         if self.rescales:
             return "tanh range mapped to the bounds, then clipped"
         return "clipped to the bounds"

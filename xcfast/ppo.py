@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,13 +13,26 @@ from torch import Tensor, nn
 
 from xcfast.gae import compute_gae
 from xcfast.normalize import NonFiniteError, RewardNormalizer
+from xcfast.schedule import ADAM_EPS, Schedule, learning_rate
 
 if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
     from xcfast.config import Config
     from xcfast.policy import ActorCritic
     from xcfast.rollout import Rollout
 
-ADAM_EPS = 1e-5
+__all__ = [
+    "ADAM_EPS",
+    "PPOLoss",
+    "TorchLearner",
+    "batch_mean",
+    "explained_variance",
+    "learning_rate",
+    "normalized_advantages",
+    "ppo_loss",
+]
+
 _EVALUATION_ROWS = 16384  # rows per forward pass over the rollout: bounds the memory that activations take
 
 
@@ -85,11 +99,6 @@ def ppo_loss(
     )
 
 
-def learning_rate(config: Config, update: int) -> float:
-    """Learning rate of update k of K: lr * (1 - (1 - end) * k / K), end = ``end_factor_lr_decay``."""
-    return config.learning_rate * (1.0 - (1.0 - config.end_factor_lr_decay) * update / config.num_updates)
-
-
 def normalized_advantages(advantages: Tensor) -> Tensor:
     """(A - mean) / (std + 1e-8) with the population standard deviation of the minibatch."""
     centred = advantages - advantages.mean()
@@ -112,6 +121,8 @@ class TorchLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         num_threads: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
     ) -> None:
         self.policy = policy
         self.device = policy.device
@@ -119,7 +130,11 @@ class TorchLearner:
         self._config = config
         self._reward_normalizer = reward_normalizer
         self._parameters = list(policy.parameters())
-        self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+        own = optimizer is None
+        self.optimizer = optimizer or torch.optim.Adam(
+            self._parameters, lr=config.learning_rate, eps=ADAM_EPS, fused=True
+        )
+        self._schedule = Schedule(config, self.optimizer, scheduler, own)
         steps, envs = rollout.rewards.shape
         self._scaled_rewards = np.empty((steps, envs), np.float32)
         self._final_values = np.zeros((steps, envs), np.float32)
@@ -196,18 +211,19 @@ class TorchLearner:
         sums = torch.zeros(5, device=self.device)
         norms = torch.zeros((), device=self.device)
         update = iteration * config.n_epochs * config.n_minibatch
-        group = self.optimizer.param_groups[0]
+        rate = 0.0
         for epoch in range(config.n_epochs):
             indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
             rows = indices if on_device is None else self._to_device(indices)
             for start, stop in pairwise(offsets.tolist()):
-                group["lr"] = learning_rate(config, update)
+                rate = self._schedule.begin(update)
                 batch = self._gather(rollout, rows[start:stop], on_device)
                 loss = self._loss(*batch)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.loss.backward()
                 norms += nn.utils.clip_grad_norm_(self._parameters, max_norm)
                 self.optimizer.step()
+                self._schedule.end()
                 sums += torch.stack(loss[1:]) * float(stop - start)
                 update += 1
         total = config.n_epochs * config.batch_size
@@ -217,7 +233,7 @@ class TorchLearner:
         metrics = {f"losses/{name}": value for name, value in zip(names, means, strict=True)}
         metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
         metrics["predict_value"] = float(rollout.values.mean(dtype=np.float64))
-        metrics["learning_rate"] = group["lr"]
+        metrics["learning_rate"] = rate
         return metrics
 
     def _loss(
@@ -254,22 +270,25 @@ class TorchLearner:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim.Adam``'s form."""
-        return {"optimizer": self.optimizer.state_dict()}
+        """The optimiser's state, in ``torch.optim``'s form, and the scheduler's where there is one."""
+        return {"optimizer": self.optimizer.state_dict(), **self._schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
+        self._schedule.load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        state = [{k: v.clone() for k, v in self.optimizer.state[p].items()} for p in self._parameters]
-        return [p.detach().clone() for p in self._parameters], state
+    def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any]], Any]:
+        state = [copy.deepcopy(self.optimizer.state.get(p, {})) for p in self._parameters]
+        return [p.detach().clone() for p in self._parameters], state, self._schedule.snapshot()
 
     @torch.no_grad()
-    def _restore(self, snapshot: tuple[list[Tensor], list[dict[str, Tensor]]]) -> None:
-        for parameter, value, state in zip(self._parameters, *snapshot, strict=True):
+    def _restore(self, snapshot: tuple[list[Tensor], list[dict[str, Any]], Any]) -> None:
+        values, states, schedule = snapshot
+        for parameter, value, state in zip(self._parameters, values, states, strict=True):
             parameter.copy_(value)
             self.optimizer.state[parameter] = state
+        self._schedule.restore(schedule)
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:

@@ -61,9 +61,15 @@ class RunFolders:
     mode: Mode
 
     @classmethod
-    def create(cls, config: Config, mode: Mode) -> RunFolders:
-        """New folders ``<dir>/<env_id>/seed_<seed>_<time>``; a second run in the same second gets a suffix."""
-        env = env_folder(config.env_id)
+    def create(cls, config: Config, mode: Mode, below_env: bool = True) -> RunFolders:
+        """New folders ``<dir>/<env_id>/seed_<seed>_<time>``; a second run in the same second gets a suffix.
+
+        Args:
+            config: its log_dir, model_dir, env_id and seed are read.
+            mode: of the run.
+            below_env: whether there is a folder ``<env_id>`` between.
+        """
+        env = env_folder(config.env_id) if below_env else ""
         stamp = f"seed_{config.seed}_{time.strftime('%Y_%m%d_%H%M%S')}"
         for attempt in itertools.count(1):
             name = stamp if attempt == 1 else f"{stamp}_{attempt}"
@@ -220,10 +226,16 @@ class ResultFiles:
                 self._csv[name] = CsvLog(path, header)
 
     def add_scores(self, step: int, scores: np.ndarray, elapsed_seconds: float) -> None:
-        """One evaluation: ``test_scores.csv``, ``learning_curve.csv`` and, with the run's age, ``elapsed.csv``."""
-        self._csv["test_scores.csv"].write([step, *scores.tolist()])
-        self._csv["elapsed.csv"].write([step, round(elapsed_seconds, 3)])
-        self._csv["learning_curve.csv"].write([step, float(scores.mean())])
+        """One evaluation, if results are kept.
+
+        Into ``learning_curve.csv``, with the run's age into ``elapsed.csv``, and with ``test_episode`` scores into
+        ``test_scores.csv``.
+        """
+        if "learning_curve.csv" in self._csv:
+            if len(scores) == len(self._csv["test_scores.csv"].columns) - 1:
+                self._csv["test_scores.csv"].write([step, *scores.tolist()])
+            self._csv["elapsed.csv"].write([step, round(elapsed_seconds, 3)])
+            self._csv["learning_curve.csv"].write([step, float(scores.mean())])
 
     def new_best(self, mean: float, std: float, step: int) -> None:
         """A new best model: ``best_model_info.json``."""

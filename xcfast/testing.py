@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from xcfast.config import Config, ConfigError
 from xcfast.envs import make_env_fn
 from xcfast.evaluation import TEST_RUN, Evaluator
 from xcfast.normalize import ObservationNormalizer
-from xcfast.policy import ActionMap, build_policy
+from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.rendering import find_backend, mujoco_gl
 from xcfast.report import resolve_device, say
 from xcfast.results import RunFolders, Summary, find_model, model_file
@@ -50,13 +51,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
     if trained["env_id"] != config.env_id:
         raise ConfigError(f"{path} was trained on {trained['env_id']}; env_id is {config.env_id}")
     config = dataclasses.replace(config, **{key: trained[key] for key in _OF_THE_MODEL})
-    backend = problem = None
-    if config.render:  # before MuJoCo is imported, which fails where MUJOCO_GL names a library that is missing
-        backend, problem = find_backend(config.env_id, config.render_mode)
-    if problem is not None:
-        say(f"no {'window' if config.render_mode == 'human' else 'video'}: {problem}", error=True)
-    with ExitStack() as stack:
-        stack.enter_context(mujoco_gl(backend))
+    with rendering(config) as able:
         env = make_env_fn(config.env_id)()
         observation_space, action_space = env.observation_space, env.action_space
         env.close()
@@ -70,27 +65,14 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
             enabled=config.use_obsnorm,
         )
         normalizer.load_state_dict(saved["obs_normalizer"])
-        action_map = ActionMap(action_space, config.activation_action)
+        action_map = ActionMap(action_space, config.activation_action, bool(saved.get("identity_actions")))
         folders = RunFolders.find(path)
 
         start = time.perf_counter()
         say(f"testing {path} (step {saved['step']:,})", quiet)
-        render_mode = video = None
-        if config.render and problem is None:
-            video = _video(config, folders) if config.render_mode == "rgb_array" else None
-            render_mode = config.render_mode if config.render_mode == "human" or video is not None else None
-        if video is not None:
-            stack.callback(video.close)
-        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, video)
-        stack.callback(evaluator.close)
-        scores = evaluator(TEST_RUN)
-        backend = evaluator.backend
-        if video is not None and video.best is not None:
-            number, best = video.best
-            say(
-                f"video {video.path} (the best of {len(scores)} episodes: number {number + 1}, return {best:.2f})",
-                quiet,
-            )
+        with playing(config, policy, normalizer, action_map, folders.log_dir if able else None, quiet) as evaluator:
+            scores = evaluator(TEST_RUN)
+            backend = evaluator.backend
     mean, std = float(scores.mean()), float(scores.std())
     say(f"scores {np.array2string(scores, precision=2)}", quiet)
     say(f"Mean Score: {mean:.2f}, Std: {std:.2f}, Best Score: {scores.max():.2f}", quiet)
@@ -112,9 +94,61 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
     )
 
 
-def _video(config: Config, folders: RunFolders) -> BestEpisodeVideo | None:
+@contextmanager
+def rendering(config: Config) -> Iterator[bool]:
+    """While active, OpenGL is set up for ``config.render``; yields whether the env can be shown.
+
+    To be entered before MuJoCo is imported, which fails where MUJOCO_GL names a library that is missing.
+    """
+    backend = problem = None
+    if config.render:
+        backend, problem = find_backend(config.env_id, config.render_mode)
+    if problem is not None:
+        say(f"no {'window' if config.render_mode == 'human' else 'video'}: {problem}", error=True)
+    with mujoco_gl(backend):
+        yield config.render and problem is None
+
+
+@contextmanager
+def playing(
+    config: Config,
+    policy: ActorCritic,
+    normalizer: ObservationNormalizer,
+    action_map: ActionMap,
+    video_dir: Path | None,
+    quiet: bool,
+) -> Iterator[Evaluator]:
+    """An evaluator that shows what it plays; at the end it says where the video is.
+
+    Args:
+        config: decides the env, the number of episodes, seeds, how it is shown.
+        policy: plays.
+        normalizer: of its observations.
+        action_map: of its actions.
+        video_dir: where a video goes; None: nothing is shown.
+        quiet: print nothing but warnings.
+    """
+    with ExitStack() as stack:
+        render_mode = video = None
+        if video_dir is not None:
+            video = _video(config, video_dir) if config.render_mode == "rgb_array" else None
+            render_mode = config.render_mode if config.render_mode == "human" or video is not None else None
+        if video is not None:
+            stack.callback(video.close)
+        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, video)
+        stack.callback(evaluator.close)
+        yield evaluator
+        if video is not None and video.best is not None:
+            number, best = video.best
+            say(
+                f"video {video.path} (the best of {video.episodes} episodes: number {number + 1}, return {best:.2f})",
+                quiet,
+            )
+
+
+def _video(config: Config, folder: Path) -> BestEpisodeVideo | None:
     """The recorder; None, with a sentence, where a package is missing."""
-    path = folders.log_dir / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
+    path = folder / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
     try:
         return BestEpisodeVideo(path, config.fps)
     except ImportError as error:

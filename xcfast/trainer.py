@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +29,13 @@ from xcfast.results import Mode, ResultFiles, RunFolders, Summary, package_versi
 from xcfast.rollout import Rollout
 from xcfast.signals import StopRequest
 
-__all__ = ["RunFailed", "Summary", "Trainer", "describe", "run"]
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from xcfast.envs import VecEnv
+    from xcfast.policy import ActorCritic
+
+__all__ = ["Parts", "RunFailed", "Summary", "Trainer", "describe", "run"]
 
 
 class RunFailed(RuntimeError):
@@ -68,17 +75,52 @@ def run(config: Config, mode: Mode | None = None, resume: str | Path | None = No
         trainer.close()
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the caller of a ``Trainer`` brings; what is None is made as the configuration says.
+
+    Attributes:
+        envs: ``config.parallels`` of them; they stay the caller's to close.
+        policy: of the form that ``config`` describes; its weights are trained in place.
+        optimizer: of the policy's parameters.
+        scheduler: of that optimizer; stepped once after each update, it decides the learning rates.
+        below_env: whether the run's folders are in one ``<env_id>``.
+    """
+
+    envs: VecEnv | None = None
+    policy: ActorCritic | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    scheduler: LRScheduler | None = None
+    below_env: bool = True
+
+
 class Trainer:
-    """One training run. ``run()`` trains to the end, or until it is asked to stop; ``close()`` frees what it holds."""
+    """One training run; ``close()`` frees what it holds.
+
+    ``run()`` trains to the end, or until it is asked to stop. Whoever has a loop of their own calls ``advance()`` for
+    some steps at a time instead, ``add_scores()`` after evaluations, and ``finish()``.
+
+    Attributes:
+        begun: whether the envs' first episodes have begun.
+        episodes_done: int64 [N], episodes that each env has finished in rollouts that were learned from.
+    """
 
     def __init__(
-        self, config: Config, mode: Mode | None = None, resume: Path | None = None, quiet: bool = False
+        self,
+        config: Config,
+        mode: Mode | None = None,
+        resume: Path | None = None,
+        quiet: bool = False,
+        parts: Parts = Parts(),
     ) -> None:
         self.config, self.quiet = config, quiet
+        self._parts = parts
         self.mode: Mode = mode or "benchmark"
         self.progress = Progress()
         self._stop = StopRequest()
-        self._resumed = resume is not None
+        self.begun = resume is not None
+        self._started = time.perf_counter()
+        self._rollout_seconds = 0.0
         self._threads = torch.get_num_threads()
         self._closers: list[Callable[[], object]] = []
 
@@ -89,9 +131,9 @@ class Trainer:
             checkpoint_file = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
             saved = ckpt.load_checkpoint(checkpoint_file)
         try:
-            self._build({} if saved is None else saved["engines"])
+            self._build(saved or {})
             if saved is None:
-                self.folders = RunFolders.create(config, self.mode)
+                self.folders = RunFolders.create(config, self.mode, parts.below_env)
             resume_step = None if saved is None else int(saved["step"])
             self.writer = make_writer(config, self.folders.log_dir, resume_step=resume_step)
             self._closers.append(self.writer.close)
@@ -122,16 +164,20 @@ class Trainer:
         """Env steps trained on so far, over all envs."""
         return self.progress.iteration * self.config.batch_size
 
-    def _build(self, engines: dict[str, Any]) -> None:
-        config = self.config
+    def _build(self, saved: dict[str, Any]) -> None:
+        config, parts = self.config, self._parts
         self.device = resolve_device(config)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self.envs = make_envs(config)
-        self._closers.append(self.envs.close)
+        if parts.envs is None:
+            self.envs = make_envs(config)
+            self._closers.append(self.envs.close)
+        else:
+            self.envs = parts.envs
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
-        self.policy = build_policy(config, observation_space, action_space)
-        self.action_map = ActionMap(action_space, config.activation_action)
+        self.policy = parts.policy or build_policy(config, observation_space, action_space)
+        self.action_map = ActionMap(action_space, config.activation_action, bool(saved.get("identity_actions")))
+        self._inference = saved.get("engines", {}).get("inference")
         num_envs, obs_shape = self.envs.num_envs, observation_space.shape or ()
         self.obs_normalizer = ObservationNormalizer(
             obs_shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
@@ -139,6 +185,7 @@ class Trainer:
         self.reward_normalizer = RewardNormalizer(
             num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm
         )
+        self.episodes_done = np.zeros(num_envs, np.int64)
         discrete = self.action_map.discrete
         self.rollout = Rollout(
             config.num_steps,
@@ -149,26 +196,35 @@ class Trainer:
             allocate=pinned if self.device.type == "cuda" else np.zeros,
         )
         self.learner, self.learner_reason = make_learner(
-            config, self.policy, self.rollout, self.reward_normalizer, num_threads(config), self.device
-        )
-        self.collector, self.collector_reason = make_collector(
             config,
-            self.envs,
             self.policy,
-            self.obs_normalizer,
-            self.action_map,
-            self.learner.device_policy if isinstance(self.learner, CudaLearner) else None,
-            engines.get("inference"),
+            self.rollout,
+            self.reward_normalizer,
+            num_threads(config),
+            self.device,
+            parts.optimizer,
+            parts.scheduler,
         )
-        self.evaluator = Evaluator(
-            config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested
-        )
-        self._closers.append(self.evaluator.close)
+        self._connect()
+        self._closers.append(lambda: self.evaluator.close())
         torch.set_num_threads(1)  # the env loop's inference; the learner takes all of them for the update
 
-    def _start(self) -> None:
+    def _connect(self) -> None:
+        """Make what applies the action map."""
+        parts = (self.policy, self.obs_normalizer, self.action_map)
+        on_device = self.learner.device_policy if isinstance(self.learner, CudaLearner) else None
+        self.collector, self.collector_reason = make_collector(
+            self.config, self.envs, *parts, on_device, self._inference
+        )
+        self.evaluator = Evaluator(self.config, *parts, should_stop=lambda: self._stop.requested)
+
+    def start(self) -> None:
+        """Begin the first episodes, and give the observation statistics a start unless they have one; only once."""
+        if self.begun:
+            return
+        self.begun = True
         self.collector.reset([self.config.env_seed + i for i in range(self.envs.num_envs)])
-        if self.config.use_obsnorm:
+        if self.config.use_obsnorm and self.obs_normalizer.rms.count == 0:
             self.collector.warm_up(self.rollout)
 
     def run(self) -> Summary:
@@ -182,18 +238,21 @@ class Trainer:
             try:
                 self._train()
             except Exception as error:
-                failure = RunFailed(self._save_after_failure(error))
-                failure.expected = isinstance(error, NonFiniteError | SimulationError | WorkerError)
-                raise failure from error
+                raise self._failure(error) from error
             finally:
                 self.results.close(self._elapsed_seconds)
             return self._finish()
 
+    def _failure(self, error: Exception) -> RunFailed:
+        failure = RunFailed(self._save_after_failure(error))
+        failure.expected = isinstance(error, NonFiniteError | SimulationError | WorkerError)
+        return failure
+
     def _train(self) -> None:
         """The loop. It ends between two iterations, where a checkpoint can be taken, perhaps with an evaluation due."""
         config = self.config
-        if not self._resumed:
-            self._start()
+        if not self.begun:
+            self.start()
             self.progress.evaluation_due = self.mode == "benchmark"
         with ProgressBar(config.num_iterations * config.batch_size, self.step, enabled=not self.quiet) as bar:
             while True:
@@ -217,6 +276,62 @@ class Trainer:
         """Wall-clock seconds of this run, with those of the parts before it was resumed."""
         return time.perf_counter() - self._started
 
+    def advance(self, num_steps: int) -> dict[str, float]:
+        """Train for ``num_steps`` steps of each env; a rollout that is not full then waits for the next call.
+
+        Returns:
+            What the last update logged; nothing where there was none.
+
+        Raises:
+            RunFailed: something broke.
+        """
+        num_envs = self.envs.num_envs
+        begin = self.step + self.rollout.step * num_envs
+        logged: dict[str, float] = {}
+        try:
+            self.start()
+            with ProgressBar(begin + num_steps * num_envs, begin, enabled=not self.quiet) as bar:
+                while num_steps > 0:
+                    part = min(num_steps, self.rollout.num_steps - self.rollout.step)
+                    num_steps -= part
+                    logged = self._iterate(part) or logged
+                    if self.rollout.step == 0 and self._passed(self.config.checkpoint_every):
+                        self._save_checkpoint()
+                    bar.update(self.step + self.rollout.step * num_envs, self.progress.recent_returns)
+        except Exception as error:
+            raise self._failure(error) from error
+        return logged
+
+    def restart_episodes(self) -> None:
+        """Start new episodes in every env, after others used them; rows of an unfinished rollout are dropped."""
+        self.rollout.clear()
+        self.rollout.episode_returns[:] = 0.0
+        self.rollout.episode_lengths[:] = 0
+        self.reward_normalizer.returns[:] = 0.0
+        self.obs_normalizer.discard()
+        self.collector.reset(None)
+
+    def use_identity_actions(self, identity: bool) -> None:
+        """Whether actions go to the envs as the policy makes them; see ``ActionMap``. Episodes must then start anew."""
+        if identity == self.action_map.identity:
+            return
+        space = self.envs.single_action_space
+        self.action_map = ActionMap(space, self.config.activation_action, identity)
+        noise = self.collector.state_dict(with_envs=False)
+        self.evaluator.close()
+        self._connect()
+        self.collector.load_state_dict(noise)
+
+    def finish(self) -> Summary:
+        """The end of a run by ``advance``: the last weights in a checkpoint, the results' end, the summary."""
+        path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
+        if self.progress.iteration > 0 and not path.exists():
+            self._save_checkpoint()
+        self.results.close(self._elapsed_seconds)
+        summary = self._summary()
+        write_json(self.folders.log_dir / "summary.json", summary.to_dict())
+        return summary
+
     def _finish(self) -> Summary:
         """Save what resuming or testing needs, and report."""
         saved = self._save_checkpoint()
@@ -234,21 +349,29 @@ class Trainer:
             say(end_table(summary, self._stop.signal_name))
         return summary
 
-    def _iterate(self) -> None:
-        """One PPO iteration: collect, update, log."""
+    def _iterate(self, num_steps: int | None = None) -> dict[str, float]:
+        """One PPO iteration: collect, update, log; returns what is logged.
+
+        With ``num_steps`` that do not fill the rollout, only their collection, and nothing is returned.
+        """
         start = time.perf_counter()
-        self.collector.collect(self.rollout)
+        self.collector.collect(self.rollout, num_steps)
+        self._rollout_seconds += time.perf_counter() - start
+        if not self.rollout.full:
+            return {}
         check_finite(self.rollout)
         collected = time.perf_counter()
         metrics = self.learner.update(self.rollout, self.progress.iteration)
         updated = time.perf_counter()
-        self.progress.collection_seconds += collected - start
+        self.progress.collection_seconds += self._rollout_seconds
         self.progress.update_seconds += updated - collected
         self._log_episodes()
         self.progress.iteration += 1
-        self._log_iteration(metrics, collected - start, updated - collected)
+        scalars = self._log_iteration(metrics, self._rollout_seconds, updated - collected)
         self.writer.flush()
         self.rollout.clear()
+        self._rollout_seconds = 0.0
+        return scalars
 
     def _passed(self, interval: int) -> bool:
         """Whether the last iteration took the step counter past a multiple of ``interval``."""
@@ -260,21 +383,32 @@ class Trainer:
             scores = self.evaluator(self.progress.evaluations)
         except EvaluationStopped:  # it stays due, and a resumed run begins with it
             return
-        is_best = self.progress.add_evaluation(scores, self.step, time.perf_counter() - start)
-        mean, std = float(scores.mean()), float(scores.std())
-        self.results.add_scores(self.step, scores, self._elapsed_seconds)
-        tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
-        self.writer.scalars(tags, self.step)
-        self.writer.flush()
-        say(f"step {self.step:>9,}  score {mean:10.2f} +- {std:.2f}", self.quiet)
-        if is_best:
+        if self.add_scores(scores, self.step, time.perf_counter() - start):
             self._save(ckpt.BEST_MODEL)
-            self.results.new_best(mean, std, self.step)
+            self.results.new_best(float(scores.mean()), float(scores.std()), self.step)
+
+    def add_scores(self, scores: np.ndarray, step: int, seconds: float) -> bool:
+        """Log an evaluation, in benchmark mode to the result files too; returns whether it is the best so far.
+
+        Args:
+            scores: float64 [episodes], episode returns.
+            step: env steps, over all envs, after which it took place.
+            seconds: how long it took.
+        """
+        is_best = self.progress.add_evaluation(scores, step, seconds)
+        mean, std = float(scores.mean()), float(scores.std())
+        self.results.add_scores(step, scores, self._elapsed_seconds)
+        tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
+        self.writer.scalars(tags, step)
+        self.writer.flush()
+        say(f"step {step:>9,}  score {mean:10.2f} +- {std:.2f}", self.quiet)
+        return is_best
 
     def _log_episodes(self) -> None:
         """XuanCe's two curves per env, at the step at which the episode ended."""
         num_envs = self.envs.num_envs
         for row, env, episode_return, length in self.rollout.episodes.tolist():
+            self.episodes_done[env] += 1
             self.progress.recent_returns.append(episode_return)
             tags = {
                 f"Train-Episode-Rewards/rank_0/env-{env}": episode_return,
@@ -282,7 +416,7 @@ class Trainer:
             }
             self.writer.scalars(tags, self.step + (row + 1) * num_envs)
 
-    def _log_iteration(self, metrics: dict[str, float], collection: float, update: float) -> None:
+    def _log_iteration(self, metrics: dict[str, float], collection: float, update: float) -> dict[str, float]:
         scalars = {
             **metrics,
             "actor_loss": metrics["losses/policy_loss"],
@@ -299,6 +433,7 @@ class Trainer:
             scalars["charts/episodic_return"] = float(episodes["ret"].mean())
             scalars["charts/episodic_length"] = float(episodes["length"].mean())
         self.writer.scalars(scalars, self.step)
+        return scalars
 
     def _state(self, with_envs: bool = True) -> dict[str, Any]:
         """Everything that decides how the run goes on; taken between iterations."""
@@ -314,6 +449,7 @@ class Trainer:
             },
             "versions": package_versions(),
             "policy": self.policy.state_dict(),
+            "identity_actions": self.action_map.identity,
             "learner": self.learner.state_dict(),
             "obs_normalizer": self.obs_normalizer.state_dict(),
             "reward_normalizer": self.reward_normalizer.state_dict(),
@@ -362,11 +498,19 @@ class Trainer:
     def _save(self, name: str) -> bool:
         """Write a model file; a full disk is reported and does not end the run."""
         try:
-            ckpt.save_checkpoint(self.folders.model_dir / name, self._state())
+            self.save(self.folders.model_dir / name)
         except ckpt.CheckpointError as error:
             say(f"warning: {error}", error=True)
             return False
         return True
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; in a rollout's middle, or with closed envs, one whose resumption starts new episodes.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        ckpt.save_checkpoint(path, self._state(with_envs=self.rollout.step == 0 and not self.envs.closed))
 
     def _save_after_failure(self, error: Exception) -> str:
         """Save the weights from before the failed iteration; returns the sentence to fail with."""
@@ -407,7 +551,7 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """Close envs and files and give torch its threads back; safe to call twice."""
+        """Close the envs that are the run's own, and files, and give torch its threads back; safe to call twice."""
         while self._closers:
             self._closers.pop()()
         torch.set_num_threads(self._threads)

@@ -15,7 +15,8 @@ class BestEpisodeVideo:
         fps: pictures per second.
 
     Attributes:
-        best: number of the best episode, from 0, and its return; None before the first has ended.
+        episodes: how many have ended.
+        best: number of the best one, from 0, and its return; None before the first has ended.
 
     Raises:
         ImportError: imageio, or the ffmpeg that comes with it, is not installed.
@@ -29,7 +30,7 @@ class BestEpisodeVideo:
         self.path, self._fps = path, fps
         self._current = path.with_name(f".{path.stem}_{os.getpid()}{path.suffix}")
         self._writer: Any = None
-        self._episodes = 0
+        self.episodes = 0
         self.best: tuple[int, float] | None = None
 
     def add(self, picture: Any) -> None:
@@ -42,9 +43,9 @@ class BestEpisodeVideo:
         """Ends the episode."""
         self._close_writer()
         if self.best is None or episode_return > self.best[1]:
-            self.best = self._episodes, episode_return
+            self.best = self.episodes, episode_return
             os.replace(self._current, self.path)
-        self._episodes += 1
+        self.episodes += 1
 
     def close(self) -> None:
         """Drops what is left of an episode that did not end; calling it again does nothing."""

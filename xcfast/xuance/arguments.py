@@ -1,0 +1,187 @@
+"""Reading the arguments of a XuanCe script, and making a ``Config`` of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, get_args
+
+import gymnasium
+import numpy as np
+import torch
+
+from xcfast.config import Config, ConfigError, load_config, shipped_config
+from xcfast.config_keys import INERT_KEYS, RENAMED_KEYS, keys_of, nearest_name
+from xcfast.config_schema import hints
+from xcfast.config_yaml import read_file
+
+# Arguments that XuanCe's scripts have besides the configuration's keys.
+_OF_SCRIPTS = {
+    *("test", "benchmark", "method", "algo", "env", "config", "config_path", "result_path", "is_test"),
+    *("observation_space", "action_space", "agent_name", "episode_length"),
+}
+_ENV_FAMILIES = {name.lower().replace(" ", "_"): name for name in get_args(hints()["env_name"])}
+_FALLEN_BACK: set[str] = set()
+
+
+def load_yaml(file_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or has a key that no PPO run knows, which is most likely misspelt.
+    """
+    layer = read_file(file_dir)
+    for name, (_, where) in layer.items():
+        if not _known(name):
+            nearest = nearest_name(name, (*keys_of(Config), *RENAMED_KEYS, *INERT_KEYS))
+            allowed = "the keys that python -m xcfast.config lists"
+            raise ConfigError("unknown key", key=name, allowed=allowed, nearest=nearest, where=where)
+    return {name: value for name, (value, _) in layer.items()}
+
+
+def get_configs(file_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The name that ``load_yaml`` had until XuanCe 1.4.3."""
+    return load_yaml(file_dir)
+
+
+def recursive_dict_update(basic_dict: Mapping[str, Any], target_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of ``basic_dict`` with the values of ``target_dict``; dicts in both are merged."""
+    merged = dict(deepcopy(basic_dict))
+    for name, value in target_dict.items():
+        if isinstance(value, Mapping):
+            below = merged.get(name)
+            value = recursive_dict_update(below if isinstance(below, Mapping) else {}, value)
+        merged[name] = value
+    return merged
+
+
+def get_arguments(
+    algo: str | None = None,
+    env: str | None = None,
+    env_id: str | None = None,
+    config_path: str | os.PathLike[str] | None = None,
+    parser_args: Namespace | None = None,
+    is_test: bool = False,
+    *,
+    method: str | None = None,
+) -> Namespace:
+    """All keys of a run, from three layers: what is shipped for env and env id, the given file, the command line.
+
+    Args:
+        algo: ``ppo``; ``method`` is its older name.
+        env: the family: ``mujoco``, ``classic_control``, ``box2d``.
+        env_id: Gymnasium's id.
+        config_path: a YAML file, relative to the current folder.
+        parser_args: what argparse returned; a value None does not count as given.
+        is_test: make testing the mode of ``RunnerDRL.run()``.
+        method: see ``algo``.
+
+    Raises:
+        ConfigError: there is no such algorithm, family or file.
+    """
+    name = str(method if algo is None else algo)
+    if name.lower() not in ("ppo", "ppo_clip", "ppoclip", "ppo_kl", "ppokl"):
+        raise ConfigError("not available", key="algo", given=name, allowed="ppo, ppo_kl")
+    if env is not None and env.lower() not in _ENV_FAMILIES:
+        raise ConfigError("not available", key="env", given=env, allowed=", ".join(_ENV_FAMILIES))
+    values = Config().to_dict()
+    if env_id is not None:
+        shipped = shipped_config(env_id)
+        if shipped is not None:
+            values |= _renamed(load_yaml(shipped))
+            if env is not None and values["env_name"] != _ENV_FAMILIES[env.lower()]:
+                raise ConfigError(
+                    f"does not fit {env_id}, whose env_name is {values['env_name']}", key="env", given=env
+                )
+        elif env is not None:
+            values["env_name"] = _ENV_FAMILIES[env.lower()]
+        values["env_id"] = env_id
+    if name.lower().endswith("kl"):
+        values |= {"agent": "PPO_KL", "learner": "PPOKL_Learner"}
+    if config_path is not None:
+        values |= _renamed(load_yaml(config_path))
+    if parser_args is not None:
+        values |= _renamed({key: value for key, value in vars(parser_args).items() if value is not None})
+    if is_test:
+        values["test_mode"] = True
+    return Namespace(**values)
+
+
+def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any) -> Config:
+    """The configuration that a script's arguments describe.
+
+    Args:
+        args: anything with the keys as attributes, or a mapping of them.
+        **changes: keys that win.
+
+    Raises:
+        ConfigError: it cannot be run.
+    """
+    if isinstance(args, Config):
+        given: dict[str, Any] = args.to_dict()
+    else:
+        given = dict(args if isinstance(args, Mapping) else vars(args))
+    strange = [name for name in given if not _known(name) and name not in _OF_SCRIPTS]
+    config = load_config(None, {**_renamed({n: v for n, v in given.items() if _known(n)}), **changes})
+    if strange:
+        near = {name: nearest_name(name, keys_of(Config)) for name in strange}
+        listed = ", ".join(f"{name} (did you mean {close}?)" if close else name for name, close in near.items())
+        object.__setattr__(config, "notices", (*config.notices, f"arguments that are no keys, not read: {listed}"))
+    return config
+
+
+def _known(name: str) -> bool:
+    return name in keys_of(Config) or name in RENAMED_KEYS or name in INERT_KEYS
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With today's key names, so that a later layer meets the same key of an earlier one."""
+    return {RENAMED_KEYS.get(name, name): value for name, value in values.items()}
+
+
+def get_total_iters(agent_name: str, config: Namespace | Any) -> int:
+    """Number of updates in the run, which is how often a scheduler is stepped.
+
+    Args:
+        agent_name: XuanCe's name of the algorithm; all of PPO's count alike.
+        config: the script's arguments.
+    """
+    return to_config(config).num_updates
+
+
+def set_seed(seed: int) -> None:
+    """Seeds the global generators of torch, numpy and Python.
+
+    A policy made by hand draws its weights from them. All else in a run has generators of its own, made from the
+    configuration's seeds.
+    """
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (a user's own code may draw from it)
+    random.seed(seed)
+
+
+def set_device(expected_device: str | torch.device | None) -> torch.device:
+    """The device, or the CPU, after a line that says so, where it is not there."""
+    name = "cpu" if expected_device is None else str(expected_device)
+    name = "cuda:0" if name.lower() == "gpu" else name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        if name not in _FALLEN_BACK:
+            print(f"xcfast: device {name} is not there (no CUDA); using the CPU", file=sys.stderr)
+            _FALLEN_BACK.add(name)
+        name = "cpu"
+    return torch.device(name)
+
+
+def space2shape(space: gymnasium.Space[Any] | tuple[int, ...]) -> Any:
+    """The shape of a space; of a Dict space, a dict of shapes; a tuple is one already."""
+    if isinstance(space, tuple):
+        return space
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {name: space2shape(one) for name, one in space.items()}
+    return space.shape

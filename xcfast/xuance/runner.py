@@ -1,0 +1,227 @@
+"""XuanCe's runner: training, benchmark and test of what a script's arguments describe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcfast.config import ConfigError
+from xcfast.envs import VecEnv
+from xcfast.report import say
+from xcfast.results import Mode, Summary
+from xcfast.trainer import Parts, Trainer
+from xcfast.xuance.agent import PPO_Agent, PPOKL_Agent
+from xcfast.xuance.arguments import get_arguments, to_config
+from xcfast.xuance.environment import XuanCeVecEnv, make_envs, plain
+
+#: XuanCe's name of the algorithm -> its agent.
+REGISTRY_Agents = {"PPO": PPO_Agent, "PPO_KL": PPOKL_Agent}
+
+
+class RunnerDRL:
+    """Runs in one of three modes.
+
+    Without an agent from outside, training and benchmark are those of the command line: checkpoints, exact resume,
+    evaluations after the iterations that pass a multiple of ``eval_interval``, result files. An agent from outside is
+    trained and tested in rounds of ``eval_interval``, as in XuanCe.
+
+    Args:
+        config: the script's arguments.
+        envs: from ``make_envs``; None: made when they are needed.
+        agent: an agent on these envs; None: made likewise.
+        manage_resources: whether ``run`` closes envs and agent at its end; None: if at least one of them is the
+            runner's own.
+
+    Raises:
+        ConfigError: the arguments cannot be run.
+    """
+
+    def __init__(
+        self,
+        config: Namespace | Any,
+        envs: XuanCeVecEnv | VecEnv | None = None,
+        agent: PPO_Agent | None = None,
+        manage_resources: bool | None = None,
+    ) -> None:
+        self.config = config
+        self.manage_resources = (envs is None or agent is None) if manage_resources is None else manage_resources
+        self._settings = to_config(config)
+        self._envs = envs if envs is not None or agent is None else agent.train_envs
+        self._agent = agent
+
+    @property
+    def envs(self) -> XuanCeVecEnv | VecEnv:
+        """The training environments, made at the first use."""
+        if self._envs is None:
+            self._envs = make_envs(self.config)
+        return self._envs
+
+    @property
+    def n_envs(self) -> int:
+        """Number of training environments."""
+        return self._settings.parallels if self._envs is None else self._envs.num_envs
+
+    @property
+    def agent(self) -> PPO_Agent:
+        """The agent, made at the first use."""
+        if self._agent is None:
+            self._agent = REGISTRY_Agents[self._settings.agent](self.config, self.envs)
+        return self._agent
+
+    def run(self, mode: str | None = None, **kwargs: Any) -> Any:
+        """Trains, tests or runs a benchmark.
+
+        Args:
+            mode: ``train``, ``test`` or ``benchmark``; None: ``train``, or ``test`` where the arguments say is_test.
+            **kwargs: ``running_steps`` (train, benchmark); ``eval_interval``, ``test_episodes``,
+                ``benchmark_result_path`` (benchmark: a folder that gets a copy of the result files); ``n_envs``,
+                ``render``, ``render_mode``, ``model_path``, ``model_name``, ``test_episodes`` (test).
+
+        Returns:
+            A ``Summary``; of a test the list of scores.
+
+        Raises:
+            ValueError: there is no such mode.
+            TypeError: an argument that the mode does not have.
+        """
+        if mode is None:
+            mode = "test" if self._settings.test_mode else "train"
+        modes: dict[str, Callable[..., Any]] = {"train": self._train, "test": self._test, "benchmark": self._benchmark}
+        if mode not in modes:
+            raise ValueError(f"mode must be one of {', '.join(modes)}; got {mode!r}")
+        try:
+            return modes[mode](**kwargs)
+        finally:
+            if self.manage_resources:
+                self._finalize()
+
+    def benchmark(self, **kwargs: Any) -> Any:
+        """The name that ``run("benchmark")`` had until XuanCe 1.4.2."""
+        return self.run("benchmark", **kwargs)
+
+    def _train(self, running_steps: int | None = None) -> Any:
+        if self._agent is None:
+            return self._train_as_command_line("train", {"running_steps": running_steps})
+        self.agent.train(max(1, (running_steps or self._settings.running_steps) // self.n_envs))
+        self.agent.save_model("final_train_model.pth")
+        say("Finish training.")
+        return None
+
+    def _benchmark(
+        self,
+        running_steps: int | None = None,
+        eval_interval: int | None = None,
+        test_episodes: int | None = None,
+        benchmark_result_path: str | os.PathLike[str] | None = None,
+    ) -> Any:
+        if self._agent is None:
+            changes = {"running_steps": running_steps, "eval_interval": eval_interval, "test_episode": test_episodes}
+            summary = self._train_as_command_line("benchmark", changes)
+            log_dir = summary.log_dir
+        else:
+            self._benchmark_agent(running_steps, eval_interval, test_episodes)
+            summary, log_dir = None, self._agent.log_dir
+        if benchmark_result_path is not None:
+            Path(benchmark_result_path).mkdir(parents=True, exist_ok=True)
+            for path in (*Path(log_dir).glob("*.csv"), *Path(log_dir).glob("*.json")):
+                shutil.copy2(path, benchmark_result_path)
+        return summary
+
+    def _train_as_command_line(self, mode: Mode, changes: dict[str, Any]) -> Summary:
+        envs = None if self._envs is None else plain(self._envs)
+        given = {name: value for name, value in changes.items() if value is not None}
+        if envs is not None:
+            given["parallels"] = envs.num_envs
+        config = to_config(self.config, **given)
+        for line in config.notices:
+            say(line, error=True)
+        trainer = Trainer(config, mode, parts=Parts(envs, below_env=False))
+        try:
+            return trainer.run()
+        finally:
+            trainer.close()
+
+    def _benchmark_agent(self, running_steps: int | None, eval_interval: int | None, test_episodes: int | None) -> None:
+        agent, settings = self.agent, self._settings
+        episodes = test_episodes or settings.test_episode
+        per_round = max(1, (eval_interval or settings.eval_interval) // self.n_envs)
+        rounds = max(1, (running_steps or settings.running_steps) // self.n_envs) // per_round
+        test_envs = self._make_envs(episodes)
+        try:
+            best = float("-inf")
+            for done in range(rounds + 1):
+                if done > 0:
+                    agent.train(per_round)
+                scores = agent.test(test_episodes=episodes, test_envs=test_envs, close_envs=False)
+                if np.mean(scores) > best:
+                    best = float(np.mean(scores))
+                    agent.save_model("best_model.pth")
+        finally:
+            test_envs.close()
+        agent.save_model("final_train_model.pth")
+        say(f"Best Model Score: {best:.2f}")
+
+    def _test(
+        self,
+        n_envs: int = 1,
+        render: bool | None = None,
+        render_mode: str | None = None,
+        model_path: str | os.PathLike[str] | None = None,
+        model_name: str | int | None = None,
+        test_episodes: int | None = None,
+    ) -> list[float]:
+        test_envs = self._make_envs(n_envs)
+        agent = self._agent
+        if agent is None:
+            changes = {} if render_mode is None else {"render_mode": render_mode}
+            agent = REGISTRY_Agents[self._settings.agent](
+                to_config(self.config, **changes),
+                observation_space=test_envs.observation_space,
+                action_space=test_envs.action_space,
+            )
+        elif render_mode not in (None, agent.config.render_mode):
+            raise ConfigError("is the agent's", key="render_mode", given=render_mode, allowed=agent.config.render_mode)
+        if render is not None:
+            agent.render = render
+        agent.load_model(agent.model_dir_load if model_path is None else Path(model_path), model_name)
+        scores = agent.test(test_episodes=test_episodes, test_envs=test_envs)
+        say(f"Test Episode Scores: {np.array2string(np.array(scores), precision=2)}")
+        say(f"Mean Score: {np.mean(scores):.2f}, Std: {np.std(scores):.2f}, Best Score: {max(scores):.2f}")
+        return scores
+
+    def _make_envs(self, num_envs: int) -> XuanCeVecEnv:
+        values = self._settings.to_dict()
+        return make_envs(Namespace(**{**values, "parallels": num_envs}))
+
+    def _finalize(self) -> None:
+        if self._agent is not None:
+            self._agent.finish()
+        if self._envs is not None:
+            self._envs.close()
+        self._agent = self._envs = None
+
+
+def get_runner(
+    algo: str | None = None,
+    env: str | None = None,
+    env_id: str | None = None,
+    config_path: str | os.PathLike[str] | None = None,
+    parser_args: Namespace | None = None,
+    is_test: bool = False,
+    *,
+    method: str | None = None,
+) -> RunnerDRL:
+    """The runner of an algorithm and an environment; logs and models go below a folder ``<env_id>``.
+
+    The arguments are those of ``get_arguments``.
+    """
+    args = get_arguments(algo, env, env_id, config_path, parser_args, is_test, method=method)
+    args.log_dir = os.path.join(args.log_dir, args.env_id)
+    args.model_dir = os.path.join(args.model_dir, args.env_id)
+    return RunnerDRL(args)
