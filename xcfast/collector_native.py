@@ -9,6 +9,7 @@ import torch
 
 from xcfast.collector import ActionNoise, TorchCollector
 from xcfast.config_keys import ConfigError
+from xcfast.distributed import ALONE, Ranks
 from xcfast.envs import MujocoVecEnv
 from xcfast.learner_native import network_spec, unknown_modules
 from xcfast.policy import GaussianActor
@@ -35,15 +36,28 @@ def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
 
 
 def make_collector(
-    config: Config, envs: VecEnv, policy: ActorCritic, normalizer: ObservationNormalizer, action_map: ActionMap
+    config: Config,
+    envs: VecEnv,
+    policy: ActorCritic,
+    normalizer: ObservationNormalizer,
+    action_map: ActionMap,
+    ranks: Ranks = ALONE,
 ) -> tuple[TorchCollector | NativeCollector, str]:
     """The collector that ``config.collector_backend`` asks for, and the reason for the choice.
+
+    Args:
+        config: of the run.
+        envs: this rank's share of the training envs.
+        policy: what acts.
+        normalizer: of the observations.
+        action_map: from the policy's actions to the envs'.
+        ranks: those that collect together.
 
     Raises:
         ConfigError: ``native`` is asked for and cannot serve.
     """
     reason_not = reason_not_native(envs, policy)
-    parts = (envs, policy, normalizer, action_map, config.seed)
+    parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
     if config.collector_backend == "torch":
         return TorchCollector(*parts), "as asked for"
     if reason_not is None:
@@ -153,11 +167,14 @@ class NativeCollector:
         normalizer: ObservationNormalizer,
         action_map: ActionMap,
         seed: int,
+        env_offset: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         assert isinstance(envs, MujocoVecEnv)
         self.envs = envs
         self.policy = policy
-        self.noise = ActionNoise(policy, seed, envs.num_envs)
+        self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset)
+        self._ranks = ranks
         self._normalizer = normalizer
         self._loop = EnvLoop(envs, policy, normalizer, action_map)
         self._is_reset = False
@@ -174,13 +191,17 @@ class NativeCollector:
 
         Raises:
             NonFiniteError: an env delivered NaN or infinity as an observation.
+            RankError: there are several ranks, and something failed on one.
             SimulationError: MuJoCo raised an error in an env.
         """
         if not self._is_reset:
             raise RuntimeError("collect() called before reset()")
-        self._loop.collect(rollout, self.noise, rollout.num_steps - rollout.step if num_steps is None else num_steps)
+        steps = rollout.num_steps - rollout.step if num_steps is None else num_steps
+        with self._ranks.together():
+            self._loop.collect(rollout, self.noise, steps)
+            if rollout.full:
+                self._normalizer.normalize(self.envs.observations, out=rollout.last_obs)
         if rollout.full:
-            self._normalizer.normalize(self.envs.observations, out=rollout.last_obs)
             self._normalizer.commit()
 
     def warm_up(self, rollout: Rollout) -> None:

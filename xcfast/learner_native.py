@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from xcfast.config_keys import ConfigError
+from xcfast.distributed import ALONE, Ranks
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import ADAM_EPS, TorchLearner, explained_variance, learning_rate
+from xcfast.ppo import ADAM_EPS, TorchLearner, joined_moments, learning_rate, minibatch_sizes, value_metrics
 
 if TYPE_CHECKING:
     from xcfast.config import Config
@@ -143,6 +144,7 @@ class NativeLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         num_threads: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         reason = self.reason_not(config, policy)
         if reason is not None:
@@ -150,6 +152,7 @@ class NativeLearner:
         from xcfast import _core
 
         self.policy = policy
+        self.ranks = ranks
         self.device = policy.device
         self.num_threads = num_threads
         self._config = config
@@ -205,25 +208,27 @@ class NativeLearner:
         rates = np.array([learning_rate(config, iteration * updates + k) for k in range(updates)])
         done = rollout.terminated | rollout.truncated
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
-        means = self._core.update(
-            rollout={
+        arguments = {
+            "rollout": {
                 "rewards": rewards,
                 **{name: getattr(rollout, name) for name in (*_ROLLOUT_ARRAYS, *_RESULT_ARRAYS)},
             },
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda if config.use_gae else 1.0,
-            normalize_advantages=config.use_advnorm,
-            max_norm=config.grad_clip_norm if config.use_grad_clip else float("inf"),
-            seed=config.seed,
-            iteration=iteration,
-            n_epochs=config.n_epochs,
-            n_minibatch=config.n_minibatch,
-            learning_rates=rates,
-            steps_done=self._steps_done,
-        )
+            "gamma": config.gamma,
+            "gae_lambda": config.gae_lambda if config.use_gae else 1.0,
+            "normalize_advantages": config.use_advnorm,
+            "seed": config.seed,
+            "iteration": iteration,
+            "n_epochs": config.n_epochs,
+            "n_minibatch": config.n_minibatch,
+        }
+        if self.ranks.world_size == 1:
+            means = self._core.update(
+                **arguments, max_norm=self._max_norm, learning_rates=rates, steps_done=self._steps_done
+            )
+        else:
+            means = self._update_with_others(arguments, rates)
         metrics = {f"losses/{name}": value for name, value in zip((*_LOSSES, "grad_norm"), means, strict=True)}
-        metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
-        metrics["predict_value"] = float(rollout.values.mean(dtype=np.float64))
+        metrics |= value_metrics(rollout, self.ranks)
         metrics["learning_rate"] = float(rates[-1])
         bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
         if bad:
@@ -233,6 +238,24 @@ class NativeLearner:
         self._steps_done += updates
         self._adam.param_groups[0]["lr"] = metrics["learning_rate"]
         return metrics
+
+    @property
+    def _max_norm(self) -> float:
+        return self._config.grad_clip_norm if self._config.use_grad_clip else float("inf")
+
+    def _update_with_others(self, arguments: dict[str, Any], rates: np.ndarray) -> list[float]:
+        """The update of several ranks: each minibatch's gradient is summed over them. Means as of ``_core.update``."""
+        config, ranks, core = self._config, self.ranks, self._core
+        moments = core.begin_update(**arguments, env_offset=ranks.rows(config.parallels).start)
+        moments = joined_moments(moments, ranks).tolist()
+        sizes = minibatch_sizes(config)
+        gradient, sums, norms = core.gradient, np.zeros(len(_LOSSES)), 0.0
+        for k, rate in enumerate(rates.tolist()):
+            _, mean, square = moments[k]
+            sums += core.minibatch_gradients(k, sizes[k % len(sizes)], mean, square)
+            ranks.sum_(gradient)
+            norms += core.apply(rate, self._max_norm, self._steps_done + k + 1)
+        return [*(ranks.sum_(sums) / (config.n_epochs * config.batch_size)).tolist(), norms / len(rates)]
 
     def compute_gradients(
         self,
@@ -271,9 +294,7 @@ class NativeLearner:
         Returns:
             The norm before it was limited.
         """
-        config = self._config
-        max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
-        norm = self._core.apply(learning_rate, max_norm, self._steps_done + 1)
+        norm = self._core.apply(learning_rate, self._max_norm, self._steps_done + 1)
         self._steps_done += 1
         return norm
 
@@ -305,13 +326,14 @@ def make_learner(
     rollout: Rollout,
     reward_normalizer: RewardNormalizer,
     num_threads: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[TorchLearner | NativeLearner, str]:
     """The learner that ``config.learner_backend`` asks for, and the reason for the choice.
 
     Raises:
         ConfigError: ``native`` is asked for and cannot serve.
     """
-    parts = (policy, config, rollout, reward_normalizer, num_threads)
+    parts = (policy, config, rollout, reward_normalizer, num_threads, ranks)
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as asked for"
     reason_not = NativeLearner.reason_not(config, policy)
