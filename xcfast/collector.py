@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 
 
 def check_finite(rollout: Rollout, env_offset: int = 0) -> None:
-    """Raise NonFiniteError if an observation after the last step, or the last one before a time limit, is not finite.
+    """Raise NonFiniteError if a reward, a last observation, or one that a time limit cut off is not finite.
 
-    Those before a step are checked with the statistics, rewards when they are scaled.
+    Observations before a step are checked with the statistics.
 
     Args:
         rollout: full.
         env_offset: global index of its first env.
     """
     num_envs = len(rollout.last_obs)
+    if not np.isfinite(rollout.rewards).all():
+        step, env = np.argwhere(~np.isfinite(rollout.rewards))[0].tolist()
+        reward = rollout.rewards[step, env]
+        raise NonFiniteError(f"reward of env {env_offset + env} at step {step} of the rollout is {reward}")
     for row in _not_finite(rollout.last_obs):
         env = env_offset + row
         raise NonFiniteError(f"observation of env {env} after the last step of the rollout is not finite")

@@ -1,7 +1,7 @@
 """Several processes (ranks) that train one policy together: which share is whose, and what passes between them.
 
-Every method does nothing, at no cost, where there is one rank. CPU tensors and numpy arrays travel by gloo, CUDA tensors
-by NCCL. Every rank must make the same calls in the same order.
+Every method does nothing, at no cost, where there is one rank. CPU tensors and numpy arrays travel by gloo, CUDA
+tensors by NCCL. Every rank must make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from xcfast.config_keys import ConfigError
 from xcfast.heartbeat import Heartbeat
 
-# A collective may wait for hours, for an evaluation say: that a rank died is noticed by its connections and by Heartbeat.
+# A collective may wait for hours, say for an evaluation. Connections and Heartbeat notice that a rank has died.
 _TIMEOUT = timedelta(days=7)
 _MEETING_TIMEOUT = timedelta(minutes=10)
 

@@ -208,7 +208,7 @@ class NativeLearner:
         rates = np.array([learning_rate(config, iteration * updates + k) for k in range(updates)])
         done = rollout.terminated | rollout.truncated
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
-        arguments = {
+        arguments: dict[str, Any] = {
             "rollout": {
                 "rewards": rewards,
                 **{name: getattr(rollout, name) for name in (*_ROLLOUT_ARRAYS, *_RESULT_ARRAYS)},

@@ -300,7 +300,13 @@ class RewardNormalizer:
             return out
         if self._join is not None:
             self._merge_joined(r, d, self._join)
-            np.clip(r * (1.0 / np.sqrt(self.rms.var + self.rms.epsilon)), -self.clip, self.clip, out=out, casting="same_kind")
+            np.clip(
+                r * (1.0 / np.sqrt(self.rms.var + self.rms.epsilon)),
+                -self.clip,
+                self.clip,
+                out=out,
+                casting="same_kind",
+            )
             return out
         rms = self.rms
         target = out if out.flags.c_contiguous and not np.may_share_memory(out, r) else np.empty(r.shape, np.float32)

@@ -99,8 +99,8 @@ class TorchLearner:
     ``update`` reads a full rollout, evaluates it in bulk with the weights that collected it, computes advantages, and
     runs n_epochs x n_minibatch Adam steps. Nothing in the minibatch loop waits for the device; metrics are read once.
 
-    Of several ranks, each computes its part of every minibatch: the sum over its own samples, divided by the size of the
-    whole minibatch. One flat gradient is summed over the ranks; then all make the same step.
+    Of several ranks, each computes its part of every minibatch: the sum over its own samples, divided by the size of
+    the whole minibatch. One flat gradient is summed over the ranks; then all make the same step.
     """
 
     name = "torch"
@@ -216,7 +216,7 @@ class TorchLearner:
                     self._gradient.zero_()
                 if start < stop:
                     moment = None if moments is None else moments[update % len(moments)]
-                    loss = self._loss(*self._gather(rollout, rows[start:stop], on_device), moments=moment)
+                    loss = self._loss(self._gather(rollout, rows[start:stop], on_device), moment)
                     (loss.loss if stop - start == size else loss.loss * ((stop - start) / size)).backward()
                     sums += torch.stack(loss[1:]) * float(stop - start)
                 if self._gradient is not None:
@@ -249,16 +249,10 @@ class TorchLearner:
         parts = [advantages[rows[a:b]] for rows, offsets in minibatches for a, b in pairwise(offsets.tolist())]
         return joined_moments(np.array([moments_of(part) for part in parts]), self.ranks)
 
-    def _loss(
-        self,
-        obs: Tensor,
-        actions: Tensor,
-        old_log_probs: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-        moments: np.ndarray | None = None,
-    ) -> PPOLoss:
+    def _loss(self, batch: list[Tensor], moments: np.ndarray | None = None) -> PPOLoss:
+        """Of what ``_gather`` returned; moments: of the whole minibatch's advantages, where this is a part of it."""
         config = self._config
+        obs, actions, old_log_probs, advantages, returns = batch
         if config.use_advnorm and moments is None:
             advantages = normalized_advantages(advantages)
         elif config.use_advnorm and moments is not None:

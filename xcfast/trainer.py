@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,18 @@ import torch
 from xcfast import checkpoint as ckpt
 from xcfast.collector import check_finite
 from xcfast.collector_native import make_collector
-from xcfast.config import Config
-from xcfast.envs import MujocoVecEnv, SimulationError, WorkerError, make_envs
+from xcfast.config import Config, ConfigError
+from xcfast.distributed import ALONE, RankError, Ranks, launched
+from xcfast.envs import EnvError, MujocoVecEnv, SimulationError, WorkerError, make_envs
 from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
 from xcfast.learner_native import make_learner
-from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.progress import Progress, check_same_run
 from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, start_table
-from xcfast.results import Mode, ResultFiles, RunFolders, Summary, package_versions, write_json
+from xcfast.results import Mode, RunFolders, Summary, package_versions, write_json
 from xcfast.rollout import Rollout
+from xcfast.run_log import RunLog
 from xcfast.signals import StopRequest
 
 __all__ = ["RunFailed", "Summary", "Trainer", "describe", "run"]
@@ -35,13 +38,15 @@ class RunFailed(RuntimeError):
 
     Attributes:
         expected: whether the message tells all there is to know; otherwise the cause's traceback does.
+        known: whether all ranks have failed with it, if there are several.
     """
 
     expected = True
+    known = True
 
 
 def run(config: Config, mode: Mode | None = None, resume: str | Path | None = None, quiet: bool = False) -> Summary:
-    """Do what the command line does.
+    """Do what the command line does; starts further processes where the configuration asks for several ranks.
 
     Args:
         config: from ``load_config``.
@@ -60,61 +65,97 @@ def run(config: Config, mode: Mode | None = None, resume: str | Path | None = No
         from xcfast.testing import run_test
 
         return run_test(config, resume, quiet)
-    trainer = Trainer(config, mode, resume, quiet)
+    if not launched() and (config.distributed_training or config.num_ranks > 1):
+        from xcfast.launch import launch, ranks_to_start
+
+        num_ranks = ranks_to_start(config)
+        if num_ranks > 1:
+            return launch(config, mode, resume, quiet, num_ranks)
+    ranks = Ranks.start(cuda=resolve_device(config).type == "cuda")
     try:
-        return trainer.run()
-    finally:
-        trainer.close()
+        trainer = Trainer(config, mode, resume, quiet, ranks)
+        try:
+            summary = trainer.run()
+        finally:
+            trainer.close()
+    except RankError as error:  # before the first iteration
+        ranks.close()
+        if isinstance(error.__cause__, ConfigError | EnvError | ckpt.CheckpointError):
+            raise error.__cause__ from None
+        raise RunFailed(str(error)) from error
+    except BaseException as error:
+        known = isinstance(error, RunFailed) and error.known
+        ranks.close(None if known else f"{type(error).__name__}: {error}")
+        raise
+    ranks.close()
+    return summary
 
 
 class Trainer:
-    """One training run. ``run()`` trains to the end, or until it is asked to stop; ``close()`` frees what it holds."""
+    """One training run. ``run()`` trains to the end, or until it is asked to stop; ``close()`` frees what it holds.
+
+    Of several ranks, each has its share of the envs and holds the same networks, statistics and counters. Rank 0
+    evaluates, logs and saves.
+    """
 
     def __init__(
-        self, config: Config, mode: Mode | None = None, resume: Path | None = None, quiet: bool = False
+        self,
+        config: Config,
+        mode: Mode | None = None,
+        resume: Path | None = None,
+        quiet: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.quiet = config, quiet
+        self.config, self.ranks = config, ranks
+        self.quiet = quiet or not ranks.is_main
+        self.rows = ranks.rows(config.parallels)  # global indices of this rank's envs
         self.mode: Mode = mode or "benchmark"
+        self._given_mode = mode
         self.progress = Progress()
         self._stop = StopRequest()
         self._resumed = resume is not None
         self._threads = torch.get_num_threads()
         self._closers: list[Callable[[], object]] = []
 
-        checkpoint_file = saved = None
-        if resume is not None:
-            self.folders = RunFolders.find(resume)
-            self.mode = mode or self.folders.mode
-            checkpoint_file = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
-            saved = ckpt.load_checkpoint(checkpoint_file)
         try:
-            self._build()
-            if saved is None:
-                self.folders = RunFolders.create(config, self.mode)
-            resume_step = None if saved is None else int(saved["step"])
-            self.writer = make_writer(config, self.folders.log_dir, resume_step=resume_step)
-            self._closers.append(self.writer.close)
-            self.results = ResultFiles(self.folders, config, self.mode, str(self.device), resume_step)
-            if not quiet:
-                say(
-                    start_table(
-                        config,
-                        self.mode,
-                        self.policy,
-                        self.action_map,
-                        self.device,
-                        self.envs,
-                        self.folders,
-                        f"{self.collector.name} ({self.collector_reason})",
-                        f"{self.learner.name} ({self.learner_reason})",
-                    )
-                )
-            if saved is not None and checkpoint_file is not None:
-                self._restore(saved, checkpoint_file)
-                say(f"resuming {checkpoint_file} at step {self.step}", quiet)
+            with ranks.together():
+                checkpoint_file, saved = self._read(resume) if ranks.is_main and resume is not None else (None, None)
+                self._build()
+                if ranks.is_main and saved is None:
+                    self.folders = RunFolders.create(config, self.mode)
+            checkpoint_file, saved = ranks.broadcast((checkpoint_file, saved))
+            self.folders = ranks.broadcast(self.folders if ranks.is_main else None)
+            self.mode = ranks.broadcast(self.mode)
+            with ranks.together():
+                resume_step = None if saved is None else int(saved["step"])
+                self.log = None
+                if ranks.is_main:
+                    self.log = RunLog(config, self.folders, self.mode, str(self.device), resume_step, self.quiet)
+                    self._closers.append(self.log.close)
+                    self._say_what_runs()
+                if saved is not None and checkpoint_file is not None:
+                    self._restore(saved, checkpoint_file)
+            for tensor in (*self.policy.parameters(), *self.policy.buffers()):  # equal by their seed; to be sure
+                ranks.broadcast_(tensor.detach())
         except BaseException:
             self.close()
             raise
+
+    def _read(self, resume: Path) -> tuple[Path, dict[str, Any]]:
+        self.folders = RunFolders.find(resume)
+        if self._given_mode is None:
+            self.mode = self.folders.mode
+        path = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
+        return path, ckpt.load_checkpoint(path)
+
+    def _say_what_runs(self) -> None:
+        if not self.quiet:
+            engines = (
+                f"{self.collector.name} ({self.collector_reason})",
+                f"{self.learner.name} ({self.learner_reason})",
+            )
+            parts = (self.policy, self.action_map, self.device, self.envs, self.folders)
+            say(start_table(self.config, self.mode, *parts, *engines, self.ranks))
 
     @property
     def step(self) -> int:
@@ -123,18 +164,19 @@ class Trainer:
 
     def _build(self) -> None:
         config = self.config
-        self.device = resolve_device(config)
-        self.envs = make_envs(config)
+        self.device = resolve_device(config, self.ranks)
+        self.envs = make_envs(config, num_envs=len(self.rows), sharing=self.ranks.sharing)
         self._closers.append(self.envs.close)
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
         self.policy = build_policy(config, observation_space, action_space).to(self.device)
         self.action_map = ActionMap(action_space, config.activation_action)
         num_envs, obs_shape = self.envs.num_envs, observation_space.shape or ()
+        join = None if self.ranks.world_size == 1 else self._all_envs
         self.obs_normalizer = ObservationNormalizer(
-            obs_shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
+            obs_shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm, join=join
         )
         self.reward_normalizer = RewardNormalizer(
-            num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm
+            num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm, join=join
         )
         discrete = self.action_map.discrete
         self.rollout = Rollout(
@@ -145,10 +187,15 @@ class Trainer:
             np.int64 if discrete else np.float32,
         )
         self.collector, self.collector_reason = make_collector(
-            config, self.envs, self.policy, self.obs_normalizer, self.action_map
+            config, self.envs, self.policy, self.obs_normalizer, self.action_map, self.ranks
         )
         self.learner, self.learner_reason = make_learner(
-            config, self.policy, self.rollout, self.reward_normalizer, num_threads(config)
+            config,
+            self.policy,
+            self.rollout,
+            self.reward_normalizer,
+            num_threads(config, self.ranks.sharing),
+            self.ranks,
         )
         self.evaluator = Evaluator(
             config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested
@@ -156,8 +203,12 @@ class Trainer:
         self._closers.append(self.evaluator.close)
         torch.set_num_threads(1)  # the env loop's inference; the learner takes all of them for the update
 
+    def _all_envs(self, rows: np.ndarray) -> np.ndarray:
+        return self.ranks.join(rows, self.rows, self.config.parallels)
+
     def _start(self) -> None:
-        self.collector.reset([self.config.env_seed + i for i in range(self.envs.num_envs)])
+        with self.ranks.together():
+            self.collector.reset([self.config.env_seed + i for i in self.rows])
         if self.config.use_obsnorm:
             self.collector.warm_up(self.rollout)
 
@@ -172,11 +223,15 @@ class Trainer:
             try:
                 self._train()
             except Exception as error:
-                failure = RunFailed(self._save_after_failure(error))
-                failure.expected = isinstance(error, NonFiniteError | SimulationError | WorkerError)
-                raise failure from error
+                known = self.ranks.world_size == 1 or isinstance(error, RankError | NonFiniteError)
+                failure = RunFailed(self._save_after_failure(error) if known else self._last_checkpoint(error))
+                cause = error.__cause__ if isinstance(error, RankError) else error
+                failure.expected = isinstance(cause, NonFiniteError | SimulationError | WorkerError | None)
+                failure.known = known
+                raise failure from (cause or error)
             finally:
-                self.results.close(self._elapsed_seconds)
+                if self.log is not None:
+                    self.log.end(self._elapsed_seconds)
             return self._finish()
 
     def _train(self) -> None:
@@ -187,9 +242,9 @@ class Trainer:
             self.progress.evaluation_due = self.mode == "benchmark"
         with ProgressBar(config.num_iterations * config.batch_size, self.step, enabled=not self.quiet) as bar:
             while True:
-                if self.progress.evaluation_due and not self._stop.requested:
+                if self.progress.evaluation_due and not self._stopping():
                     self._evaluate()
-                if self._finished or self._stop.requested:
+                if self._finished or self._stopping():
                     break
                 if self._passed(config.checkpoint_every):
                     self._save_checkpoint()
@@ -197,6 +252,13 @@ class Trainer:
                 due = self._finished or self._passed(config.eval_interval)
                 self.progress.evaluation_due = due and self.mode == "benchmark"
                 bar.update(self.step, self.progress.recent_returns)
+
+    def _stopping(self) -> bool:
+        """Whether a signal has come to any rank: all of them stop after the same iteration."""
+        stopping = self.ranks.any_(self._stop.requested)
+        if stopping and not self._stop.requested:
+            self._stop.signal_name = "a signal to another rank"
+        return stopping
 
     @property
     def _finished(self) -> bool:
@@ -213,10 +275,13 @@ class Trainer:
         if self._finished:
             saved = self._save(ckpt.FINAL_MODEL) and saved
         summary = self._summary()
-        write_json(self.folders.log_dir / "summary.json", summary.to_dict())
+        if self.ranks.is_main:
+            write_json(self.folders.log_dir / "summary.json", summary.to_dict())
         if not saved:
             raise RunFailed(f"step {self.step} was reached but could not be saved; see the warnings above")
-        warnings = self.envs.warning_counts if isinstance(self.envs, MujocoVecEnv) else {}
+        warnings: Counter[str] = Counter()
+        for counts in self.ranks.gather(self.envs.warning_counts if isinstance(self.envs, MujocoVecEnv) else {}) or ():
+            warnings.update(counts)
         if warnings:
             listed = ", ".join(f"{name} {count} times" for name, count in warnings.items())
             say(f"warning: MuJoCo reported in training: {listed}", error=True)
@@ -228,71 +293,66 @@ class Trainer:
         """One PPO iteration: collect, update, log."""
         start = time.perf_counter()
         self.collector.collect(self.rollout)
-        check_finite(self.rollout)
+        with self.ranks.together():
+            check_finite(self.rollout, self.rows.start)
         collected = time.perf_counter()
         metrics = self.learner.update(self.rollout, self.progress.iteration)
         updated = time.perf_counter()
         self.progress.collection_seconds += collected - start
         self.progress.update_seconds += updated - collected
-        self._log_episodes()
+        episodes, step = self._all_episodes(), self.step
+        self.progress.recent_returns.extend(episodes["ret"].tolist())
         self.progress.iteration += 1
-        self._log_iteration(metrics, collected - start, updated - collected)
-        self.writer.flush()
+        if self.log is not None:
+            self.log.episodes(episodes, step)
+            self.log.iteration(metrics, self.progress, episodes, self.step, updated - start)
         self.rollout.clear()
+
+    def _all_episodes(self) -> np.ndarray:
+        """Those that ended in this rollout, of all envs, in time, then env order; on other ranks than 0: its own."""
+        episodes = self.rollout.episodes
+        if self.ranks.world_size > 1:
+            episodes = episodes.copy()
+            episodes["env"] += self.rows.start
+            episodes = np.concatenate(self.ranks.gather(episodes) or [episodes])
+            episodes.sort(order=("step", "env"))
+        return episodes
 
     def _passed(self, interval: int) -> bool:
         """Whether the last iteration took the step counter past a multiple of ``interval``."""
         return self.progress.iteration > 0 and self.step // interval > (self.step - self.config.batch_size) // interval
 
     def _evaluate(self) -> None:
-        start = time.perf_counter()
-        try:
-            scores = self.evaluator(self.progress.evaluations)
-        except EvaluationStopped:  # it stays due, and a resumed run begins with it
+        start, scores = time.perf_counter(), None
+        with self.ranks.together():
+            if self.ranks.is_main:
+                with suppress(EvaluationStopped):  # it stays due, and a resumed run begins with it
+                    scores = self.evaluator(self.progress.evaluations)
+        scores = self.ranks.broadcast(scores)
+        if scores is None:
             return
         is_best = self.progress.add_evaluation(scores, self.step, time.perf_counter() - start)
-        mean, std = float(scores.mean()), float(scores.std())
-        self.results.add_scores(self.step, scores)
-        tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
-        self.writer.scalars(tags, self.step)
-        self.writer.flush()
-        say(f"step {self.step:>9,}  score {mean:10.2f} +- {std:.2f}", self.quiet)
+        if self.log is not None:
+            self.log.evaluation(scores, self.step)
         if is_best:
             self._save(ckpt.BEST_MODEL)
-            self.results.new_best(mean, std, self.step)
+            if self.log is not None:
+                self.log.new_best(scores, self.step)
 
-    def _log_episodes(self) -> None:
-        """XuanCe's two curves per env, at the step at which the episode ended."""
-        num_envs = self.envs.num_envs
-        for row, env, episode_return, length in self.rollout.episodes.tolist():
-            self.progress.recent_returns.append(episode_return)
-            tags = {
-                f"Train-Episode-Rewards/rank_0/env-{env}": episode_return,
-                f"Episode-Steps/rank_0/env-{env}": float(length),
+    def _state(self, with_envs: bool = True) -> dict[str, Any] | None:
+        """Everything that decides how the run goes on, taken between iterations; None on other ranks than 0."""
+        of_envs = self.ranks.gather(
+            {
+                "obs_normalizer": self.obs_normalizer.state_dict(),
+                "reward_normalizer": self.reward_normalizer.state_dict(),
+                "collector": self.collector.state_dict(with_envs),
+                "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
             }
-            self.writer.scalars(tags, self.step + (row + 1) * num_envs)
-
-    def _log_iteration(self, metrics: dict[str, float], collection: float, update: float) -> None:
-        scalars = {
-            **metrics,
-            "actor_loss": metrics["losses/policy_loss"],
-            "critic_loss": metrics["losses/value_loss"],
-            "entropy": metrics["losses/entropy"],
-            "clip_ratio": metrics["losses/clipfrac"],
-            "charts/SPS": self.config.batch_size / (collection + update),
-            "time/collection_seconds": self.progress.collection_seconds,
-            "time/update_seconds": self.progress.update_seconds,
-            "time/evaluation_seconds": self.progress.evaluation_seconds,
-        }
-        episodes = self.rollout.episodes
-        if len(episodes):
-            scalars["charts/episodic_return"] = float(episodes["ret"].mean())
-            scalars["charts/episodic_length"] = float(episodes["length"].mean())
-        self.writer.scalars(scalars, self.step)
-
-    def _state(self, with_envs: bool = True) -> dict[str, Any]:
-        """Everything that decides how the run goes on; taken between iterations."""
+        )
+        if of_envs is None:
+            return None
         return {
+            **ckpt.joined(of_envs),
             "config": self.config.to_dict(),
             "mode": self.mode,
             "step": self.step,
@@ -301,10 +361,6 @@ class Trainer:
             "versions": package_versions(),
             "policy": self.policy.state_dict(),
             "learner": self.learner.state_dict(),
-            "obs_normalizer": self.obs_normalizer.state_dict(),
-            "reward_normalizer": self.reward_normalizer.state_dict(),
-            "collector": self.collector.state_dict(with_envs),
-            "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
             "progress": {**self.progress.state_dict(), "elapsed_seconds": self._elapsed_seconds},
         }
 
@@ -315,40 +371,48 @@ class Trainer:
             ConfigError: it belongs to a run with other settings.
             CheckpointError: its contents do not fit this run's network or environments.
         """
-        check_same_run(self.config, saved, path)
+        if self.ranks.is_main:
+            check_same_run(self.config, saved, path)
         try:
             self._load(saved)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ckpt.CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
-        for aside in ckpt.set_aside_after(self.folders.model_dir, self.step):
-            say(f"of a later step, so set aside: {aside}", self.quiet)
+        if self.ranks.is_main:
+            for aside in ckpt.set_aside_after(self.folders.model_dir, self.step):
+                say(f"of a later step, so set aside: {aside}", self.quiet)
+        say(f"resuming {path} at step {self.step}", self.quiet)
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.policy.load_state_dict(saved["policy"])
         self.learner.load_state_dict(saved["learner"])
-        self.obs_normalizer.load_state_dict(saved["obs_normalizer"])
-        self.reward_normalizer.load_state_dict(saved["reward_normalizer"])
         self.progress.load_state_dict(saved["progress"])
-        if self.collector.load_state_dict(saved["collector"]):
-            self.rollout.episode_returns[:] = np.asarray(saved["episodes"]["returns"])
-            self.rollout.episode_lengths[:] = np.asarray(saved["episodes"]["lengths"])
+        names = ("obs_normalizer", "reward_normalizer", "collector", "episodes")
+        own = ckpt.share({name: saved[name] for name in names}, self.rows)
+        self.obs_normalizer.load_state_dict(own["obs_normalizer"])
+        self.reward_normalizer.load_state_dict(own["reward_normalizer"])
+        if self.collector.load_state_dict(own["collector"]):
+            self.rollout.episode_returns[:] = np.asarray(own["episodes"]["returns"])
+            self.rollout.episode_lengths[:] = np.asarray(own["episodes"]["lengths"])
         else:
             self.reward_normalizer.returns[:] = 0.0
-            seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.progress.iteration, self.envs.num_envs)
-            self.collector.reset(seeds)
+            seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.progress.iteration, self.config.parallels)
+            self.collector.reset([seeds[i] for i in self.rows])
             say("the state of these environments is not in the checkpoint: all episodes start anew", self.quiet)
 
     def _save_checkpoint(self) -> bool:
         saved = self._save(ckpt.checkpoint_path(self.folders.model_dir, self.step).name)
-        if saved:
+        if saved and self.ranks.is_main:
             ckpt.prune_checkpoints(self.folders.model_dir, self.config.keep_checkpoints)
         return saved
 
     def _save(self, name: str) -> bool:
         """Write a model file; a full disk is reported and does not end the run."""
+        state = self._state()
+        if state is None:
+            return True
         try:
-            ckpt.save_checkpoint(self.folders.model_dir / name, self._state())
+            ckpt.save_checkpoint(self.folders.model_dir / name, state)
         except ckpt.CheckpointError as error:
             say(f"warning: {error}", error=True)
             return False
@@ -363,12 +427,21 @@ class Trainer:
             return f"{message}\nNothing had been trained yet"
         if path.exists():
             return f"{message}\nThe last good state is in {path}"
+        # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
+        state = self._state(with_envs=False)
         try:
-            # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
-            ckpt.save_checkpoint(path, self._state(with_envs=False))
+            if state is not None:
+                ckpt.save_checkpoint(path, state)
         except ckpt.CheckpointError as failure:
             return f"{message}\n{failure}"
         return f"{message}\nThe last good weights are in {path}"
+
+    def _last_checkpoint(self, error: Exception) -> str:
+        """The sentence to fail with where the other ranks do not know, so that nothing can be saved."""
+        return (
+            f"rank {self.ranks.rank} stopped at step {self.step}: {type(error).__name__}: {error}\n"
+            f"Other ranks may have ended. The last checkpoint is in {self.folders.model_dir}"
+        )
 
     def _summary(self) -> Summary:
         progress = self.progress
