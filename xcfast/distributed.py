@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Ranks:
         sharing: ranks that run on the same CPUs as this one, itself included.
     """
 
-    _meetings = 0  # process groups made by this process; each has a name of its own in the store
+    _meetings: ClassVar[Counter[str]] = Counter()  # groups made so far at a store; each has a name of its own in it
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
@@ -71,8 +72,9 @@ class Ranks:
             raise ConfigError("torch.distributed has a process group already; several ranks need one of their own")
         # A store that torchrun hosts, or else rank 0; a second connection for the heartbeat.
         store, beats = (next(dist.rendezvous("env://", timeout=_MEETING_TIMEOUT))[0] for _ in range(2))
-        name = f"xcfast{cls._meetings}"
-        cls._meetings += 1
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        name = f"xcfast{cls._meetings[place]}"
+        cls._meetings[place] += 1
         ranks._heartbeat = Heartbeat(dist.PrefixStore(f"{name}/heartbeat", beats), ranks.rank, ranks.world_size)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -168,10 +170,11 @@ class Ranks:
         if self._heartbeat is None:
             return
         if failure is not None:
+            # The heartbeat goes on, and ends this process too, should it get stuck.
             self._heartbeat.report(f"rank {self.rank} failed: {failure}")
-            return  # the heartbeat ends this process too, should it get stuck
-        self.barrier()
-        self._heartbeat.stop()
+        else:
+            self.barrier()
+            self._heartbeat.stop()
         self._heartbeat = None
         dist.destroy_process_group()
 

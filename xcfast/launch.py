@@ -84,11 +84,13 @@ def launch(config: Config, mode: Mode | None, resume: Path | None, quiet: bool, 
             try:
                 elastic_launch(setup, sys.executable)("-m", "xcfast.launch", str(job))
             except ChildFailedError as error:
-                failed, failure = error.get_first_failure()
-                reason = failure.message if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+                # Where one was killed, the others have failed for want of it.
+                killed = [rank for rank, failure in error.failures.items() if failure.exitcode < 0]
+                failed = killed[0] if killed else error.get_first_failure()[0]
+                reason = error.failures[failed].message or f"exit status {error.failures[failed].exitcode}"
             except SignalException as error:  # the ranks got it too, and have saved
                 reason = str(error)
-        outcome = _read(job, failed) or _read(job, 0)
+        outcome = _read(job, failed)
         if "steps" in outcome:
             return Summary(**outcome)
         known: dict[str, type[Exception]] = {one.__name__: one for one in (ConfigError, CheckpointError, EnvError)}
