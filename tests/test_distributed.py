@@ -17,6 +17,7 @@ from xcfast import checkpoint as ckpt
 from xcfast.distributed import ALONE, Ranks, merged_moments
 from xcfast.heartbeat import LOST, START, Heartbeat
 from xcfast.ppo import moments_of
+from xcfast.run_state import joined, share
 
 ROOT = Path(__file__).parent.parent
 ADAM_EPS = 1e-5
@@ -79,9 +80,9 @@ def test_the_state_of_all_envs_is_shared_out_and_put_together_again():
         "counters": np.arange(5),
         "envs": {"version": 1, "env_id": "X", "envs": [{"qpos": np.ones(3) * i} for i in range(5)], "obs": None},
     }
-    parts = [ckpt.share(whole, Ranks(rank, 3).rows(5)) for rank in range(3)]
+    parts = [share(whole, Ranks(rank, 3).rows(5)) for rank in range(3)]
     assert [len(part["counters"]) for part in parts] == [1, 2, 2]
-    again = ckpt.joined(parts)
+    again = joined(parts)
     assert again["counters"].tolist() == [0, 1, 2, 3, 4] and again["rms"] is whole["rms"]
     assert [env["qpos"][0] for env in again["envs"]["envs"]] == [0, 1, 2, 3, 4]
     assert again["envs"]["version"] == 1 and again["envs"]["obs"] is None
@@ -229,7 +230,9 @@ def test_a_script_without_a_main_guard_starts_ranks(tmp_path, native):
     config = native(num_ranks=2, running_steps=160, eval_interval=80)
     script = tmp_path / "script.py"
     script.write_text(
-        f"from xcfast import load_config, run\nprint('once')\nsummary = run(load_config(None, {config.to_dict()!r}), quiet=True)\n"
+        "from xcfast import load_config, run\n"
+        "print('once')\n"
+        f"summary = run(load_config(None, {config.to_dict()!r}), quiet=True)\n"
         "print(summary.steps, summary.best_mean > 0, summary.collector_backend)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
@@ -307,7 +310,7 @@ class _Gone:
 
 @pytest.mark.slow
 def test_two_torchrun_agents(tmp_path, native):
-    config = native(running_steps=160, parallels=6)
+    config = native(running_steps=192, parallels=6)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config.to_dict()))
     port = rank_pool.free_port()
@@ -326,6 +329,6 @@ def test_two_torchrun_agents(tmp_path, native):
         for one in agents:
             one.kill()
     assert [one.returncode for one in agents] == [0, 0], outputs
-    assert "4, 2 on this node" in outputs[0] and "160 (" in outputs[0] and "steps" not in outputs[1], outputs
+    assert "4, 2 on this node" in outputs[0] and "192 (" in outputs[0] and "steps" not in outputs[1], outputs
     (models,) = Path(config.model_dir).glob("*/*")
-    assert ckpt.load_checkpoint(models / ckpt.FINAL_MODEL)["step"] == 160
+    assert ckpt.load_checkpoint(models / ckpt.FINAL_MODEL)["step"] == 192

@@ -82,38 +82,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state of all envs from those of the ranks' shares of them, in their order.
-
-    Args:
-        parts: nested dicts of equal form; arrays and lists have an entry for each env of the share, numbers, strings
-            and what is called ``rms`` concern all envs.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    whole: dict[str, Any] = {}
-    for key, first in parts[0].items():
-        items = [part[key] for part in parts]
-        if isinstance(first, dict) and key != "rms":
-            whole[key] = joined(items)
-        elif isinstance(first, list):
-            whole[key] = [entry for item in items for entry in item]
-        else:
-            whole[key] = np.concatenate(items) if isinstance(first, np.ndarray) else first
-    return whole
-
-
-def share(whole: dict[str, Any], rows: range) -> dict[str, Any]:
-    """The state of some envs from that of all: the inverse of ``joined``."""
-    part: dict[str, Any] = {}
-    for key, item in whole.items():
-        if isinstance(item, dict) and key != "rms":
-            part[key] = share(item, rows)
-        else:
-            part[key] = item[rows.start : rows.stop] if isinstance(item, list | np.ndarray | torch.Tensor) else item
-    return part
-
-
 def checkpoint_path(model_dir: Path, step: int) -> Path:
     """Name of the periodic checkpoint of that step."""
     return model_dir / f"checkpoint_{step}.pth"

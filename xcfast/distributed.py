@@ -32,6 +32,10 @@ class RankError(RuntimeError):
     """Something failed on one rank or several, and all of them know; the message says where and what."""
 
 
+class RankLostError(RuntimeError):
+    """This rank cannot reach another one, which has probably ended."""
+
+
 class Ranks:
     """This process's place among the ranks, and their collective operations.
 
@@ -99,15 +103,21 @@ class Ranks:
         return range(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
 
     def sum_(self, x: Array) -> Array:
-        """Replace an array, C-contiguous, by its sum over the ranks, the same bits on each; returns it."""
+        """Replace an array, C-contiguous, by its sum over the ranks, the same bits on each; returns it.
+
+        Raises:
+            RankLostError: as all operations do.
+        """
         if self.world_size > 1:
-            dist.all_reduce(_tensor(x))
+            with _others():
+                dist.all_reduce(_tensor(x))
         return x
 
     def broadcast_(self, x: Array) -> Array:
         """Replace an array, C-contiguous, by rank 0's; returns it."""
         if self.world_size > 1:
-            dist.broadcast(_tensor(x), 0)
+            with _others():
+                dist.broadcast(_tensor(x), 0)
         return x
 
     def join(self, part: Array, rows: range, total: int) -> Array:
@@ -124,7 +134,8 @@ class Ranks:
         if self.world_size == 1:
             return [item]
         items: list[Any] | None = [None] * self.world_size if self.is_main else None
-        dist.gather_object(item, items)
+        with _others():
+            dist.gather_object(item, items)
         return items
 
     def broadcast(self, item: Any) -> Any:
@@ -132,7 +143,8 @@ class Ranks:
         if self.world_size == 1:
             return item
         items = [item]
-        dist.broadcast_object_list(items, 0)
+        with _others():
+            dist.broadcast_object_list(items, 0)
         return items[0]
 
     def any_(self, flag: bool) -> bool:
@@ -162,7 +174,8 @@ class Ranks:
             return
         mine = None if error is None else f"rank {self.rank}: {type(error).__name__}: {error}"
         reports: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(reports, mine)
+        with _others():
+            dist.all_gather_object(reports, mine)
         raise RankError("\n".join(report for report in reports if report is not None)) from error
 
     def close(self, failure: str | None = None) -> None:
@@ -225,6 +238,14 @@ def merged_moments(sums: np.ndarray) -> np.ndarray:
         merged[..., 1] += delta * weight
         merged[..., 0] = count
     return merged
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLostError(f"another rank cannot be reached; has it ended? {str(error).splitlines()[0]}") from None
 
 
 def _tensor(x: np.ndarray | torch.Tensor) -> torch.Tensor:

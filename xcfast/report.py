@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,16 @@ def say(text: str, quiet: bool = False, error: bool = False) -> None:
         with suppress(OSError):  # the reader of a pipe may be gone; the run goes on
             tqdm.write(text, file=sys.stderr if error else sys.stdout)
             sys.stdout.flush()
+
+
+def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
+    """Report MuJoCo's warnings, by name and number, those of several processes together."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    if total:
+        listed = ", ".join(f"{name} {count} times" for name, count in total.items())
+        say(f"warning: MuJoCo reported in training: {listed}", error=True)
 
 
 class ProgressBar:

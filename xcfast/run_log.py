@@ -12,7 +12,26 @@ from xcfast.results import Mode, ResultFiles, RunFolders
 
 if TYPE_CHECKING:
     from xcfast.config import Config
+    from xcfast.distributed import Ranks
     from xcfast.progress import Progress
+    from xcfast.rollout import Rollout
+
+
+def gathered_episodes(rollout: Rollout, ranks: Ranks, env_offset: int) -> np.ndarray:
+    """Episodes that ended in this rollout, of all envs, in time, then env order; on other ranks than 0: their own.
+
+    Args:
+        rollout: of this rank's envs.
+        ranks: those that collect together.
+        env_offset: global index of this rank's first env.
+    """
+    episodes = rollout.episodes
+    if ranks.world_size > 1:
+        episodes = episodes.copy()
+        episodes["env"] += env_offset
+        episodes = np.concatenate(ranks.gather(episodes) or [episodes])
+        episodes.sort(order=("step", "env"))
+    return episodes
 
 
 class RunLog:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,17 +16,18 @@ from xcfast import checkpoint as ckpt
 from xcfast.collector import check_finite
 from xcfast.collector_native import make_collector
 from xcfast.config import Config, ConfigError
-from xcfast.distributed import ALONE, RankError, Ranks, launched
+from xcfast.distributed import ALONE, RankError, RankLostError, Ranks, launched
 from xcfast.envs import EnvError, MujocoVecEnv, SimulationError, WorkerError, make_envs
-from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
+from xcfast.evaluation import EvaluationStopped, Evaluator
 from xcfast.learner_native import make_learner
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.progress import Progress, check_same_run
-from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, start_table
-from xcfast.results import Mode, RunFolders, Summary, package_versions, write_json
+from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, say_warnings, start_table
+from xcfast.results import Mode, RunFolders, Summary, write_json
 from xcfast.rollout import Rollout
-from xcfast.run_log import RunLog
+from xcfast.run_log import RunLog, gathered_episodes
+from xcfast.run_state import RunState
 from xcfast.signals import StopRequest
 
 __all__ = ["RunFailed", "Summary", "Trainer", "describe", "run"]
@@ -41,8 +41,9 @@ class RunFailed(RuntimeError):
         known: whether all ranks have failed with it, if there are several.
     """
 
-    expected = True
-    known = True
+    def __init__(self, message: str, expected: bool = True, known: bool = True) -> None:
+        super().__init__(message)
+        self.expected, self.known = expected, known
 
 
 def run(config: Config, mode: Mode | None = None, resume: str | Path | None = None, quiet: bool = False) -> Summary:
@@ -82,7 +83,7 @@ def run(config: Config, mode: Mode | None = None, resume: str | Path | None = No
         ranks.close()
         if isinstance(error.__cause__, ConfigError | EnvError | ckpt.CheckpointError):
             raise error.__cause__ from None
-        raise RunFailed(str(error)) from error
+        raise RunFailed(str(error), expected=error.__cause__ is None) from error.__cause__
     except BaseException as error:
         known = isinstance(error, RunFailed) and error.known
         ranks.close(None if known else f"{type(error).__name__}: {error}")
@@ -132,7 +133,9 @@ class Trainer:
                 if ranks.is_main:
                     self.log = RunLog(config, self.folders, self.mode, str(self.device), resume_step, self.quiet)
                     self._closers.append(self.log.close)
-                    self._say_what_runs()
+                    collector, learner = (f"{one.name} ({why})" for one, why in self._engines)
+                    parts = (self.policy, self.action_map, self.device, self.envs, self.folders)
+                    say(start_table(config, self.mode, *parts, collector, learner, ranks), self.quiet)
                 if saved is not None and checkpoint_file is not None:
                     self._restore(saved, checkpoint_file)
             for tensor in (*self.policy.parameters(), *self.policy.buffers()):  # equal by their seed; to be sure
@@ -147,15 +150,6 @@ class Trainer:
             self.mode = self.folders.mode
         path = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
         return path, ckpt.load_checkpoint(path)
-
-    def _say_what_runs(self) -> None:
-        if not self.quiet:
-            engines = (
-                f"{self.collector.name} ({self.collector_reason})",
-                f"{self.learner.name} ({self.learner_reason})",
-            )
-            parts = (self.policy, self.action_map, self.device, self.envs, self.folders)
-            say(start_table(self.config, self.mode, *parts, *engines, self.ranks))
 
     @property
     def step(self) -> int:
@@ -186,16 +180,28 @@ class Trainer:
             () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
         )
-        self.collector, self.collector_reason = make_collector(
+        self.collector, why_collector = make_collector(
             config, self.envs, self.policy, self.obs_normalizer, self.action_map, self.ranks
         )
-        self.learner, self.learner_reason = make_learner(
+        self.learner, why_learner = make_learner(
             config,
             self.policy,
             self.rollout,
             self.reward_normalizer,
             num_threads(config, self.ranks.sharing),
             self.ranks,
+        )
+        self._engines = ((self.collector, why_collector), (self.learner, why_learner))
+        self._parts = RunState(
+            config,
+            self.ranks,
+            self.policy,
+            self.learner,
+            self.obs_normalizer,
+            self.reward_normalizer,
+            self.collector,
+            self.rollout,
+            self.progress,
         )
         self.evaluator = Evaluator(
             config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested
@@ -224,11 +230,9 @@ class Trainer:
                 self._train()
             except Exception as error:
                 known = self.ranks.world_size == 1 or isinstance(error, RankError | NonFiniteError)
-                failure = RunFailed(self._save_after_failure(error) if known else self._last_checkpoint(error))
                 cause = error.__cause__ if isinstance(error, RankError) else error
-                failure.expected = isinstance(cause, NonFiniteError | SimulationError | WorkerError | None)
-                failure.known = known
-                raise failure from (cause or error)
+                expected = isinstance(cause, NonFiniteError | SimulationError | WorkerError | RankLostError | None)
+                raise RunFailed(self._save_after_failure(error, known), expected, known) from (cause or error)
             finally:
                 if self.log is not None:
                     self.log.end(self._elapsed_seconds)
@@ -274,17 +278,12 @@ class Trainer:
         saved = self._save_checkpoint()
         if self._finished:
             saved = self._save(ckpt.FINAL_MODEL) and saved
-        summary = self._summary()
+        summary = self.progress.summary(self.step, self.folders, self.collector.name, self.learner.name)
         if self.ranks.is_main:
             write_json(self.folders.log_dir / "summary.json", summary.to_dict())
         if not saved:
             raise RunFailed(f"step {self.step} was reached but could not be saved; see the warnings above")
-        warnings: Counter[str] = Counter()
-        for counts in self.ranks.gather(self.envs.warning_counts if isinstance(self.envs, MujocoVecEnv) else {}) or ():
-            warnings.update(counts)
-        if warnings:
-            listed = ", ".join(f"{name} {count} times" for name, count in warnings.items())
-            say(f"warning: MuJoCo reported in training: {listed}", error=True)
+        say_warnings(self.ranks.gather(self.envs.warning_counts if isinstance(self.envs, MujocoVecEnv) else {}) or [])
         if not self.quiet:
             say(end_table(summary, self._stop.signal_name))
         return summary
@@ -300,23 +299,13 @@ class Trainer:
         updated = time.perf_counter()
         self.progress.collection_seconds += collected - start
         self.progress.update_seconds += updated - collected
-        episodes, step = self._all_episodes(), self.step
+        episodes, step = gathered_episodes(self.rollout, self.ranks, self.rows.start), self.step
         self.progress.recent_returns.extend(episodes["ret"].tolist())
         self.progress.iteration += 1
         if self.log is not None:
             self.log.episodes(episodes, step)
             self.log.iteration(metrics, self.progress, episodes, self.step, updated - start)
         self.rollout.clear()
-
-    def _all_episodes(self) -> np.ndarray:
-        """Those that ended in this rollout, of all envs, in time, then env order; on other ranks than 0: its own."""
-        episodes = self.rollout.episodes
-        if self.ranks.world_size > 1:
-            episodes = episodes.copy()
-            episodes["env"] += self.rows.start
-            episodes = np.concatenate(self.ranks.gather(episodes) or [episodes])
-            episodes.sort(order=("step", "env"))
-        return episodes
 
     def _passed(self, interval: int) -> bool:
         """Whether the last iteration took the step counter past a multiple of ``interval``."""
@@ -340,29 +329,9 @@ class Trainer:
                 self.log.new_best(scores, self.step)
 
     def _state(self, with_envs: bool = True) -> dict[str, Any] | None:
-        """Everything that decides how the run goes on, taken between iterations; None on other ranks than 0."""
-        of_envs = self.ranks.gather(
-            {
-                "obs_normalizer": self.obs_normalizer.state_dict(),
-                "reward_normalizer": self.reward_normalizer.state_dict(),
-                "collector": self.collector.state_dict(with_envs),
-                "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
-            }
-        )
-        if of_envs is None:
-            return None
-        return {
-            **ckpt.joined(of_envs),
-            "config": self.config.to_dict(),
-            "mode": self.mode,
-            "step": self.step,
-            "iteration": self.progress.iteration,
-            "engines": {"collector": self.collector.name, "learner": self.learner.name},
-            "versions": package_versions(),
-            "policy": self.policy.state_dict(),
-            "learner": self.learner.state_dict(),
-            "progress": {**self.progress.state_dict(), "elapsed_seconds": self._elapsed_seconds},
-        }
+        """What a checkpoint holds; None on other ranks than 0."""
+        state = self._parts.gather(self._elapsed_seconds, with_envs)
+        return None if state is None else {**state, "mode": self.mode}
 
     def _restore(self, saved: dict[str, Any], path: Path) -> None:
         """Go on from a checkpoint.
@@ -374,31 +343,16 @@ class Trainer:
         if self.ranks.is_main:
             check_same_run(self.config, saved, path)
         try:
-            self._load(saved)
+            with_envs = self._parts.load(saved)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ckpt.CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
         if self.ranks.is_main:
             for aside in ckpt.set_aside_after(self.folders.model_dir, self.step):
                 say(f"of a later step, so set aside: {aside}", self.quiet)
-        say(f"resuming {path} at step {self.step}", self.quiet)
-
-    def _load(self, saved: dict[str, Any]) -> None:
-        self.policy.load_state_dict(saved["policy"])
-        self.learner.load_state_dict(saved["learner"])
-        self.progress.load_state_dict(saved["progress"])
-        names = ("obs_normalizer", "reward_normalizer", "collector", "episodes")
-        own = ckpt.share({name: saved[name] for name in names}, self.rows)
-        self.obs_normalizer.load_state_dict(own["obs_normalizer"])
-        self.reward_normalizer.load_state_dict(own["reward_normalizer"])
-        if self.collector.load_state_dict(own["collector"]):
-            self.rollout.episode_returns[:] = np.asarray(own["episodes"]["returns"])
-            self.rollout.episode_lengths[:] = np.asarray(own["episodes"]["lengths"])
-        else:
-            self.reward_normalizer.returns[:] = 0.0
-            seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.progress.iteration, self.config.parallels)
-            self.collector.reset([seeds[i] for i in self.rows])
+        if not with_envs:
             say("the state of these environments is not in the checkpoint: all episodes start anew", self.quiet)
+        say(f"resuming {path} at step {self.step}", self.quiet)
 
     def _save_checkpoint(self) -> bool:
         saved = self._save(ckpt.checkpoint_path(self.folders.model_dir, self.step).name)
@@ -408,21 +362,22 @@ class Trainer:
 
     def _save(self, name: str) -> bool:
         """Write a model file; a full disk is reported and does not end the run."""
-        state = self._state()
-        if state is None:
-            return True
+        state, saved = self._state(), True
         try:
-            ckpt.save_checkpoint(self.folders.model_dir / name, state)
+            if state is not None:
+                ckpt.save_checkpoint(self.folders.model_dir / name, state)
         except ckpt.CheckpointError as error:
             say(f"warning: {error}", error=True)
-            return False
-        return True
+            saved = False
+        return bool(self.ranks.broadcast(saved))
 
-    def _save_after_failure(self, error: Exception) -> str:
+    def _save_after_failure(self, error: Exception, known: bool) -> str:
         """Save the weights from before the failed iteration; returns the sentence to fail with."""
         self.obs_normalizer.discard()
         path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
         message = f"stopped at step {self.step}: {error}"
+        if not known:  # other ranks wait for something else, or have ended: their part of the state is out of reach
+            return f"rank {self.ranks.rank} {message}\nThe last checkpoint is in {self.folders.model_dir}"
         if self.progress.iteration == 0:
             return f"{message}\nNothing had been trained yet"
         if path.exists():
@@ -435,35 +390,6 @@ class Trainer:
         except ckpt.CheckpointError as failure:
             return f"{message}\n{failure}"
         return f"{message}\nThe last good weights are in {path}"
-
-    def _last_checkpoint(self, error: Exception) -> str:
-        """The sentence to fail with where the other ranks do not know, so that nothing can be saved."""
-        return (
-            f"rank {self.ranks.rank} stopped at step {self.step}: {type(error).__name__}: {error}\n"
-            f"Other ranks may have ended. The last checkpoint is in {self.folders.model_dir}"
-        )
-
-    def _summary(self) -> Summary:
-        progress = self.progress
-        best = progress.best or {"mean": None, "std": None, "step": None}
-        scores = progress.last_scores
-        seconds = progress.collection_seconds + progress.update_seconds
-        return Summary(
-            steps=self.step,
-            collection_seconds=progress.collection_seconds,
-            update_seconds=progress.update_seconds,
-            evaluation_seconds=progress.evaluation_seconds,
-            steps_per_second=self.step / seconds if seconds else 0.0,
-            best_mean=best["mean"],
-            best_std=best["std"],
-            best_step=best["step"],
-            final_mean=None if scores is None else float(np.mean(scores)),
-            final_std=None if scores is None else float(np.std(scores)),
-            log_dir=str(self.folders.log_dir),
-            model_dir=str(self.folders.model_dir),
-            collector_backend=self.collector.name,
-            learner_backend=self.learner.name,
-        )
 
     def close(self) -> None:
         """Close envs and files and give torch its threads back; safe to call twice."""
