@@ -171,6 +171,23 @@ def whole_run(config, resume=None, stop_on=None, break_on=None):
         trainer.Trainer._iterate = iterate_once
 
 
+def cuda_update(ranks, config):
+    """What ``iterate`` returns of one update by the learner for CUDA devices, which runs on the CPU as well."""
+    from xcfast import trainer as module
+    from xcfast.learner_cuda import CudaLearner
+
+    make_learner = module.make_learner
+    device = torch.device("cpu")
+    module.make_learner = lambda config, policy, rollout, rewards, threads, ranks, _: (
+        CudaLearner(policy, config, rollout, rewards, device, ranks),
+        "on the CPU",
+    )
+    try:
+        return iterate(ranks, config)
+    finally:
+        module.make_learner = make_learner
+
+
 class _Evaluate(torch.nn.Module):
     """A policy's evaluation as a module's forward, which is what DistributedDataParallel wraps."""
 

@@ -220,8 +220,7 @@ def test_loading_imports_neither_torch_nor_gymnasium() -> None:
         ("obs_type: rgb", "Atari only"),
         ("representation: Basic_Identical\nrepresentation_hidden_size: [256]", "Basic_Identical has no layers"),
         ("policy: Categorical_AC\nactivation_action: tanh", "mean of Gaussian_AC"),
-        ("compile: default", "compile has no effect yet"),
-        ("compile: graph", "compile has no effect yet"),
+        ("device: cpu\ncompile: default", "compile has no effect on the CPU"),
     ],
 )
 def test_keys_without_effect_are_named_once(tmp_path: Path, text: str, words: str) -> None:
@@ -237,6 +236,7 @@ def test_keys_without_effect_are_named_once(tmp_path: Path, text: str, words: st
         "policy: Categorical_AC",
         "device: cpu",
         "compile: off",
+        "compile: graph",
     ],
 )
 def test_nothing_is_said_without_a_reason(tmp_path: Path, text: str) -> None:
@@ -303,7 +303,8 @@ ERRORS = [
     ("num_ranks: 17", 1, "num_ranks", "17", "1 to parallels = 16", None),
     ("num_ranks: 0", 1, "num_ranks", "0", "an integer >= 1", None),
     ("distributed_training: 2", 1, "distributed_training", "2", None, None),
-    ("precision: bf16", 1, "precision", "bf16", "fp32", None),
+    ("device: cpu\nprecision: bf16", 2, "precision", "bf16", "fp32 with device cpu", None),
+    ("precision: fp16", 1, "precision", "fp16", "fp32, tf32, bf16", None),
     ("vectorize: Dummy_Atari", 1, "vectorize", "Dummy_Atari", "DummyVecEnv, SubprocVecEnv, MujocoVecEnv", None),
     ("vectorize: SubprocVecEnvs", 1, "vectorize", "SubprocVecEnvs", None, "SubprocVecEnv"),
     ("env_name: Atari", 1, "env_name", "Atari", "MuJoCo", None),
@@ -344,7 +345,7 @@ def test_errors(
 
 @pytest.mark.parametrize(
     "text",
-    ["agent: PPO_KL", "use_actions_mask: True", "precision: bf16"],
+    ["agent: PPO_KL", "use_actions_mask: True"],
 )
 def test_what_comes_later_says_so(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="not available yet"):

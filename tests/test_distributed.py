@@ -110,13 +110,14 @@ def test_an_exception_on_some_ranks_is_raised_on_all(pool):
 # --- the same learning on any number of ranks
 
 
-@pytest.mark.parametrize("learner", ["native", "torch"])
+@pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
 def test_one_iteration_is_the_same_on_any_number_of_ranks(pool, native, learner):
-    config = native(learner_backend=learner)
-    (one,) = (rank_pool.iterate(ALONE, config),)
+    config = native(learner_backend="auto" if learner == "cuda" else learner, compile="off")
+    iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
+    one = iterate(ALONE, config)
     updates = config.n_epochs * config.n_minibatch
     for world_size in (2, 4):
-        results = good(pool(world_size, with_ranks, rank_pool.iterate, config))
+        results = good(pool(world_size, with_ranks, iterate, config))
         first = {
             name: np.concatenate([result["first"][name] for result in results], axis=int(name not in _OF_ENVS))
             for name in one["first"]

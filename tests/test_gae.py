@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from implementations import ADVANTAGES, forced
@@ -66,6 +67,44 @@ class Case:
 
 def assert_close(given, wanted, tolerance):
     np.testing.assert_allclose(given, wanted, rtol=0, atol=tolerance)
+
+
+# --- the kernel for CUDA devices: on one where there is one, else in Triton's interpreter, so few and small cases ---
+
+
+TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (70, 2)])
+@pytest.mark.parametrize("bootstrap", ["last and final", "last", "next"])
+@pytest.mark.parametrize("p_end", [0.0, 0.15, 1.0])
+def test_triton_equals_reference(shape, bootstrap, p_end):
+    case = Case(shape[0], shape, np.float32, p_end)
+    choice = {}
+    if bootstrap == "next":
+        choice = {"last_values": None, "final_values": None, "next_values": case.next_values}
+    elif bootstrap == "last":
+        case.truncated &= case.terminated  # a flag that changes nothing
+        choice = {"final_values": None}
+    arguments = {k: v for k, v in (vars(case) | {"next_values": None} | choice).items() if v is not None}
+    tensors = {k: torch.from_numpy(v).to(TRITON_DEVICE) for k, v in arguments.items()}
+    out = tuple(torch.full(shape, np.nan, device=TRITON_DEVICE) for _ in range(2))
+    with forced("triton"):
+        assert compute_gae(**tensors, gamma=GAMMA, gae_lambda=LAMBDA, out=out) is out
+    advantages, returns = case.reference(**choice)
+    tolerance = case.tolerance(advantages)
+    assert_close(out[0].cpu(), advantages, tolerance)
+    assert_close(out[1].cpu(), returns, tolerance)
+
+
+def test_triton_serves_float32_alone():
+    from xcfast.kernels import triton_impl
+
+    case = Case(0, (3, 2))
+    wide = [torch.from_numpy(x) for x in (case.rewards, case.values, case.terminated)]
+    last, out = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 3, 2, dtype=torch.float64)
+    assert not triton_impl.gae(*wide, None, last, None, None, GAMMA, LAMBDA, *out)
+    assert not out.any()
 
 
 # --- against the reference ---

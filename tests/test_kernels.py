@@ -215,7 +215,7 @@ def test_environment_variable_forces():
     result = _run("from xcfast import kernels; print(kernels.name, kernels.impl.__name__)", XCFAST_IMPL="numba")
     assert result.stdout.split() == ["numba", "xcfast.kernels.numba_impl"], result.stderr
     result = _run("from xcfast import kernels", XCFAST_IMPL="fortran")
-    assert "XCFAST_IMPL must be one of cpp, numba, torch; got 'fortran'" in result.stderr
+    assert "XCFAST_IMPL must be one of cpp, numba, torch, triton; got 'fortran'" in result.stderr
 
 
 def test_missing_core():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,10 @@ class ActionNoise:
         self.counters += 1
         return self._out
 
+    def zeros(self) -> np.ndarray:
+        """An array like those of ``next``."""
+        return np.zeros_like(self._out)
+
 
 class TorchCollector:
     """Collects with any vector env and any policy; the actor runs in torch on the policy's device.
@@ -116,15 +121,12 @@ class TorchCollector:
     def _fill(self, rollout: Rollout, num_steps: int | None) -> None:
         if self._obs is None:
             raise RuntimeError("collect() called before reset()")
-        obs, policy = self._obs, self.policy
-        normalizer, action_map = self._normalizer, self._action_map
-        device = policy.device
+        obs, normalizer, action_map = self._obs, self._normalizer, self._action_map
         end = rollout.rewards.shape[0] if num_steps is None else rollout.step + num_steps
         while rollout.step < end:
             row = rollout.obs[rollout.step]
             normalizer.normalize_and_track(obs, out=row)
-            output = policy.act(torch.from_numpy(row).to(device))
-            actions = policy.actor.sample(output, torch.from_numpy(self.noise.next()).to(device)).cpu().numpy()
+            actions = self._sample(row, self.noise.next())
             obs, rewards, terminated, truncated, infos = self.envs.step(action_map(actions))
             final_obs = None
             timed_out = truncated & ~terminated
@@ -136,6 +138,25 @@ class TorchCollector:
         self._obs = obs
         if rollout.full:
             normalizer.normalize(obs, out=rollout.last_obs)
+
+    def _sample(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Raw actions for normalised observations [N, ...], both on the CPU."""
+        device, policy = self.policy.device, self.policy
+        output = policy.act(torch.from_numpy(obs).to(device))
+        return policy.actor.sample(output, torch.from_numpy(noise).to(device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def inference_seconds(self, repeats: int = 50) -> float:
+        """Median time of one vector step's inference, from observations to actions on the CPU."""
+        space = self.envs.single_observation_space
+        obs = np.zeros((self.envs.num_envs, *(space.shape or ())), np.float32)
+        noise = self.noise.zeros()
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self._sample(obs, noise)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
 
     def warm_up(self, rollout: Rollout) -> None:
         """Give the observation statistics a start: one rollout with the current policy, then discarded."""

@@ -124,8 +124,8 @@ def _value_notices(config: Config, given: Layer) -> list[str]:
     if config.representation == "Basic_Identical" and given.get("representation_hidden_size", (None, None))[0]:
         notices.append("representation_hidden_size has no effect: Basic_Identical has no layers")
     # A file with every key is that of an earlier run; there, nobody asked for this value.
-    if "compile" in given and config.compile != "off" and len(given) < len(keys_of(Config)):
-        notices.append("compile has no effect yet: the update is eager on every device")
+    if "compile" in given and config.device == "cpu" and len(given) < len(keys_of(Config)):
+        notices.append("compile has no effect on the CPU: the update is native or eager there")
     if config.policy == "Categorical_AC" and given.get("activation_action", (None, None))[0]:
         notices.append("activation_action has no effect: it acts on the mean of Gaussian_AC")
     return notices

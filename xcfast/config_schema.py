@@ -170,10 +170,10 @@ class Config:
     )
     num_workers: int = key(0, "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment", low=0)
     compile: Literal["graph", "default", "off"] = key(
-        "graph", f"how the update is compiled; {_LATER}: it is eager on every device, which is what off means"
+        "graph", "how the update runs on CUDA: compiled and in CUDA graphs, compiled, or eager"
     )
-    precision: Literal["fp32"] = key(
-        "fp32", "arithmetic of the update", refused=dict.fromkeys(("bf16", "tf32"), f"mixed precision is {_LATER}")
+    precision: Literal["fp32", "tf32", "bf16"] = key(
+        "fp32", "arithmetic of matrix products in the update; tf32 and bf16 on CUDA alone"
     )
     overlap: bool = key(
         False, "collect while the update runs", refused={True: f"overlapping collection and update is {_LATER}"}
@@ -273,6 +273,13 @@ def _settle(config: Config) -> None:
             key="representation_hidden_size",
             given=[],
             allowed="at least one width, or representation: Basic_Identical",
+        )
+    if config.precision != "fp32" and config.device == "cpu":
+        raise ConfigError(
+            "it speeds up CUDA devices alone",
+            key="precision",
+            given=config.precision,
+            allowed="fp32 with device cpu",
         )
     if config.policy == "Categorical_AC":
         settle("activation_action", None)

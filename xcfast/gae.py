@@ -8,6 +8,7 @@ import numpy as np
 from xcfast import kernels
 
 Array = TypeVar("Array")  # numpy.ndarray or torch.Tensor; torch is not imported for it
+_ON_TENSORS = ("torch", "triton")  # implementations that compute on tensors, whatever they are given
 
 
 def compute_gae(
@@ -65,7 +66,7 @@ def compute_gae(
         and time_major
         and episode_starts is None
         and last_done is None
-        and kernels.name != "torch"
+        and kernels.name not in _ON_TENSORS
         and kernels.impl.gae(
             rewards,
             values,
@@ -133,11 +134,11 @@ def _general(
     _check_combination(arrays, flags, ends)
     if out is not None and len(out) != (2 if kernel == "gae" else 1):
         raise ValueError(f"out must be (advantages, returns); got {len(out)} arrays")
-    if _is_tensor(arrays["rewards"]) or kernels.name == "torch":
+    if _is_tensor(arrays["rewards"]) or kernels.name in _ON_TENSORS:
         from xcfast.kernels import torch_impl
 
         torch_impl.check_devices({**arrays, **flags, **ends}, out)
-        if kernels.name == "torch" or not torch_impl.numpy_serves(arrays["rewards"]):
+        if kernels.name in _ON_TENSORS or not torch_impl.numpy_serves(arrays["rewards"]):
             return torch_impl.advantages(kernel, arrays, flags, ends, factors, time_major, out)
         return torch_impl.through_numpy(_general, kernel, arrays, flags, ends, factors, time_major, out)
     inputs = {name: _floating(name, x) for name, x in arrays.items() if x is not None}

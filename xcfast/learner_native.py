@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ from xcfast.ppo import ADAM_EPS, TorchLearner, joined_moments, learning_rate, mi
 
 if TYPE_CHECKING:
     from xcfast.config import Config
+    from xcfast.learner_cuda import CudaLearner
     from xcfast.policy import ActorCritic
     from xcfast.rollout import Rollout
 
@@ -50,7 +51,7 @@ class FlatParameters:
     A second object for the same module finds the first one's array.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, allocate: Callable[..., np.ndarray] = np.empty) -> None:
         self._parameters = list(module.parameters())
         sizes = [p.numel() for p in self._parameters]
         ends = np.cumsum(sizes).tolist()
@@ -59,7 +60,7 @@ class FlatParameters:
         if len(first.untyped_storage()) == 4 * ends[-1]:
             self.array = first.as_strided((ends[-1],), (1,), 0).numpy()
         else:
-            self.array = np.empty(ends[-1], np.float32)
+            self.array = allocate(ends[-1], np.float32)
         self.adopt()
 
     @torch.no_grad()
@@ -180,8 +181,6 @@ class NativeLearner:
         """Why this learner cannot serve, as a phrase; None if it can."""
         if policy.device.type != "cpu":
             return f"the weights are on {policy.device}; it computes on the CPU"
-        if config.precision != "fp32":
-            return f"precision is {config.precision}; it computes in fp32"
         if any(p.dtype != torch.float32 for p in policy.parameters()):
             return "the weights are not float32"
         unknown = unknown_modules(policy)
@@ -327,12 +326,17 @@ def make_learner(
     reward_normalizer: RewardNormalizer,
     num_threads: int,
     ranks: Ranks = ALONE,
-) -> tuple[TorchLearner | NativeLearner, str]:
-    """The learner that ``config.learner_backend`` asks for, and the reason for the choice.
+    device: torch.device | None = None,
+) -> tuple[TorchLearner | NativeLearner | CudaLearner, str]:
+    """The learner that ``config.learner_backend`` and the device ask for, and the reason for the choice.
 
     Raises:
-        ConfigError: ``native`` is asked for and cannot serve.
+        ConfigError: ``native``, or a precision, is asked for and cannot serve.
     """
+    if device is not None and device.type == "cuda":
+        return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks)
+    if config.precision != "fp32":
+        raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
     parts = (policy, config, rollout, reward_normalizer, num_threads, ranks)
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as asked for"
@@ -343,3 +347,24 @@ def make_learner(
     if config.learner_backend == "native":
         raise ConfigError(f"the native learner cannot serve: {reason_not}", key="learner_backend", given="native")
     return TorchLearner(*parts), f"not native: {reason_not}"
+
+
+def _make_cuda_learner(
+    config: Config,
+    policy: ActorCritic,
+    rollout: Rollout,
+    reward_normalizer: RewardNormalizer,
+    device: torch.device,
+    ranks: Ranks,
+) -> tuple[CudaLearner, str]:
+    from xcfast.learner_cuda import CudaLearner
+
+    if config.learner_backend == "native":
+        raise ConfigError(
+            f"the native learner cannot serve: it computes on the CPU, and device is {device}",
+            key="learner_backend",
+            given="native",
+        )
+    learner = CudaLearner(policy, config, rollout, reward_normalizer, device, ranks)
+    forms = {"graph": "compiled, in CUDA graphs", "default": "compiled", "off": "eager"}
+    return learner, "; ".join([f"on {device}, {forms[learner.compile]}", *learner.fallbacks])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +46,7 @@ def ppo_loss(
     clip_range: float,
     vf_coef: float,
     ent_coef: float,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
 ) -> PPOLoss:
     """PPO-Clip objective with squared value error and entropy bonus; no side effects.
 
@@ -59,6 +60,7 @@ def ppo_loss(
         clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range].
         vf_coef: weight of the value loss (mean squared error, no factor 1/2).
         ent_coef: weight of the entropy bonus.
+        mean: average over the minibatch of a float [B] quantity; another one where B is only a part of it, or padded.
 
     Source:
         Schulman et al., arXiv 1707.06347, eq. 7 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
@@ -66,13 +68,13 @@ def ppo_loss(
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
-    value_loss = (values - returns).square().mean()
-    mean_entropy = entropy.mean()
+    policy_loss = -mean(torch.minimum(ratio * advantages, clipped * advantages))
+    value_loss = mean((values - returns).square())
+    mean_entropy = mean(entropy)
     loss = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
     with torch.no_grad():
-        approx_kl = (ratio - 1.0 - log_ratio).mean()
-        clipfrac = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype).mean()
+        approx_kl = mean(ratio - 1.0 - log_ratio)
+        clipfrac = mean(((ratio - 1.0).abs() > clip_range).to(ratio.dtype))
     return PPOLoss(loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl, clipfrac)
 
 

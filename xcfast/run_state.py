@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from xcfast.collector_native import NativeCollector
     from xcfast.config import Config
     from xcfast.distributed import Ranks
+    from xcfast.learner_cuda import CudaLearner
     from xcfast.learner_native import NativeLearner
     from xcfast.normalize import ObservationNormalizer, RewardNormalizer
     from xcfast.policy import ActorCritic
@@ -33,7 +34,7 @@ class RunState:
     config: Config
     ranks: Ranks
     policy: ActorCritic
-    learner: TorchLearner | NativeLearner
+    learner: TorchLearner | NativeLearner | CudaLearner
     obs_normalizer: ObservationNormalizer
     reward_normalizer: RewardNormalizer
     collector: TorchCollector | NativeCollector

@@ -19,6 +19,7 @@ from xcfast.config import Config, ConfigError
 from xcfast.distributed import ALONE, RankError, RankLostError, Ranks, launched
 from xcfast.envs import EnvError, MujocoVecEnv, SimulationError, WorkerError, make_envs
 from xcfast.evaluation import EvaluationStopped, Evaluator
+from xcfast.learner_cuda import CudaLearner, pinned
 from xcfast.learner_native import make_learner
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
@@ -140,6 +141,8 @@ class Trainer:
                     self._restore(saved, checkpoint_file)
             for tensor in (*self.policy.parameters(), *self.policy.buffers()):  # equal by their seed; to be sure
                 ranks.broadcast_(tensor.detach())
+            if isinstance(self.learner, CudaLearner):
+                self.learner.adopt()
         except BaseException:
             self.close()
             raise
@@ -159,10 +162,12 @@ class Trainer:
     def _build(self) -> None:
         config = self.config
         self.device = resolve_device(config, self.ranks)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.envs = make_envs(config, num_envs=len(self.rows), sharing=self.ranks.sharing)
         self._closers.append(self.envs.close)
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
-        self.policy = build_policy(config, observation_space, action_space).to(self.device)
+        self.policy = build_policy(config, observation_space, action_space)
         self.action_map = ActionMap(action_space, config.activation_action)
         num_envs, obs_shape = self.envs.num_envs, observation_space.shape or ()
         join = None if self.ranks.world_size == 1 else self._all_envs
@@ -179,17 +184,20 @@ class Trainer:
             obs_shape,
             () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
+            allocate=pinned if self.device.type == "cuda" else np.zeros,
+        )
+        threads = num_threads(config, self.ranks.sharing)
+        self.learner, why_learner = make_learner(
+            config, self.policy, self.rollout, self.reward_normalizer, threads, self.ranks, self.device
         )
         self.collector, why_collector = make_collector(
-            config, self.envs, self.policy, self.obs_normalizer, self.action_map, self.ranks
-        )
-        self.learner, why_learner = make_learner(
             config,
+            self.envs,
             self.policy,
-            self.rollout,
-            self.reward_normalizer,
-            num_threads(config, self.ranks.sharing),
+            self.obs_normalizer,
+            self.action_map,
             self.ranks,
+            self.learner.device_policy if isinstance(self.learner, CudaLearner) else None,
         )
         self._engines = ((self.collector, why_collector), (self.learner, why_learner))
         self._parts = RunState(

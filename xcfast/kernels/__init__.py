@@ -1,7 +1,8 @@
 """Numeric kernels, and the choice between their implementations.
 
-``XCFAST_IMPL`` forces one: ``cpp`` (the compiled core, the default), ``numba``, or ``torch`` (advantage estimation
-on tensors; the rest in ``cpp``). Without the compiled core and without the variable, numba serves, announced by one
+``XCFAST_IMPL`` forces one: ``cpp`` (the compiled core, the default), ``numba``, ``torch`` or ``triton`` (advantage
+estimation in torch's operations or in one Triton kernel; the rest in ``cpp``). Tensors on a CUDA device are served by
+Triton where it is installed, else by torch. Without the compiled core and without the variable, numba serves, announced by one
 warning.
 
 All implementations have the functions listed in ``_core.pyi``: they take plain arrays (``numpy.ndarray``,
@@ -14,7 +15,7 @@ import warnings
 from importlib import import_module
 from types import ModuleType
 
-IMPLEMENTATIONS = ("cpp", "numba", "torch")
+IMPLEMENTATIONS = ("cpp", "numba", "torch", "triton")
 
 #: The module that serves calls. Written by `use`; read it at each call, as ``kernels.impl.gae(...)``.
 impl: ModuleType

@@ -1,11 +1,14 @@
 """Advantage estimation on tensors of any device; without synchronisation where truncation comes with its values."""
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from xcfast import kernels
 from xcfast.gae import check_cuts, check_shapes
 
 
@@ -79,34 +82,19 @@ def advantages(
         return x.T if x.ndim == 2 and not time_major else x
 
     inputs = {name: time_first(x).to(wide) for name, x in inputs.items()}
-    rewards = inputs["rewards"]
-    envs = rewards.shape[1:]
     if flags["episode_starts"] is not None:
         starts = time_first(flags["episode_starts"]).bool()
-        terminated = torch.cat([starts[1:], ends["last_done"].bool().reshape(1, *envs)])
+        terminated = torch.cat([starts[1:], ends["last_done"].bool().reshape(1, *starts.shape[1:])])
     else:
         terminated = time_first(flags["terminated"]).bool()
     truncated = None if flags["truncated"] is None else time_first(flags["truncated"]).bool()
-    done = terminated if truncated is None else terminated | truncated
-    final, nexts = inputs.get("final_values"), inputs.get("next_values")
-    if truncated is not None and nexts is None and final is None:
+    if truncated is not None and "next_values" not in inputs and "final_values" not in inputs:
         check_cuts(bool((truncated & ~terminated).any()))
-    gamma = factors["gamma"]
-    baseline = inputs["values"] if kernel == "gae" else torch.zeros_like(rewards)
-    if nexts is None:
-        nexts = torch.cat([baseline[1:], ends["last_values"].to(wide).reshape(1, *envs)])
-        if truncated is not None and final is not None:
-            nexts = torch.where(truncated, final, nexts)
-    elif kernel != "gae":
-        # Without a baseline, a step that goes on takes its bootstrap from the recursion; the last one ends it like a
-        # truncation.
-        ended = done.clone()
-        ended[-1] = True
-        nexts = torch.where(ended, nexts, 0)
-    nexts = torch.where(terminated, 0, nexts)
-    delta = rewards + gamma * nexts - baseline
-    result = _scan(delta, done, gamma * factors.get("gae_lambda", 1.0))
-    both = [result, result + baseline] if kernel == "gae" else [result]
+    both = None
+    if kernel == "gae":
+        both = _in_one_kernel(inputs, terminated, truncated, ends["last_values"], factors, out if time_major else None)
+    if both is None:
+        both = _in_passes(kernel, inputs, terminated, truncated, ends["last_values"], factors)
     results = tuple((x if time_major else x.T).to(dtype).contiguous() for x in both)
     if out is None:
         return tuple(x.numpy() for x in results) if is_numpy else results
@@ -123,9 +111,69 @@ def advantages(
             raise ValueError(
                 f"out ({name}) must be {dtype} {list(shape)} on {x.device}; got {target.dtype} {list(target.shape)}"
             )
-        else:
+        elif x is not target:
             target.copy_(x)
     return out
+
+
+def _in_one_kernel(
+    inputs: dict[str, Any],
+    terminated: torch.Tensor,
+    truncated: torch.Tensor | None,
+    last_values: torch.Tensor | None,
+    factors: dict[str, float],
+    out: tuple[Any, ...] | None,
+) -> tuple[torch.Tensor, ...] | None:
+    """Advantages and returns by the Triton kernel, written into `out` where that fits; None where it cannot serve."""
+    rewards = inputs["rewards"]
+    if rewards.ndim != 2 or kernels.name == "torch" or not (kernels.name == "triton" or _has_triton(rewards.device)):
+        return None
+    from xcfast.kernels import triton_impl
+
+    given = [None if x is None else x.contiguous() for x in (terminated, truncated)]
+    values = [inputs.get(name) for name in ("rewards", "values", "final_values", "next_values")]
+    r, v, final, nexts = (None if x is None else x.contiguous() for x in values)
+    last = None if last_values is None else last_values.to(rewards.dtype).contiguous()
+    if out is not None and all(isinstance(x, torch.Tensor) for x in out):
+        if triton_impl.gae(r, v, *given, last, final, nexts, *factors.values(), *out):
+            return out
+    both = torch.empty_like(r), torch.empty_like(r)
+    return both if triton_impl.gae(r, v, *given, last, final, nexts, *factors.values(), *both) else None
+
+
+@functools.cache
+def _has_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def _in_passes(
+    kernel: str,
+    inputs: dict[str, Any],
+    terminated: torch.Tensor,
+    truncated: torch.Tensor | None,
+    last_values: torch.Tensor | None,
+    factors: dict[str, float],
+) -> list[torch.Tensor]:
+    """The same by torch's own operations, on any device; also discounted returns."""
+    rewards, gamma = inputs["rewards"], factors["gamma"]
+    done = terminated if truncated is None else terminated | truncated
+    final, nexts = inputs.get("final_values"), inputs.get("next_values")
+    baseline = inputs["values"] if kernel == "gae" else torch.zeros_like(rewards)
+    if nexts is None:
+        assert last_values is not None  # one of the two was given
+        nexts = torch.cat([baseline[1:], last_values.to(rewards.dtype).reshape(1, *rewards.shape[1:])])
+        if truncated is not None and final is not None:
+            nexts = torch.where(truncated, final, nexts)
+    elif kernel != "gae":
+        # Without a baseline, a step that goes on takes its bootstrap from the recursion; the last one ends it like a
+        # truncation.
+        ended = done.clone()
+        ended[-1] = True
+        nexts = torch.where(ended, nexts, 0)
+    nexts = torch.where(terminated, 0, nexts)
+    delta = rewards + gamma * nexts - baseline
+    result = _scan(delta, done, gamma * factors.get("gae_lambda", 1.0))
+    return [result, result + baseline] if kernel == "gae" else [result]
 
 
 def _scan(delta: torch.Tensor, done: torch.Tensor, decay: float) -> torch.Tensor:

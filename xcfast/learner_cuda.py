@@ -1,0 +1,469 @@
+"""The PPO update on a CUDA device: one upload per rollout, compiled steps, the whole update replayed from CUDA graphs."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+from xcfast.distributed import ALONE, Ranks
+from xcfast.gae import compute_gae
+from xcfast.learner_native import FlatParameters
+from xcfast.normalize import NonFiniteError, RewardNormalizer
+from xcfast.ppo import ADAM_EPS, joined_moments, learning_rate, minibatch_sizes, ppo_loss
+
+if TYPE_CHECKING:
+    from xcfast.config import Config
+    from xcfast.policy import ActorCritic
+    from xcfast.rollout import Rollout
+
+_EVALUATION_ROWS = 65536  # rows per forward pass over the rollout: bounds the memory that activations take
+_GRAPH_STEPS = 64  # minibatches in one graph, at most: bounds the time that capture takes
+_LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+MODES = ("graph", "default", "off")
+
+
+class CudaLearner:
+    """The update of ``TorchLearner`` with everything on the device, whatever the policy.
+
+    The policy that is passed in stays on the CPU, where collectors and evaluation read it; its copy on the device is
+    what learns, and ``update`` brings the new weights back. Rewards are scaled on the CPU, where they arise; all the
+    rest happens on the device, and only the metrics return, once.
+
+    The minibatch step is two pure functions of preallocated buffers, ``_gradients`` (gather, loss, flat gradient) and
+    ``_apply`` (norm limit, Adam), which find their minibatch by a counter on the device. So the same step serves all
+    updates: eager, compiled, or as one node sequence of a CUDA graph. Minibatches are padded to one size with entries
+    of no weight, so uneven ones need no other shape.
+
+    Of several ranks, each computes its part of every minibatch, weighted by the size of the whole one; the flat gradient
+    is summed over the ranks between the two functions. Graphs are not used then.
+
+    Args:
+        policy: on the CPU. Its parameters become views of one flat page-locked array.
+        config: the run's configuration; ``compile`` says which of the three forms to try first.
+        rollout: whose sizes all buffers take; fast where its arrays are page-locked (``pinned``).
+        reward_normalizer: scales the rewards.
+        device: CUDA; a CPU serves for tests, without graphs.
+        ranks: those that learn together.
+
+    Attributes:
+        compile: the form in use: "graph", "default" (compiled, launched one by one) or "off" (eager).
+        fallbacks: why forms before it in that order were not used, one sentence each.
+        device_policy: the copy on the device, for inference there.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        policy: ActorCritic,
+        config: Config,
+        rollout: Rollout,
+        reward_normalizer: RewardNormalizer,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.policy, self.device, self.ranks = policy, device, ranks
+        self._config, self._reward_normalizer = config, reward_normalizer
+        self._host = FlatParameters(policy, allocate=pinned if device.type == "cuda" else np.empty)
+        self.device_policy = copy.deepcopy(policy).to(device)
+        self.device_policy.requires_grad_(False)
+        self._names = [f"policy.{name}" for name, _ in policy.named_parameters()]
+        self._module = _Evaluate(self.device_policy)
+        self._weights = torch.from_numpy(self._host.array).to(device).clone()
+        self._parameters = self._views(self._weights)
+        for parameter, view in zip(self.device_policy.parameters(), self._parameters, strict=True):
+            parameter.data = view
+        self._exp_avg, self._exp_avg_sq = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
+        self._steps_done = 0
+        # It never steps; it gives the state its form.
+        self._adam = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+        self._allocate(rollout)
+        self._prepared = -1  # the iteration whose minibatches are in the page-locked table
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.fallbacks: list[str] = []
+        self.compile = self._prepare(config.compile)
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        return [flat[s].view(p.shape) for s, p in zip(self._host.slices, self.policy.parameters(), strict=True)]
+
+    def _allocate(self, rollout: Rollout) -> None:
+        """Every buffer that the steps read or write, once."""
+        config, device = self._config, self.device
+        steps, envs = rollout.rewards.shape
+        batch, self._updates = steps * envs, config.n_epochs * config.n_minibatch
+
+        def room(array: np.ndarray) -> Tensor:
+            return torch.zeros(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
+
+        self._obs, self._actions = room(rollout.obs), room(rollout.actions)
+        self._terminated, self._truncated = room(rollout.terminated), room(rollout.truncated)
+        self._rewards, self._values, self._log_probs, self._advantages, self._returns, self._final_values = (
+            torch.zeros((steps, envs), device=device) for _ in range(6)
+        )
+        host = pinned if device.type == "cuda" else np.zeros
+        self._scaled_rewards = host((steps, envs), np.float32)
+        _, offsets = self._epoch(rollout, 0, 0)
+        self._counts = np.diff(offsets)
+        size = int(self._counts.max())
+        self._padded = bool((self._counts != size).any())
+        # Of the whole minibatches; the counts are those of this rank's part of them.
+        sizes = torch.tensor(minibatch_sizes(config), device=device).repeat(config.n_epochs)
+        self._plain_mean = not self._padded and self.ranks.world_size == 1
+        self._host_indices = host((config.n_epochs, config.n_minibatch, size), np.int64)
+        self._indices = torch.zeros((self._updates, size), dtype=torch.int64, device=device)
+        counts = torch.from_numpy(self._counts).to(device).repeat(config.n_epochs)
+        self._taken = torch.arange(size, device=device) < counts[:, None]
+        self._shares = self._taken / sizes[:, None].float()  # 1 / n for each sample of a minibatch of n, 0 for padding
+        self._sizes = sizes.float()
+        # What update k needs: learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), mean and 1 / std of its advantages.
+        self._host_rates = host((self._updates, 2), np.float32)
+        self._rates = torch.zeros((self._updates, 2), device=device)
+        self._moments = torch.zeros((self._updates, 2), device=device)
+        self._k = torch.zeros(1, dtype=torch.int64, device=device)
+        self._gradient = torch.zeros_like(self._weights)
+        self._sums = torch.zeros(len(_LOSSES) + 1, device=device)
+
+    # The minibatch step: tensors in, tensors changed in place, nothing for Python to decide.
+
+    def _gradients(self) -> None:
+        """Gradient of minibatch k into ``_gradient``; the parts of its loss, times its size, onto ``_sums``."""
+        config, k = self._config, self._k
+        rows = self._indices.index_select(0, k)[0]
+        share = self._shares.index_select(0, k)[0]
+        obs, actions, old_log_probs, advantages, returns = (
+            x.flatten(0, 1).index_select(0, rows)
+            for x in (self._obs, self._actions, self._log_probs, self._advantages, self._returns)
+        )
+        if config.use_advnorm:
+            moments = self._moments.index_select(0, k)[0]
+            advantages = (advantages - moments[0]) * moments[1]
+
+        def loss_of(parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                named = dict(zip(self._names, parameters, strict=True))
+                log_probs, entropy, values = functional_call(self._module, named, (obs, actions))
+            loss = ppo_loss(
+                log_probs.float(),
+                entropy.float(),
+                values.float(),
+                old_log_probs,
+                advantages,
+                returns,
+                clip_range=config.clip_range,
+                vf_coef=config.vf_coef,
+                ent_coef=config.ent_coef,
+                mean=torch.mean if self._plain_mean else (lambda x: (x * share).sum()),
+            )
+            return loss.loss, torch.stack(loss[1:])
+
+        gradients, (_, parts) = grad_and_value(loss_of, has_aux=True)(tuple(self._parameters))
+        torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
+        self._sums[:-1] += parts * self._sizes.index_select(0, k)
+
+    def _apply(self) -> None:
+        """Limit the gradient's norm, take one Adam step with it, and move on to the next minibatch."""
+        config, gradient = self._config, self._gradient
+        (beta1, beta2), eps = self._adam.param_groups[0]["betas"], self._adam.param_groups[0]["eps"]
+        norm = torch.linalg.vector_norm(gradient)
+        if config.use_grad_clip:
+            gradient = gradient * (config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        rate = self._rates.index_select(0, self._k)[0]
+        exp_avg = torch.lerp(self._exp_avg, gradient, 1 - beta1)
+        exp_avg_sq = self._exp_avg_sq * beta2 + gradient * gradient * (1 - beta2)
+        self._weights -= rate[0] * exp_avg / (exp_avg_sq.sqrt() * rate[1] + eps)
+        self._exp_avg.copy_(exp_avg)
+        self._exp_avg_sq.copy_(exp_avg_sq)
+        self._sums[-1] += norm
+        self._k += 1
+
+    def _step(self) -> None:
+        self._run_gradients()
+        self.ranks.sum_(self._gradient)
+        self._run_apply()
+
+    # How the step is run.
+
+    def _prepare(self, wanted: str) -> str:
+        """Compile and capture what is asked for, as far as that works here; returns what does."""
+        forms: dict[str, Callable[[], None]] = {"graph": self._capture, "default": self._compile, "off": self._eager}
+        before, ranks = self._snapshot(), self.ranks
+        if ranks.world_size > 1 and wanted == "graph":
+            wanted = "default"
+            self.fallbacks.append("compile graph is for one rank: sums over several are not captured")
+        self.ranks = ALONE  # a trial may fail on one rank and not on another
+        for mode in MODES[MODES.index(wanted) :]:
+            try:
+                forms[mode]()
+                return mode
+            except Exception as error:
+                if mode == "off":
+                    raise
+                reason = (str(error).strip().splitlines() or [""])[0]
+                self.fallbacks.append(f"compile {mode} does not work here ({type(error).__name__}: {reason})")
+            finally:
+                self.ranks = ranks
+                self._restore(before)
+                self._sums.zero_()
+                self._k.zero_()
+        raise AssertionError("unreachable: the eager form raises its own error")
+
+    def _eager(self) -> None:
+        self._run_gradients: Callable[[], None] = self._gradients
+        self._run_apply: Callable[[], None] = self._apply
+        self._graph = None
+        self._step()
+
+    def _compile(self) -> None:
+        self._graph = None
+        self._run_gradients = torch.compile(self._gradients, fullgraph=True, dynamic=False)
+        self._run_apply = torch.compile(self._apply, fullgraph=True, dynamic=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Inductor's advice about TF32 and its own deprecations
+            self._step()
+
+    def _capture(self) -> None:
+        if self.device.type != "cuda":
+            raise RuntimeError("CUDA graphs need a CUDA device")
+        self._compile()
+        self._graph_steps = max(n for n in range(1, _GRAPH_STEPS + 1) if self._updates % n == 0)
+        self._k.zero_()
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):  # lazy initialisation of the libraries must not be captured
+            self._step()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        self._k.zero_()
+        graph = torch.cuda.CUDAGraph()
+        # Threads of the environments may allocate meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(self._graph_steps):
+                self._step()
+        self._graph = graph
+
+    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        """One PPO iteration on a full rollout: arguments and metrics as ``TorchLearner.update``.
+
+        The rollout's values, log_probs, advantages and returns stay on the device.
+
+        Raises:
+            NonFiniteError: a metric is NaN or infinite; weights and optimiser state are those from before the call.
+        """
+        before = self._snapshot()
+        try:
+            with _precision(self.device, self._config.precision):
+                metrics = self._update(rollout, iteration)
+            bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+            if bad:
+                raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
+        except BaseException:
+            self._restore(before)
+            raise
+        self._steps_done += self._updates
+        self._publish()
+        return metrics
+
+    def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        self._upload(rollout, iteration)
+        self._evaluate(rollout)
+        self._sums.zero_()
+        self._k.zero_()
+        if self._graph is not None:
+            for _ in range(self._updates // self._graph_steps):
+                self._graph.replay()
+        else:
+            for _ in range(self._updates):
+                self._step()
+        samples = self._config.n_epochs * self._config.batch_size
+        values, returns = self._values.double(), self._returns.double()
+        moments = torch.stack(
+            [moment for x in (returns, returns - values, values) for moment in (x.mean(), x.var(correction=0))]
+        )
+        results = torch.cat([moments, self._sums.double()])
+        self._minibatches(rollout, iteration + 1)  # while the device works
+        host = results.cpu().numpy()
+        parts = np.column_stack([np.full(3, values.numel()), host[:6].reshape(3, 2) * [1, values.numel()]])
+        (_, _, variance), (_, _, unexplained), (_, mean_value, _) = joined_moments(parts, self.ranks).tolist()
+        sums, norms = self.ranks.sum_(host[6:-1].copy()).tolist(), float(host[-1])
+        metrics = {f"losses/{name}": value / samples for name, value in zip(_LOSSES, sums, strict=True)}
+        metrics["losses/grad_norm"] = norms / self._updates
+        metrics["losses/explained_variance"] = 0.0 if variance == 0.0 else 1.0 - unexplained / variance
+        metrics["predict_value"] = mean_value
+        last = (iteration + 1) * self._updates - 1
+        metrics["learning_rate"] = self._adam.param_groups[0]["lr"] = learning_rate(self._config, last)
+        return metrics
+
+    def _minibatches(self, rollout: Rollout, iteration: int) -> None:
+        """The minibatches of an iteration into the page-locked table; padding repeats row 0."""
+        if self._prepared == iteration:
+            return
+        config, table = self._config, self._host_indices
+        self._prepared = -1
+        for epoch in range(config.n_epochs):
+            indices, offsets = self._epoch(rollout, iteration, epoch)
+            if not self._padded:
+                table[epoch] = indices.reshape(table.shape[1:])
+                continue
+            for minibatch, (start, count) in enumerate(zip(offsets[:-1], self._counts, strict=True)):
+                table[epoch, minibatch, :count] = indices[start : start + count]
+        self._prepared = iteration
+
+    def _epoch(self, rollout: Rollout, iteration: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and offsets of this rank's part of an epoch's minibatches."""
+        config, env_offset = self._config, self.ranks.rows(self._config.parallels).start
+        return rollout.minibatch_indices(
+            config.seed, iteration, epoch, config.n_minibatch, env_offset=env_offset, total_envs=config.parallels
+        )
+
+    def _upload(self, rollout: Rollout, iteration: int) -> None:
+        """All that the device needs of this iteration, in copies that do not wait."""
+        config = self._config
+        done = rollout.terminated | rollout.truncated
+        self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
+        self._minibatches(rollout, iteration)
+        updates = np.arange(self._updates)
+        beta1, beta2 = self._adam.param_groups[0]["betas"]
+        t = self._steps_done + 1 + updates
+        first = iteration * self._updates
+        rates = np.array([learning_rate(config, first + k) for k in range(self._updates)])
+        self._host_rates[:, 0] = rates / (1 - beta1**t)
+        self._host_rates[:, 1] = 1 / np.sqrt(1 - beta2**t)
+        pairs: list[tuple[Tensor, np.ndarray]] = [
+            (self._obs, rollout.obs),
+            (self._actions, rollout.actions),
+            (self._rewards, self._scaled_rewards),
+            (self._terminated, rollout.terminated),
+            (self._truncated, rollout.truncated),
+            (self._indices, self._host_indices.reshape(self._indices.shape)),
+            (self._rates, self._host_rates),
+        ]
+        for on_device, array in pairs:
+            on_device.copy_(torch.from_numpy(array), non_blocking=True)
+
+    @torch.no_grad()
+    def _evaluate(self, rollout: Rollout) -> None:
+        """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
+        obs, actions = self._obs.flatten(0, 1), self._actions.flatten(0, 1)
+        values, log_probs = self._values.flatten(), self._log_probs.flatten()
+        for start in range(0, len(obs), _EVALUATION_ROWS):
+            rows = slice(start, start + _EVALUATION_ROWS)
+            log_probs[rows], _, values[rows] = self.device_policy.evaluate(obs[rows], actions[rows])
+        if len(rollout.final_index):
+            index = torch.from_numpy(rollout.final_index).to(self.device)
+            self._final_values.view(-1)[index] = self._value(rollout.final_obs)
+        compute_gae(
+            self._rewards,
+            self._values,
+            self._terminated,
+            self._truncated,
+            last_values=self._value(rollout.last_obs),
+            final_values=self._final_values,
+            gamma=self._config.gamma,
+            gae_lambda=self._config.gae_lambda if self._config.use_gae else 1.0,
+            out=(self._advantages, self._returns),
+        )
+        if self._config.use_advnorm:
+            self._advantage_moments()
+
+    def _advantage_moments(self) -> None:
+        """Mean and 1 / (standard deviation + 1e-8) of every minibatch's advantages, in one pass over all of them."""
+        # Deviations from the rollout's mean, so that the difference of the two sums below does not cancel.
+        centre = self._advantages.double().mean()
+        advantages = (self._advantages.double() - centre).flatten()[self._indices]
+        if self.ranks.world_size > 1:
+            self._moments.copy_(self._joined_moments(advantages, float(centre)))
+            return
+        mean = (advantages * self._shares).sum(1)
+        variance = (advantages.square() * self._shares).sum(1) - mean.square()
+        self._moments[:, 0] = mean + centre
+        self._moments[:, 1] = 1.0 / (variance.clamp(min=0.0).sqrt() + 1e-8)
+
+    def _joined_moments(self, advantages: Tensor, centre: float) -> Tensor:
+        """The same of several ranks' parts of the minibatches; advantages: float64, less this rank's ``centre``."""
+        count = self._taken.sum(1)
+        mean = (advantages * self._taken).sum(1) / count.clamp(min=1)
+        square = ((advantages - mean[:, None]).square() * self._taken).sum(1)
+        parts = torch.stack([count, (mean + centre) * (count > 0), square], 1).cpu().numpy()
+        counts, means, squares = joined_moments(parts, self.ranks).T
+        return torch.from_numpy(np.stack([means, 1.0 / (np.sqrt(squares / counts) + 1e-8)], 1))
+
+    def _value(self, obs: np.ndarray) -> Tensor:
+        chunks = torch.from_numpy(obs).to(self.device, non_blocking=True).split(_EVALUATION_ROWS)
+        return torch.cat([self.device_policy.value(chunk) for chunk in chunks])
+
+    def _publish(self) -> None:
+        """Bring the weights to the CPU, where they are the policy that was passed in."""
+        self._host.adopt()
+        torch.from_numpy(self._host.array).copy_(self._weights)
+
+    def _snapshot(self) -> list[Tensor]:
+        return [x.clone() for x in (self._weights, self._exp_avg, self._exp_avg_sq)]
+
+    def _restore(self, snapshot: list[Tensor]) -> None:
+        for x, old in zip((self._weights, self._exp_avg, self._exp_avg_sq), snapshot, strict=True):
+            x.copy_(old)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state, in ``torch.optim.Adam``'s form, on the CPU."""
+        moments = (self._views(x.cpu()) for x in (self._exp_avg, self._exp_avg_sq))
+        for parameter, exp_avg, exp_avg_sq in zip(self.policy.parameters(), *moments, strict=True):
+            step = torch.tensor(float(self._steps_done))
+            self._adam.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        return {"optimizer": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` of any learner returned, and take in the policy's weights."""
+        self._adam.load_state_dict(state["optimizer"])
+        self._steps_done = 0
+        for x in (self._exp_avg, self._exp_avg_sq):
+            x.zero_()
+        moments = (self._views(x) for x in (self._exp_avg, self._exp_avg_sq))
+        for parameter, exp_avg, exp_avg_sq in zip(self.policy.parameters(), *moments, strict=True):
+            saved = self._adam.state.get(parameter)
+            if saved:
+                exp_avg.copy_(saved["exp_avg"])
+                exp_avg_sq.copy_(saved["exp_avg_sq"])
+                self._steps_done = int(saved["step"])
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Take in weights that were written into the policy on the CPU, as ``load_state_dict`` does."""
+        self._host.adopt()
+        self._weights.copy_(torch.from_numpy(self._host.array))
+
+
+class _Evaluate(nn.Module):
+    """``ActorCritic.evaluate`` as a module's forward, which ``functional_call`` can call with other weights."""
+
+    def __init__(self, policy: ActorCritic) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.policy.evaluate(obs, actions)
+
+
+class _precision:
+    """While active, matrix products on the device use what ``precision`` allows."""
+
+    def __init__(self, device: torch.device, precision: str) -> None:
+        self._tf32 = precision == "tf32"
+
+    def __enter__(self) -> None:
+        self._before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self._tf32
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = self._before
+
+
+def pinned(shape: Any, dtype: Any = np.float32) -> np.ndarray:
+    """Zeros in page-locked memory, which a CUDA device reads without waiting; needs such a device."""
+    return torch.zeros(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True).numpy()
