@@ -38,7 +38,7 @@ class Pool:
             pipe.send((rank, num_ranks, port, functools.partial(job, *args, **kwargs)))
         results = []
         for pipe in self.pipes[:num_ranks]:
-            assert pipe.poll(60), "a rank does not answer"
+            assert pipe.poll(100), "a rank does not answer"
             results.append(pipe.recv())
         return results
 

@@ -14,9 +14,13 @@ import yaml
 from rank_pool import Pool, with_ranks
 
 from xcfast import checkpoint as ckpt
-from xcfast.distributed import ALONE, Ranks, merged_moments
+from xcfast.config import ConfigError
+from xcfast.distributed import ALONE, Ranks, launched, merged_moments
+from xcfast.envs import make_envs
 from xcfast.heartbeat import LOST, START, Heartbeat
+from xcfast.launch import ranks_to_start
 from xcfast.ppo import moments_of
+from xcfast.report import num_threads
 from xcfast.run_state import joined, share
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +109,33 @@ def test_an_exception_on_some_ranks_is_raised_on_all(pool):
     message = "RankError: rank 0: ValueError: broken 0\nrank 2: ValueError: broken 2"
     assert results == [(message, "ValueError", 3), (message, "NoneType", 3), (message, "ValueError", 3)]
     assert good(pool(2, with_ranks, rank_pool.fail_on, [])) == [(None, None, 2)] * 2
+
+
+def test_how_many_ranks_a_configuration_asks_for(small, monkeypatch):
+    assert ranks_to_start(small(num_ranks=3)) == 3 and ranks_to_start(small()) == 1
+    assert ranks_to_start(small(distributed_training=True, num_ranks=2)) == 2
+    with pytest.raises(ConfigError, match="there is none; num_ranks sets how many"):
+        ranks_to_start(small(distributed_training=True))
+    with pytest.raises(ConfigError, match="more processes than environments"):
+        small(num_ranks=5)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # some clusters set it
+    assert not launched() and Ranks.start(cuda=False).world_size == 1
+
+
+def test_ranks_on_the_same_cpus_share_them(small, monkeypatch):
+    monkeypatch.setattr("xcfast.report.available_cpus", lambda: 8)
+    monkeypatch.setattr("xcfast.envs.make.available_cpus", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    auto = small(num_threads=0, vectorize="MujocoVecEnv")
+    assert [num_threads(auto, sharing) for sharing in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert num_threads(small(num_threads=3), 2) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert num_threads(auto, 2) == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "torchrun")  # which sets OMP_NUM_THREADS=1 by itself
+    assert num_threads(auto, 2) == 4
+    envs = make_envs(auto, num_envs=5, sharing=4)
+    assert envs.num_threads == 2 and envs.num_envs == 5
+    envs.close()
 
 
 # --- the same learning on any number of ranks

@@ -42,8 +42,8 @@ class CudaLearner:
     updates: eager, compiled, or as one node sequence of a CUDA graph. Minibatches are padded to one size with entries
     of no weight, so uneven ones need no other shape.
 
-    Of several ranks, each computes its part of every minibatch, weighted by the size of the whole one; the flat gradient
-    is summed over the ranks between the two functions. Graphs are not used then.
+    Of several ranks, each computes its part of every minibatch, weighted by the size of the whole one; the flat
+    gradient is summed over the ranks between the two functions. Graphs are not used then.
 
     Args:
         policy: on the CPU. Its parameters become views of one flat page-locked array.
@@ -98,7 +98,7 @@ class CudaLearner:
         """Every buffer that the steps read or write, once."""
         config, device = self._config, self.device
         steps, envs = rollout.rewards.shape
-        batch, self._updates = steps * envs, config.n_epochs * config.n_minibatch
+        self._updates = config.n_epochs * config.n_minibatch
 
         def room(array: np.ndarray) -> Tensor:
             return torch.zeros(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
@@ -283,9 +283,8 @@ class CudaLearner:
                 self._step()
         samples = self._config.n_epochs * self._config.batch_size
         values, returns = self._values.double(), self._returns.double()
-        moments = torch.stack(
-            [moment for x in (returns, returns - values, values) for moment in (x.mean(), x.var(correction=0))]
-        )
+        spread = (returns, returns - values, values)
+        moments = torch.stack([moment for x in spread for moment in (x.mean(), x.var(correction=0))])
         results = torch.cat([moments, self._sums.double()])
         self._minibatches(rollout, iteration + 1)  # while the device works
         host = results.cpu().numpy()

@@ -87,7 +87,8 @@ def run(config: Config, mode: Mode | None = None, resume: str | Path | None = No
         raise RunFailed(str(error), expected=error.__cause__ is None) from error.__cause__
     except BaseException as error:
         known = isinstance(error, RunFailed) and error.known
-        ranks.close(None if known else f"{type(error).__name__}: {error}")
+        with suppress(RuntimeError):  # this error is the one to report
+            ranks.close(None if known else f"{type(error).__name__}: {error}")
         raise
     ranks.close()
     return summary
