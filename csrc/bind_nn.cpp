@@ -109,7 +109,8 @@ class BoundLearner {
                          uint32_t iteration, int64_t n_epochs, int64_t n_minibatch, int64_t env_offset) {
     if (n_epochs < 1 || n_minibatch < 1 || env_offset < 0) throw std::invalid_argument("n_epochs, n_minibatch or env_offset does not fit");
     const nn::RolloutView view = make_view(rollout);
-    const nn::UpdateSettings settings{gamma, gae_lambda, normalize_advantages, 0, seed, iteration, n_epochs, n_minibatch, env_offset, nullptr, 0};
+    const nn::UpdateSettings settings{gamma,    gae_lambda,  normalize_advantages, 0,       seed, iteration,
+                                      n_epochs, n_minibatch, env_offset,           nullptr, 0};
     call([&] {
       begun_ = {};
       learner_->begin(view, settings);
