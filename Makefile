@@ -3,7 +3,7 @@ PYTHON ?= python
 CXX ?= g++
 BUILD := build
 
-.PHONY: build tools test slow bench bench-smoke peers lint format type sanitize dist-check ci
+.PHONY: build tools test slow bench bench-smoke peers gpu-check lint format type sanitize dist-check ci
 
 build:  ## Install the package, editable, with everything to test, measure and check it.
 	$(PYTHON) -m pip install -e ".[test,bench,dev]"
@@ -26,6 +26,9 @@ bench-smoke:  ## Do the benchmarks still run? Times nothing, gates nothing.
 
 peers:  ## One virtual environment for each trainer that the benchmarks compare with, under .peers/.
 	scripts/peers
+
+gpu-check:  ## On a machine with a CUDA device: build, test and measure what needs it; a table in build/gpu-check.md.
+	PYTHON=$(PYTHON) scripts/gpu-check
 
 lint:
 	$(PYTHON) -m ruff check .

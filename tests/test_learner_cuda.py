@@ -1,15 +1,19 @@
 """The learner for CUDA devices: everything but the launch on the CPU, the launch where there is a device."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_learner_native import new_learner, weights
 
+from xcfast import run
+from xcfast.checkpoint import FINAL_MODEL, load_checkpoint
 from xcfast.learner_cuda import CudaLearner, pinned
 from xcfast.normalize import NonFiniteError
 from xcfast.ppo import TorchLearner
+from xcfast.trainer import Trainer
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
@@ -25,7 +29,7 @@ def distances(small, learners, keys, seeds=3):
     """Median over seeds of the distance from float64's weights after an iteration, relative to the way they went."""
     found = []
     for seed in range(seeds):
-        config = small(seed=seed, activation="tanh", **keys)
+        config = small(**{"seed": seed, "activation": "tanh", **keys})
         doubles, rollout = new_learner(Double, config)
         start = weights(doubles)
         doubles.update(rollout, 3)
@@ -56,7 +60,16 @@ class Double(TorchLearner):
 EVEN = {"n_minibatch": 4}
 UNEVEN = {"n_minibatch": 5, "parallels": 3, "horizon_size": 37, "running_steps": 222}
 CATEGORICAL = {"n_minibatch": 3, "policy": "Categorical_AC", "ent_coef": 0.01, "use_advnorm": False}
+# Networks whose heads have nothing in common to compute, and one whose heads' first layers are of different widths.
+APART = [
+    {"activation": "softmax"},
+    {"shared_representation": False},
+    {"actor_hidden_size": [], "critic_hidden_size": [8]},
+    {"representation": "Basic_Identical", "actor_hidden_size": [8], "critic_hidden_size": [5, 7]},
+    {"normalize": "LayerNorm", "critic_hidden_size": [5, 7]},
+]
 CASES = [("cpu", "off", EVEN), ("cpu", "off", UNEVEN), ("cpu", "off", CATEGORICAL), ("cpu", "default", UNEVEN)]
+CASES += [("cpu", "off", keys) for keys in APART]
 CASES += [
     pytest.param("cuda", compile, keys, marks=pytest.mark.cuda)
     for compile in ("off", "default", "graph")
@@ -171,7 +184,7 @@ def test_preparation_leaves_no_trace(small):
     torchs, _ = new_learner(TorchLearner, small())
     assert (weights(learner) == weights(torchs)).all()
     assert torch.equal(learner._weights, torch.from_numpy(learner._host.array))
-    assert not learner._exp_avg.any() and not learner._exp_avg_sq.any() and not learner._k.any()
+    assert not learner._exp_avg.any() and not learner._exp_avg_sq.any()
 
 
 def test_advantage_moments_do_not_cancel(small):
@@ -224,39 +237,29 @@ def test_nothing_is_compiled_or_allocated_after_the_first_iterations(small):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"vectorize": "MujocoVecEnv"},
-        {"vectorize": "DummyVecEnv"},
-        {"env_id": "CartPole-v1", "policy": "Categorical_AC"},
-    ],
-    ids=["native", "torch", "categorical"],
-)
-def test_a_run_on_cuda_and_its_resume(small, keys):
-    """The whole command, stopped after half the run and resumed: the same weights as in one go."""
-    from dataclasses import replace
-
-    from xcfast import run
-    from xcfast.checkpoint import load_checkpoint
-    from xcfast.trainer import Trainer
-
-    config = small(device="cuda", checkpoint_interval=256, **keys)
+@pytest.mark.parametrize("vectorize", ["MujocoVecEnv", "DummyVecEnv"])
+def test_a_resumed_run_ends_as_one_in_one_go(small, vectorize):
+    config = small(device="cuda", checkpoint_interval=256, vectorize=vectorize)
     summary = run(config, quiet=True)
-    assert summary.steps == 512
-    whole = load_checkpoint(next(__import__("pathlib").Path(summary.model_dir).glob("final*.pth")))
-    trainer = Trainer(replace(config), None, None, True)
-    try:
-        assert trainer.rollout.obs.dtype == np.float32
-        assert torch.from_numpy(trainer.rollout.obs).is_pinned()
-    finally:
-        trainer.close()
-    resumed = run(
-        config, "benchmark", str(next(__import__("pathlib").Path(summary.model_dir).glob("checkpoint_256*"))), True
-    )
-    again = load_checkpoint(next(__import__("pathlib").Path(resumed.model_dir).glob("final*.pth")))
+    (half,) = Path(summary.model_dir).glob("checkpoint_256*")
+    whole = load_checkpoint(Path(summary.model_dir) / FINAL_MODEL)
+    again = load_checkpoint(Path(run(config, resume=half, quiet=True).model_dir) / FINAL_MODEL)
     for name, value in whole["policy"].items():
         assert torch.equal(value, again["policy"][name]), name
+
+
+@pytest.mark.cuda
+def test_a_run_on_cuda_with_page_locked_rollout(small):
+    config = small(device="cuda", env_id="CartPole-v1", policy="Categorical_AC")
+    trainer = Trainer(config, quiet=True)
+    try:
+        assert torch.from_numpy(trainer.rollout.obs).is_pinned()
+        assert trainer.learner.compile == "graph"
+        assert "inference on c" in trainer.collector_reason
+        summary = trainer.run()
+    finally:
+        trainer.close()
+    assert summary.steps == 512 and summary.learner_backend == "torch"
 
 
 def test_pinned_needs_a_device():

@@ -43,6 +43,7 @@ def make_collector(
     action_map: ActionMap,
     ranks: Ranks = ALONE,
     device_policy: ActorCritic | None = None,
+    inference: str | None = None,
 ) -> tuple[TorchCollector | NativeCollector, str]:
     """The collector that ``config.collector_backend`` asks for, and the reason for the choice.
 
@@ -55,6 +56,8 @@ def make_collector(
         ranks: those that collect together.
         device_policy: the same policy on a CUDA device, where the learner keeps one: inference of the torch collector
             runs there if that is faster in a short measurement.
+        inference: the type of device that inference ran on before a resume; not measured again, as results differ in
+            the last bits.
 
     Raises:
         ConfigError: ``native`` is asked for and cannot serve.
@@ -62,24 +65,27 @@ def make_collector(
     reason_not = reason_not_native(envs, policy)
     parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
     if config.collector_backend == "torch":
-        return _torch_collector(parts, device_policy, "as asked for")
+        return _torch_collector(parts, device_policy, inference, "as asked for")
     if reason_not is None:
         reason = "policy and physics in C++, all threads"
         return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as asked for; {reason}"
     if config.collector_backend == "native":
         raise ConfigError(f"the native collector cannot serve: {reason_not}", key="collector_backend", given="native")
-    return _torch_collector(parts, device_policy, f"not native: {reason_not}")
+    return _torch_collector(parts, device_policy, inference, f"not native: {reason_not}")
 
 
 def _torch_collector(
     parts: tuple[VecEnv, ActorCritic, ObservationNormalizer, ActionMap, int, int, Ranks],
     device_policy: ActorCritic | None,
+    inference: str | None,
     reason: str,
 ) -> tuple[TorchCollector, str]:
+    on_cpu = TorchCollector(*parts)
     if device_policy is None:
-        return TorchCollector(*parts), reason
-    envs, policy, *rest = parts
-    on_cpu, on_device = (TorchCollector(envs, one, *rest) for one in (policy, device_policy))  # type: ignore[arg-type]
+        return on_cpu, reason
+    on_device = TorchCollector(parts[0], device_policy, *parts[2:])
+    if inference is not None:
+        return on_cpu if inference == "cpu" else on_device, f"{reason}; inference on the {inference} as before"
     cpu_seconds, device_seconds = on_cpu.inference_seconds(), on_device.inference_seconds()
     chosen = on_cpu if cpu_seconds <= device_seconds else on_device
     times = f"{cpu_seconds * 1e6:.0f} us a step on the CPU, {device_seconds * 1e6:.0f} us on {device_policy.device}"

@@ -1,4 +1,4 @@
-"""The PPO update on a CUDA device: one upload per rollout, compiled steps, the whole update replayed from CUDA graphs."""
+"""The PPO update on a CUDA device: one upload per rollout, compiled steps, replayed from CUDA graphs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from xcfast.distributed import ALONE, Ranks
 from xcfast.gae import compute_gae
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
+from xcfast.policy import CategoricalActor
 from xcfast.ppo import ADAM_EPS, joined_moments, learning_rate, minibatch_sizes, ppo_loss
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ class CudaLearner:
         self._adam = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
         self._allocate(rollout)
         self._prepared = -1  # the iteration whose minibatches are in the page-locked table
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
         self.fallbacks: list[str] = []
-        self.compile = self._prepare(config.compile)
+        with _precision(config.precision):
+            self.compile = self._prepare(config.compile)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         return [flat[s].view(p.shape) for s, p in zip(self._host.slices, self.policy.parameters(), strict=True)]
@@ -105,6 +107,7 @@ class CudaLearner:
 
         self._obs, self._actions = room(rollout.obs), room(rollout.actions)
         self._terminated, self._truncated = room(rollout.terminated), room(rollout.truncated)
+        self._last_obs = room(rollout.last_obs)
         self._rewards, self._values, self._log_probs, self._advantages, self._returns, self._final_values = (
             torch.zeros((steps, envs), device=device) for _ in range(6)
         )
@@ -129,12 +132,12 @@ class CudaLearner:
         self._moments = torch.zeros((self._updates, 2), device=device)
         self._k = torch.zeros(1, dtype=torch.int64, device=device)
         self._gradient = torch.zeros_like(self._weights)
-        self._sums = torch.zeros(len(_LOSSES) + 1, device=device)
+        self._loss_sums, self._norm_sum = torch.zeros(len(_LOSSES), device=device), torch.zeros(1, device=device)
 
     # The minibatch step: tensors in, tensors changed in place, nothing for Python to decide.
 
     def _gradients(self) -> None:
-        """Gradient of minibatch k into ``_gradient``; the parts of its loss, times its size, onto ``_sums``."""
+        """Gradient of minibatch k into ``_gradient``; the parts of its loss, times its size, onto ``_loss_sums``."""
         config, k = self._config, self._k
         rows = self._indices.index_select(0, k)[0]
         share = self._shares.index_select(0, k)[0]
@@ -160,13 +163,13 @@ class CudaLearner:
                 clip_range=config.clip_range,
                 vf_coef=config.vf_coef,
                 ent_coef=config.ent_coef,
-                mean=torch.mean if self._plain_mean else (lambda x: (x * share).sum()),
+                mean=None if self._plain_mean else (lambda x: (x * share).sum(-1)),
             )
             return loss.loss, torch.stack(loss[1:])
 
         gradients, (_, parts) = grad_and_value(loss_of, has_aux=True)(tuple(self._parameters))
         torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
-        self._sums[:-1] += parts * self._sizes.index_select(0, k)
+        self._loss_sums += parts * self._sizes.index_select(0, k)
 
     def _apply(self) -> None:
         """Limit the gradient's norm, take one Adam step with it, and move on to the next minibatch."""
@@ -181,7 +184,7 @@ class CudaLearner:
         self._weights -= rate[0] * exp_avg / (exp_avg_sq.sqrt() * rate[1] + eps)
         self._exp_avg.copy_(exp_avg)
         self._exp_avg_sq.copy_(exp_avg_sq)
-        self._sums[-1] += norm
+        self._norm_sum += norm
         self._k += 1
 
     def _step(self) -> None:
@@ -211,42 +214,46 @@ class CudaLearner:
             finally:
                 self.ranks = ranks
                 self._restore(before)
-                self._sums.zero_()
-                self._k.zero_()
         raise AssertionError("unreachable: the eager form raises its own error")
 
     def _eager(self) -> None:
         self._run_gradients: Callable[[], None] = self._gradients
         self._run_apply: Callable[[], None] = self._apply
-        self._graph = None
-        self._step()
+        self._try()
 
     def _compile(self) -> None:
-        self._graph = None
         self._run_gradients = torch.compile(self._gradients, fullgraph=True, dynamic=False)
         self._run_apply = torch.compile(self._apply, fullgraph=True, dynamic=False)
-        with warnings.catch_warnings():
+        # Every learner of a process compiles its own step, which the limit would count as one step compiled again.
+        unlimited = {"recompile_limit": 1 << 30, "accumulated_recompile_limit": 1 << 30}
+        with warnings.catch_warnings(), torch._dynamo.config.patch(unlimited):
             warnings.simplefilter("ignore")  # Inductor's advice about TF32 and its own deprecations
-            self._step()
+            self._try()
+
+    def _try(self) -> None:
+        """Run everything once, so that what is initialised or compiled lazily is."""
+        self._graphs = None
+        self._evaluate()
+        self._step()
 
     def _capture(self) -> None:
         if self.device.type != "cuda":
             raise RuntimeError("CUDA graphs need a CUDA device")
         self._compile()
         self._graph_steps = max(n for n in range(1, _GRAPH_STEPS + 1) if self._updates % n == 0)
-        self._k.zero_()
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):  # lazy initialisation of the libraries must not be captured
-            self._step()
+        with torch.cuda.stream(stream):  # libraries initialise themselves for each stream
+            self._try()
         torch.cuda.current_stream(self.device).wait_stream(stream)
-        self._k.zero_()
-        graph = torch.cuda.CUDAGraph()
+        evaluation, steps = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # Threads of the environments may allocate meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(evaluation, capture_error_mode="thread_local"):
+            self._evaluate()
+        with torch.cuda.graph(steps, capture_error_mode="thread_local"):
             for _ in range(self._graph_steps):
                 self._step()
-        self._graph = graph
+        self._graphs = evaluation, steps
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """One PPO iteration on a full rollout: arguments and metrics as ``TorchLearner.update``.
@@ -258,7 +265,7 @@ class CudaLearner:
         """
         before = self._snapshot()
         try:
-            with _precision(self.device, self._config.precision):
+            with _precision(self._config.precision):
                 metrics = self._update(rollout, iteration)
             bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
             if bad:
@@ -272,20 +279,20 @@ class CudaLearner:
 
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         self._upload(rollout, iteration)
-        self._evaluate(rollout)
-        self._sums.zero_()
-        self._k.zero_()
-        if self._graph is not None:
+        if self._graphs is not None:
+            evaluation, steps = self._graphs
+            evaluation.replay()
             for _ in range(self._updates // self._graph_steps):
-                self._graph.replay()
+                steps.replay()
         else:
+            self._evaluate()
             for _ in range(self._updates):
                 self._step()
         samples = self._config.n_epochs * self._config.batch_size
         values, returns = self._values.double(), self._returns.double()
         spread = (returns, returns - values, values)
         moments = torch.stack([moment for x in spread for moment in (x.mean(), x.var(correction=0))])
-        results = torch.cat([moments, self._sums.double()])
+        results = torch.cat([moments, self._loss_sums.double(), self._norm_sum.double()])
         self._minibatches(rollout, iteration + 1)  # while the device works
         host = results.cpu().numpy()
         parts = np.column_stack([np.full(3, values.numel()), host[:6].reshape(3, 2) * [1, values.numel()]])
@@ -331,7 +338,7 @@ class CudaLearner:
         beta1, beta2 = self._adam.param_groups[0]["betas"]
         t = self._steps_done + 1 + updates
         first = iteration * self._updates
-        rates = np.array([learning_rate(config, first + k) for k in range(self._updates)])
+        rates = np.array([learning_rate(config, int(k)) for k in first + updates])
         self._host_rates[:, 0] = rates / (1 - beta1**t)
         self._host_rates[:, 1] = 1 / np.sqrt(1 - beta2**t)
         pairs: list[tuple[Tensor, np.ndarray]] = [
@@ -340,29 +347,30 @@ class CudaLearner:
             (self._rewards, self._scaled_rewards),
             (self._terminated, rollout.terminated),
             (self._truncated, rollout.truncated),
+            (self._last_obs, rollout.last_obs),
             (self._indices, self._host_indices.reshape(self._indices.shape)),
             (self._rates, self._host_rates),
         ]
         for on_device, array in pairs:
             on_device.copy_(torch.from_numpy(array), non_blocking=True)
+        if len(rollout.final_index):  # their number varies, so no graph can hold them
+            index = torch.from_numpy(rollout.final_index).to(self.device)
+            self._final_values.view(-1)[index] = self._value(torch.from_numpy(rollout.final_obs).to(self.device))
 
     @torch.no_grad()
-    def _evaluate(self, rollout: Rollout) -> None:
+    def _evaluate(self) -> None:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
         obs, actions = self._obs.flatten(0, 1), self._actions.flatten(0, 1)
         values, log_probs = self._values.flatten(), self._log_probs.flatten()
         for start in range(0, len(obs), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
             log_probs[rows], _, values[rows] = self.device_policy.evaluate(obs[rows], actions[rows])
-        if len(rollout.final_index):
-            index = torch.from_numpy(rollout.final_index).to(self.device)
-            self._final_values.view(-1)[index] = self._value(rollout.final_obs)
         compute_gae(
             self._rewards,
             self._values,
             self._terminated,
             self._truncated,
-            last_values=self._value(rollout.last_obs),
+            last_values=self._value(self._last_obs),
             final_values=self._final_values,
             gamma=self._config.gamma,
             gae_lambda=self._config.gae_lambda if self._config.use_gae else 1.0,
@@ -370,6 +378,8 @@ class CudaLearner:
         )
         if self._config.use_advnorm:
             self._advantage_moments()
+        for counter in (self._k, self._loss_sums, self._norm_sum):
+            counter.zero_()
 
     def _advantage_moments(self) -> None:
         """Mean and 1 / (standard deviation + 1e-8) of every minibatch's advantages, in one pass over all of them."""
@@ -393,9 +403,9 @@ class CudaLearner:
         counts, means, squares = joined_moments(parts, self.ranks).T
         return torch.from_numpy(np.stack([means, 1.0 / (np.sqrt(squares / counts) + 1e-8)], 1))
 
-    def _value(self, obs: np.ndarray) -> Tensor:
-        chunks = torch.from_numpy(obs).to(self.device, non_blocking=True).split(_EVALUATION_ROWS)
-        return torch.cat([self.device_policy.value(chunk) for chunk in chunks])
+    @torch.no_grad()
+    def _value(self, obs: Tensor) -> Tensor:
+        return torch.cat([self.device_policy.value(chunk) for chunk in obs.split(_EVALUATION_ROWS)])
 
     def _publish(self) -> None:
         """Bring the weights to the CPU, where they are the policy that was passed in."""
@@ -446,13 +456,26 @@ class _Evaluate(nn.Module):
         self.policy = policy
 
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.policy.evaluate(obs, actions)
+        policy = self.policy
+        actor = policy.actor.model if isinstance(policy.actor, CategoricalActor) else policy.actor.mu
+        critic = policy.critic.model
+        shared = policy.critic_representation is None and min(len(actor), len(critic)) >= 3
+        if not shared or isinstance(actor[1], nn.Softmax):  # which is not elementwise
+            return policy.evaluate(obs, actions)
+        # The first layers of both heads see the same features: one matrix product, forward and backward.
+        features = policy.representation(obs)
+        heads: list[Any] = [actor[0], critic[0]]
+        weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+        hidden = actor[1](nn.functional.linear(features, weight, bias))
+        for_actor, for_critic = hidden.split([head.out_features for head in heads], -1)
+        output, value = actor[2:](for_actor), critic[2:](for_critic).squeeze(-1)
+        return policy.actor.log_prob(output, actions), policy.actor.entropy(output), value
 
 
 class _precision:
     """While active, matrix products on the device use what ``precision`` allows."""
 
-    def __init__(self, device: torch.device, precision: str) -> None:
+    def __init__(self, precision: str) -> None:
         self._tf32 = precision == "tf32"
 
     def __enter__(self) -> None:

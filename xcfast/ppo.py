@@ -46,7 +46,7 @@ def ppo_loss(
     clip_range: float,
     vf_coef: float,
     ent_coef: float,
-    mean: Callable[[Tensor], Tensor] = torch.mean,
+    mean: Callable[[Tensor], Tensor] | None = None,
 ) -> PPOLoss:
     """PPO-Clip objective with squared value error and entropy bonus; no side effects.
 
@@ -60,7 +60,7 @@ def ppo_loss(
         clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range].
         vf_coef: weight of the value loss (mean squared error, no factor 1/2).
         ent_coef: weight of the entropy bonus.
-        mean: average over the minibatch of a float [B] quantity; another one where B is only a part of it, or padded.
+        mean: average of float [..., B] over the minibatch, [...]; for a B that is padded or only a part of it.
 
     Source:
         Schulman et al., arXiv 1707.06347, eq. 7 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
@@ -68,14 +68,22 @@ def ppo_loss(
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    policy_loss = -mean(torch.minimum(ratio * advantages, clipped * advantages))
-    value_loss = mean((values - returns).square())
-    mean_entropy = mean(entropy)
-    loss = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
+    gain = torch.minimum(ratio * advantages, clipped * advantages)
     with torch.no_grad():
-        approx_kl = mean(ratio - 1.0 - log_ratio)
-        clipfrac = mean(((ratio - 1.0).abs() > clip_range).to(ratio.dtype))
-    return PPOLoss(loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl, clipfrac)
+        kl = ratio - 1.0 - log_ratio
+        outside = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
+    # One reduction instead of five: on a GPU each of them would be a kernel of its own.
+    policy_loss, value_loss, mean_entropy, approx_kl, clipfrac = (mean or _mean)(
+        torch.stack([-gain, (values - returns).square(), entropy, kl, outside])
+    ).unbind()
+    loss = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
+    return PPOLoss(
+        loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl.detach(), clipfrac.detach()
+    )
+
+
+def _mean(samples: Tensor) -> Tensor:
+    return samples.mean(-1)
 
 
 def learning_rate(config: Config, update: int) -> float:

@@ -40,12 +40,11 @@ def num_threads(config: Config, sharing: int = 1) -> int:
 
 def resolve_device(config: Config, ranks: Ranks = ALONE) -> torch.device:
     """The device of the weights; ``auto`` is CUDA where there is one, and each of several ranks has its own."""
-    device = torch.device(config.device) if config.device != "auto" else None
-    if device is None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and ranks.world_size > 1:
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if ranks.world_size > 1:
         return torch.device("cuda", ranks.local_rank)
-    return device
+    return torch.device("cuda", int(config.device.partition(":")[2] or 0))
 
 
 def say(text: str, quiet: bool = False, error: bool = False) -> None:

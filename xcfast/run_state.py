@@ -63,7 +63,11 @@ class RunState:
             "config": self.config.to_dict(),
             "step": self.progress.iteration * self.config.batch_size,
             "iteration": self.progress.iteration,
-            "engines": {"collector": self.collector.name, "learner": self.learner.name},
+            "engines": {
+                "collector": self.collector.name,
+                "learner": self.learner.name,
+                "inference": self.collector.policy.device.type,
+            },
             "versions": package_versions(),
             "policy": self.policy.state_dict(),
             "learner": self.learner.state_dict(),

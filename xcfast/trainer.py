@@ -123,10 +123,11 @@ class Trainer:
         try:
             with ranks.together():
                 checkpoint_file, saved = self._read(resume) if ranks.is_main and resume is not None else (None, None)
-                self._build()
+            checkpoint_file, saved = ranks.broadcast((checkpoint_file, saved))
+            with ranks.together():
+                self._build({} if saved is None else saved["engines"])
                 if ranks.is_main and saved is None:
                     self.folders = RunFolders.create(config, self.mode)
-            checkpoint_file, saved = ranks.broadcast((checkpoint_file, saved))
             self.folders = ranks.broadcast(self.folders if ranks.is_main else None)
             self.mode = ranks.broadcast(self.mode)
             with ranks.together():
@@ -160,7 +161,7 @@ class Trainer:
         """Env steps trained on so far, over all envs."""
         return self.progress.iteration * self.config.batch_size
 
-    def _build(self) -> None:
+    def _build(self, engines: dict[str, Any]) -> None:
         config = self.config
         self.device = resolve_device(config, self.ranks)
         if self.device.type == "cuda":
@@ -191,26 +192,13 @@ class Trainer:
         self.learner, why_learner = make_learner(
             config, self.policy, self.rollout, self.reward_normalizer, threads, self.ranks, self.device
         )
-        self.collector, why_collector = make_collector(
-            config,
-            self.envs,
-            self.policy,
-            self.obs_normalizer,
-            self.action_map,
-            self.ranks,
-            self.learner.device_policy if isinstance(self.learner, CudaLearner) else None,
-        )
+        device_policy = self.learner.device_policy if isinstance(self.learner, CudaLearner) else None
+        parts = (config, self.envs, self.policy, self.obs_normalizer, self.action_map, self.ranks)
+        self.collector, why_collector = make_collector(*parts, device_policy, engines.get("inference"))
         self._engines = ((self.collector, why_collector), (self.learner, why_learner))
+        normalizers = (self.obs_normalizer, self.reward_normalizer)
         self._parts = RunState(
-            config,
-            self.ranks,
-            self.policy,
-            self.learner,
-            self.obs_normalizer,
-            self.reward_normalizer,
-            self.collector,
-            self.rollout,
-            self.progress,
+            config, self.ranks, self.policy, self.learner, *normalizers, self.collector, self.rollout, self.progress
         )
         self.evaluator = Evaluator(
             config, self.policy, self.obs_normalizer, self.action_map, should_stop=lambda: self._stop.requested

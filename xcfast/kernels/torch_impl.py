@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def advantages(
     truncated = None if flags["truncated"] is None else time_first(flags["truncated"]).bool()
     if truncated is not None and "next_values" not in inputs and "final_values" not in inputs:
         check_cuts(bool((truncated & ~terminated).any()))
-    both = None
+    both: Sequence[torch.Tensor] | None = None
     if kernel == "gae":
         both = _in_one_kernel(inputs, terminated, truncated, ends["last_values"], factors, out if time_major else None)
     if both is None:
@@ -130,15 +130,16 @@ def _in_one_kernel(
         return None
     from xcfast.kernels import triton_impl
 
-    given = [None if x is None else x.contiguous() for x in (terminated, truncated)]
-    values = [inputs.get(name) for name in ("rewards", "values", "final_values", "next_values")]
-    r, v, final, nexts = (None if x is None else x.contiguous() for x in values)
-    last = None if last_values is None else last_values.to(rewards.dtype).contiguous()
-    if out is not None and all(isinstance(x, torch.Tensor) for x in out):
-        if triton_impl.gae(r, v, *given, last, final, nexts, *factors.values(), *out):
-            return out
-    both = torch.empty_like(r), torch.empty_like(r)
-    return both if triton_impl.gae(r, v, *given, last, final, nexts, *factors.values(), *both) else None
+    def plain(x: Any) -> Any:
+        return None if x is None else x.contiguous()
+
+    arguments: list[Any] = [plain(x) for x in (rewards, inputs["values"], terminated, truncated)]
+    arguments += [None if last_values is None else last_values.to(rewards.dtype).contiguous()]
+    arguments += [plain(inputs.get(name)) for name in ("final_values", "next_values")] + [*factors.values()]
+    if out is not None and all(isinstance(x, torch.Tensor) for x in out) and triton_impl.gae(*arguments, *out):
+        return out
+    results: Any = (torch.empty_like(arguments[0]), torch.empty_like(arguments[0]))
+    return results if triton_impl.gae(*arguments, *results) else None
 
 
 @functools.cache

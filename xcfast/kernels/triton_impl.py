@@ -1,7 +1,7 @@
-"""Advantage estimation on CUDA tensors in one kernel launch: a scan over time of linear maps, blocks of envs in parallel.
+"""Advantage estimation on CUDA tensors in one kernel launch: a scan over time, blocks of envs in parallel.
 
-The recurrence A[t] = delta[t] + (0 if done[t] else decay * A[t + 1]) composes maps A -> d + c A, which is associative, so
-a block of time steps takes log2 steps instead of one after the other, and all its loads are under way at once.
+The recurrence A[t] = delta[t] + (0 if done[t] else decay * A[t + 1]) composes maps A -> d + c A, which is associative,
+so a block of time steps takes log2 steps instead of one after the other, and all its loads are under way at once.
 """
 
 import torch
