@@ -51,3 +51,15 @@ def small(tmp_path):
 def _one_torch_thread():
     """Tests compare bits: torch on the CPU is reproducible at a fixed number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory):
+    """Two seeds of the small configuration, trained once for the tests of the tools: their summaries."""
+    from xcfast import load_config, run
+
+    folder = tmp_path_factory.mktemp("tiny")
+    folders = {"log_dir": str(folder / "logs"), "model_dir": str(folder / "models")}
+    return [
+        run(load_config(overrides={**SMALL, **folders, "seed": seed, "env_seed": seed}), quiet=True) for seed in (1, 2)
+    ]

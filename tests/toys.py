@@ -1,5 +1,7 @@
 """Small environments for tests, made by id: ``toys:toy/NAME-v0``."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -79,6 +81,35 @@ class Raises(RewardOne):
         return super().step(action)
 
 
+class Shown(RewardOne):
+    """Returns 5, 15 and 10 in turn, in pictures that are red, green and blue; "human" writes a line for each frame."""
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode=None):
+        self.render_mode, self._episode = render_mode, -1
+
+    def reset(self, *, seed=None, options=None):
+        self._episode += 1
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        if self.render_mode == "human":
+            self.render()
+        return obs, (0.5, 1.5, 1.0)[self._episode % 3], *rest
+
+    def render(self):
+        if self.render_mode == "human":
+            with open(os.environ["TOY_WINDOW"], "a") as window:
+                window.write(f"{self._episode}\n")
+            return None
+        picture = np.zeros((33, 48, 3), np.uint8)  # an odd height, which the codec does not take
+        picture[..., self._episode % 3] = 200
+        return picture
+
+
+gym.register("toy/Shown-v0", Shown, max_episode_steps=10)
 gym.register("toy/RewardOne-v0", RewardOne, max_episode_steps=20)
 gym.register("toy/Endless-v0", RewardOne)
 gym.register("toy/Target-v0", Target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xcfast.envs import VecEnv
     from xcfast.normalize import ObservationNormalizer
     from xcfast.policy import ActionMap, ActorCritic
+    from xcfast.video import BestEpisodeVideo
 
 MAX_ENVS = 64
 TEST_RUN = 2**31  # the evaluation number of test mode: training never gets there
@@ -41,7 +42,7 @@ class Evaluator:
     """Runs ``test_episode`` episodes with the policy's most likely actions; leaves no trace in training.
 
     In one native call where that is possible and ``collector_backend`` is not ``torch``. The envs are made at the first
-    call and kept until ``close``. With ``render_mode`` there is one env; ``on_frame`` gets every picture
+    call and kept until ``close``. With ``render_mode`` there is one env; ``video`` gets every picture
     (``rgb_array`` only).
     """
 
@@ -52,7 +53,7 @@ class Evaluator:
         normalizer: ObservationNormalizer,
         action_map: ActionMap,
         render_mode: str | None = None,
-        on_frame: Callable[[Any], None] | None = None,
+        video: BestEpisodeVideo | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
@@ -60,7 +61,7 @@ class Evaluator:
         self._normalizer = normalizer
         self._action_map = action_map
         self._render_mode = render_mode
-        self._on_frame = on_frame
+        self._video = video
         self._should_stop = should_stop
         self._envs: VecEnv | None = None
         self._loop: EnvLoop | None = None
@@ -85,8 +86,8 @@ class Evaluator:
         try:
             obs, _ = envs.reset(seed=evaluation_seeds(config, number, num_envs))
             while not self._should_stop():
-                if self._on_frame is not None:
-                    self._on_frame(envs.render())
+                if self._video is not None:
+                    self._video.add(envs.render())
                 normalized = torch.from_numpy(self._normalizer.normalize(obs)).to(policy.device)
                 actions = policy.actor.mode(policy.act(normalized)).cpu().numpy()
                 obs, _, _, _, infos = envs.step(self._action_map(actions))
@@ -94,6 +95,8 @@ class Evaluator:
                     for env in np.flatnonzero(infos["_episode"]):
                         if len(scores[env]) < quota:
                             scores[env].append(float(infos["episode"]["r"][env]))
+                            if self._video is not None:
+                                self._video.end_episode(scores[env][-1])
                     if all(len(score) == quota for score in scores):
                         return np.array([value for score in scores for value in score])
             raise EvaluationStopped

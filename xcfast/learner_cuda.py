@@ -18,7 +18,7 @@ from xcfast.gae import compute_gae
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import ADAM_EPS, joined_moments, learning_rate, minibatch_sizes, ppo_loss
+from xcfast.ppo import ADAM_EPS, batch_mean, joined_moments, learning_rate, minibatch_sizes, ppo_loss
 
 if TYPE_CHECKING:
     from xcfast.config import Config
@@ -149,6 +149,9 @@ class CudaLearner:
             moments = self._moments.index_select(0, k)[0]
             advantages = (advantages - moments[0]) * moments[1]
 
+        def weighted(samples: Tensor) -> Tensor:
+            return (samples * share).sum(-1)
+
         def loss_of(parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 named = dict(zip(self._names, parameters, strict=True))
@@ -163,7 +166,7 @@ class CudaLearner:
                 clip_range=config.clip_range,
                 vf_coef=config.vf_coef,
                 ent_coef=config.ent_coef,
-                mean=None if self._plain_mean else (lambda x: (x * share).sum(-1)),
+                mean=batch_mean if self._plain_mean else weighted,
             )
             return loss.loss, torch.stack(loss[1:])
 

@@ -35,6 +35,11 @@ class PPOLoss(NamedTuple):
     clipfrac: Tensor
 
 
+def batch_mean(samples: Tensor) -> Tensor:
+    """Average over the minibatch: [...] of [..., B]."""
+    return samples.mean(-1)
+
+
 def ppo_loss(
     log_probs: Tensor,
     entropy: Tensor,
@@ -46,7 +51,7 @@ def ppo_loss(
     clip_range: float,
     vf_coef: float,
     ent_coef: float,
-    mean: Callable[[Tensor], Tensor] | None = None,
+    mean: Callable[[Tensor], Tensor] = batch_mean,
 ) -> PPOLoss:
     """PPO-Clip objective with squared value error and entropy bonus; no side effects.
 
@@ -73,17 +78,13 @@ def ppo_loss(
         kl = ratio - 1.0 - log_ratio
         outside = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
     # One reduction instead of five: on a GPU each of them would be a kernel of its own.
-    policy_loss, value_loss, mean_entropy, approx_kl, clipfrac = (mean or _mean)(
+    policy_loss, value_loss, mean_entropy, approx_kl, clipfrac = mean(
         torch.stack([-gain, (values - returns).square(), entropy, kl, outside])
     ).unbind()
     loss = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
     return PPOLoss(
         loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl.detach(), clipfrac.detach()
     )
-
-
-def _mean(samples: Tensor) -> Tensor:
-    return samples.mean(-1)
 
 
 def learning_rate(config: Config, update: int) -> float:

@@ -141,6 +141,21 @@ def find_model(config: Config) -> Path:
     raise CheckpointError(f"no {BEST_MODEL} or {FINAL_MODEL} of seed {config.seed} in {folder}{others}")
 
 
+def model_file(path: Path) -> Path:
+    """The model file itself, or the best model (or else the final one) of a run, from either of its folders.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.suffix == ".pth":
+        return path
+    folder = RunFolders.find(path).model_dir
+    for name in (BEST_MODEL, FINAL_MODEL):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: neither {BEST_MODEL} nor {FINAL_MODEL} there")
+
+
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
     versions = {"python": platform.python_version()}
@@ -192,16 +207,22 @@ class ResultFiles:
         self._write_meta()
         self._csv: dict[str, CsvLog] = {}
         columns = ["step", *(f"return_episode_{i}" for i in range(config.test_episode))]
-        for name, header in (("test_scores.csv", columns), ("learning_curve.csv", ["step", "avg_return"])):
+        headers = {
+            "test_scores.csv": columns,
+            "learning_curve.csv": ["step", "avg_return"],
+            "elapsed.csv": ["step", "seconds"],  # a file of its own: the other two have XuanCe's columns
+        }
+        for name, header in headers.items():
             path = self._log_dir / name
             if resume_step is not None and path.exists():
                 truncate_csv(path, resume_step)
             if mode == "benchmark":
                 self._csv[name] = CsvLog(path, header)
 
-    def add_scores(self, step: int, scores: np.ndarray) -> None:
-        """One evaluation: ``test_scores.csv`` and ``learning_curve.csv``."""
+    def add_scores(self, step: int, scores: np.ndarray, elapsed_seconds: float) -> None:
+        """One evaluation: ``test_scores.csv``, ``learning_curve.csv`` and, with the run's age, ``elapsed.csv``."""
         self._csv["test_scores.csv"].write([step, *scores.tolist()])
+        self._csv["elapsed.csv"].write([step, round(elapsed_seconds, 3)])
         self._csv["learning_curve.csv"].write([step, float(scores.mean())])
 
     def new_best(self, mean: float, std: float, step: int) -> None:

@@ -96,10 +96,10 @@ class RunLog:
         self._writer.scalars(scalars, step)
         self._writer.flush()
 
-    def evaluation(self, scores: np.ndarray, step: int) -> None:
-        """The scores of one evaluation."""
+    def evaluation(self, scores: np.ndarray, step: int, elapsed_seconds: float) -> None:
+        """The scores of one evaluation, and the run's wall-clock time until then."""
         mean, std = float(scores.mean()), float(scores.std())
-        self._results.add_scores(step, scores)
+        self._results.add_scores(step, scores, elapsed_seconds)
         tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
         self._writer.scalars(tags, step)
         self._writer.flush()

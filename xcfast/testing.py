@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +17,8 @@ from xcfast.normalize import ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.rendering import find_backend, mujoco_gl
 from xcfast.report import resolve_device, say
-from xcfast.results import RunFolders, Summary, find_model
+from xcfast.results import RunFolders, Summary, find_model, model_file
+from xcfast.video import BestEpisodeVideo
 
 # What decides the network and what it sees; taken from the model's own configuration, whatever the YAML says now.
 _OF_THE_MODEL = (
@@ -45,7 +44,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         resume: a run folder, or a model file.
         quiet: print nothing but warnings.
     """
-    path = _model_file(config, resume)
+    path = find_model(config) if resume is None else model_file(resume)
     saved = ckpt.load_checkpoint(path)
     trained = saved["config"]
     if trained["env_id"] != config.env_id:
@@ -76,13 +75,22 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
 
         start = time.perf_counter()
         say(f"testing {path} (step {saved['step']:,})", quiet)
-        render_mode = on_frame = None
+        render_mode = video = None
         if config.render and problem is None:
-            render_mode, on_frame = _recording(config, folders, stack, quiet)
-        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, on_frame)
+            video = _video(config, folders) if config.render_mode == "rgb_array" else None
+            render_mode = config.render_mode if config.render_mode == "human" or video is not None else None
+        if video is not None:
+            stack.callback(video.close)
+        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, video)
         stack.callback(evaluator.close)
         scores = evaluator(TEST_RUN)
         backend = evaluator.backend
+        if video is not None and video.best is not None:
+            number, best = video.best
+            say(
+                f"video {video.path} (the best of {len(scores)} episodes: number {number + 1}, return {best:.2f})",
+                quiet,
+            )
     mean, std = float(scores.mean()), float(scores.std())
     say(f"scores {np.array2string(scores, precision=2)}", quiet)
     say(f"Mean Score: {mean:.2f}, Std: {std:.2f}, Best Score: {scores.max():.2f}", quiet)
@@ -104,30 +112,11 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
     )
 
 
-def _model_file(config: Config, resume: Path | None) -> Path:
-    if resume is None:
-        return find_model(config)
-    if resume.suffix == ".pth":
-        return resume
-    folder = RunFolders.find(resume).model_dir
-    for name in (ckpt.BEST_MODEL, ckpt.FINAL_MODEL):
-        if (folder / name).is_file():
-            return folder / name
-    raise ckpt.CheckpointError(f"{folder}: neither {ckpt.BEST_MODEL} nor {ckpt.FINAL_MODEL} there")
-
-
-def _recording(
-    config: Config, folders: RunFolders, stack: ExitStack, quiet: bool
-) -> tuple[str | None, Callable[[np.ndarray], None] | None]:
-    """Render mode and frame sink; (None, None), with a sentence, where no video can be written."""
-    if config.render_mode == "human":
-        return "human", None
-    try:
-        import imageio.v2 as imageio
-    except ImportError:
-        say('no video: imageio is missing; pip install "xcfast[video]"', error=True)
-        return None, None
+def _video(config: Config, folders: RunFolders) -> BestEpisodeVideo | None:
+    """The recorder; None, with a sentence, where a package is missing."""
     path = folders.log_dir / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
-    writer: Any = stack.enter_context(imageio.get_writer(path, fps=config.fps, macro_block_size=1))
-    say(f"video {path}", quiet)
-    return "rgb_array", writer.append_data
+    try:
+        return BestEpisodeVideo(path, config.fps)
+    except ImportError as error:
+        say(f'no video: {error.name} is missing; pip install "xcfast[video]"', error=True)
+        return None

@@ -319,7 +319,7 @@ class Trainer:
             return
         is_best = self.progress.add_evaluation(scores, self.step, time.perf_counter() - start)
         if self.log is not None:
-            self.log.evaluation(scores, self.step)
+            self.log.evaluation(scores, self.step, self._elapsed_seconds)
         if is_best:
             self._save(ckpt.BEST_MODEL)
             if self.log is not None:

@@ -1,0 +1,259 @@
+"""``python -m xcfast.export RUN --format onnx|torch``: one file from the env's raw observation to the env's action.
+
+The file holds everything between the two: normaliser, network, most likely action, map to the bounds. Its input ``obs``
+is float32 [B, *observation shape], B free; its output ``action`` has the action space's dtype, [B, *action shape].
+Inside it observations are normalised in float64, as in training, since float32 would lose digits where a mean is large
+beside its deviation; the network is float32. Before the file gets its name it is run and compared with the policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xcfast import __version__
+from xcfast.checkpoint import load_checkpoint
+from xcfast.config import Config, ConfigError
+from xcfast.envs import EnvError, make_env_fn
+from xcfast.errors import CheckpointError
+from xcfast.export_check import Call, ExportError, round_trip
+from xcfast.normalize import ObservationNormalizer
+from xcfast.policy import ActionMap, ActorCritic, build_policy
+from xcfast.results import model_file
+
+Format = Literal["onnx", "torch"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file.
+
+    Attributes:
+        difference: largest difference from the policy's actions in the round trip; None if it was not made.
+        allowed: what rounding may make of it there.
+    """
+
+    path: Path
+    difference: float | None
+    allowed: float | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0, 1 if the round trip fails, 2 if the run or the command line is bad."""
+    args = _parser().parse_args(argv)
+    try:
+        done = export_policy(args.run, args.output, args.format, args.check)
+    except ExportError as error:
+        print(f"xcfast.export: {error}", file=sys.stderr)
+        return 1
+    except (CheckpointError, ConfigError, EnvError, OSError) as error:
+        print(f"xcfast.export: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f'xcfast.export: {error.name} is missing; pip install "xcfast[export]"', file=sys.stderr)
+        return 2
+    print(done.path)
+    if done.difference is not None:
+        print(f"round trip: largest difference {done.difference:.2g}, rounding allows {done.allowed:.2g}")
+    return 0
+
+
+def export_policy(
+    run: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    format: Format = "onnx",
+    check: bool = True,
+) -> Exported:
+    """Writes the policy of a run as one file.
+
+    Args:
+        run: run folder (its best model, or else the final one), or a model file.
+        output: where to; None: beside the model, with the format's suffix (.onnx, .pt2).
+        format: ``onnx``, or ``torch`` for ``torch.export.load(path).module()``.
+        check: compare the file's actions with the policy's before it gets its name.
+
+    Raises:
+        CheckpointError: There is no such model, or it is damaged.
+        ExportError: The round trip found a difference that rounding does not explain; no file is left.
+        ImportError: A package of the extra ``export`` is missing.
+    """
+    model = model_file(Path(run))
+    path = model.with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    policy = LoadedPolicy(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{SUFFIXES[format]}")
+    try:
+        function = PolicyFunction(policy).eval()
+        call = {"onnx": _write_onnx, "torch": _write_torch}[format](function, policy.metadata(), temporary)
+        difference = allowed = None
+        if check:
+            difference, allowed = round_trip(policy, call)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Exported(path, difference, allowed)
+
+
+class LoadedPolicy:
+    """A saved policy with all that surrounds it, on the CPU, called as evaluation calls it."""
+
+    def __init__(self, path: Path) -> None:
+        saved = load_checkpoint(path)
+        self.step = int(saved["step"])
+        self.config = config = Config.from_dict(saved["config"])
+        env = make_env_fn(config.env_id)()
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        env.close()
+        shape = self.observation_space.shape or ()
+        self.policy: ActorCritic = build_policy(config, self.observation_space, self.action_space)
+        self.normalizer = ObservationNormalizer(
+            shape, num_envs=1, clip=config.obsnorm_range, enabled=config.use_obsnorm
+        )
+        try:
+            self.policy.load_state_dict(saved["policy"])
+            self.normalizer.rms.load_state_dict(saved["obs_normalizer"]["rms"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path}: does not fit {config.env_id} as it is here: {reason}") from error
+        self.action_map = ActionMap(self.action_space, config.activation_action)
+
+    @torch.inference_mode()
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        """Env actions of raw observations [B, ...]."""
+        output = self.policy.act(torch.from_numpy(self.normalizer.normalize(obs)))
+        return self.action_map(self.policy.actor.mode(output).numpy())
+
+    def metadata(self) -> dict[str, str]:
+        """What the file says about itself."""
+        return {
+            "producer": f"xcfast {__version__}",
+            "env_id": self.config.env_id,
+            "step": str(self.step),
+            "observation_space": str(self.observation_space),
+            "action_space": str(self.action_space),
+            "input": json.dumps(
+                {"name": "obs", "dtype": "float32", "shape": ["B", *(self.observation_space.shape or ())]}
+            ),
+            "output": json.dumps(
+                {
+                    "name": "action",
+                    "dtype": str(self.action_space.dtype),
+                    "shape": ["B", *(self.action_space.shape or ())],
+                }
+            ),
+            "mode": "most likely action, mapped to the bounds",
+        }
+
+
+class PolicyFunction(nn.Module):
+    """From raw observations float32 [B, ...] to env actions [B, ...], in operations that can be exported."""
+
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+    offset: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, loaded: LoadedPolicy) -> None:
+        super().__init__()
+        self.policy = copy.deepcopy(loaded.policy).requires_grad_(False)
+        self.normalizes, self.clip = loaded.normalizer.enabled, loaded.normalizer.clip
+        rms, map_ = loaded.normalizer.rms, loaded.action_map
+        self.discrete, self.rescales = map_.discrete, map_.rescales
+        constants = {"mean": rms.mean, "std": np.sqrt(rms.var + rms.epsilon)}
+        space = loaded.action_space
+        if isinstance(space, gym.spaces.Discrete):
+            self.start = int(space.start)
+        else:
+            self.shape = tuple(space.shape or ())
+            constants |= {"low": map_.low, "high": map_.high}
+            if self.rescales:
+                constants |= {"scale": map_.scale, "offset": map_.offset}
+        for name, value in constants.items():
+            self.register_buffer(name, torch.from_numpy(np.array(value)))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Actions of observations."""
+        if self.normalizes:
+            obs = ((obs.double() - self.mean) / self.std).clamp(-self.clip, self.clip).float()
+        action = self.policy.actor.mode(self.policy.act(obs))
+        if self.discrete:
+            return action + self.start
+        action = action.reshape(-1, *self.shape)
+        if self.rescales:
+            action = action * self.scale + self.offset
+        return torch.minimum(torch.maximum(action, self.low), self.high).to(self.low.dtype)
+
+
+def _write_torch(function: PolicyFunction, metadata: dict[str, str], path: Path) -> Call:
+    program = torch.export.export(
+        function, (_example(function),), dynamic_shapes={"obs": {0: torch.export.Dim.DYNAMIC}}
+    )
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+    module = torch.export.load(path).module()
+    return lambda obs: module(torch.from_numpy(obs)).numpy()
+
+
+def _write_onnx(function: PolicyFunction, metadata: dict[str, str], path: Path) -> Call:
+    import onnxruntime
+    import onnxscript  # noqa: F401  torch.onnx needs it, and would say so in many lines
+
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it reports that torchvision is not there
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch about its own use of torch
+            program: Any = torch.onnx.export(
+                function,
+                (_example(function),),
+                input_names=["obs"],
+                output_names=["action"],
+                dynamic_shapes={"obs": {0: "batch"}},
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    program.model.metadata_props.update(metadata)
+    program.save(str(path), external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda obs: session.run(["action"], {"obs": obs})[0]
+
+
+def _example(function: PolicyFunction) -> Tensor:
+    return torch.zeros(2, *function.mean.shape)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m xcfast.export",
+        description="Write a policy as one file: raw observation in, action out.",
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run folder (its best model), or a model file")
+    add("--format", choices=tuple(SUFFIXES), default="onnx", help="default: onnx; torch is torch.export's")
+    add("-o", "--output", type=Path, metavar="FILE", help="default: beside the model, with the format's suffix")
+    text = "compare the file with the policy before it gets its name (default)"
+    add("--check", action=argparse.BooleanOptionalAction, default=True, help=text)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

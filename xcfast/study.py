@@ -1,0 +1,106 @@
+"""An Optuna study over YAML keys, kept in a file so that it can be continued."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from xcfast.config import ConfigError
+from xcfast.config_schema import hints
+from xcfast.sweep_space import Range
+
+if TYPE_CHECKING:
+    from xcfast.sweep import Setting
+
+
+class Study:
+    """Trials as settings of a sweep; a trial's value is the mean final score over its seeds.
+
+    Args:
+        path: the journal; a study that is there is continued.
+        trials: how many there are to be in all.
+        space: key -> choices or range.
+    """
+
+    def __init__(self, path: Path, trials: int, space: Mapping[str, list[Any] | Range]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._trials, self._space = trials, space
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        self._study = optuna.create_study(
+            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+        )
+        # Seeded by what is there: a study that is continued does not draw its first trials again.
+        seed = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+    def settings(self, make: Callable[[Mapping[str, Any], int | None], Setting]) -> Iterator[Setting]:
+        """The trials that are there, interrupted ones among them, then new ones.
+
+        Raises:
+            ConfigError: the study in the file is over other keys.
+        """
+        trials = self._study.get_trials(deepcopy=False)
+        known = {key for trial in trials for key in trial.params}
+        if known and known != set(self._space):
+            raise ConfigError(
+                f"the study there searches {', '.join(sorted(known))}; give another -o",
+                key="--search",
+                given=", ".join(sorted(self._space)),
+                where="command line",
+            )
+        for trial in trials:
+            if trial.state in (TrialState.RUNNING, TrialState.COMPLETE):
+                yield from self._setting(trial.number, trial.params, make)
+        while len(self._study.get_trials(deepcopy=False)) < self._trials:
+            new = self._study.ask()
+            yield from self._setting(new.number, {key: self._suggest(new, key) for key in self._space}, make)
+
+    def ended(self, setting: Setting) -> None:
+        """Notes a trial's value; one with a failed seed has none."""
+        scores = setting.scores("final_mean")
+        complete = len(scores) == len(setting.jobs)
+        self._tell(int(setting.name.removeprefix("trial_")), float(scores.mean()) if complete else None)
+
+    def _tell(self, number: int, value: float | None) -> None:
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        self._study.tell(number, value, state=state, skip_if_finished=True)
+
+    def _setting(
+        self, number: int, params: Mapping[str, Any], make: Callable[[Mapping[str, Any], int | None], Setting]
+    ) -> Iterator[Setting]:
+        """The trial as a setting; none, and the trial fails, if its values cannot be run together."""
+        values = {key: json.loads(value) if isinstance(value, str) else value for key, value in params.items()}
+        try:
+            if set(values) != set(self._space):
+                raise ConfigError("was interrupted while it was drawn")
+            setting = make(values, number)
+        except ConfigError as error:
+            print(f"trial {number} {values}: {error}", file=sys.stderr)
+            self._tell(number, None)
+        else:
+            yield setting
+
+    def _suggest(self, trial: optuna.Trial, key: str) -> Any:
+        values = self._space[key]
+        if isinstance(values, tuple):
+            low, high, log = values
+            if hints()[key] is int:
+                return trial.suggest_int(key, int(low), int(high), log=log)
+            return trial.suggest_float(key, low, high, log=log)
+        choices = [json.dumps(value) for value in values]  # as text, since a choice may be a list
+        try:
+            return trial.suggest_categorical(key, choices)
+        except ValueError:
+            before = next(
+                t.distributions[key] for t in self._study.get_trials(deepcopy=False) if key in t.distributions
+            )
+            allowed = f"{','.join(getattr(before, 'choices', ['a range']))}, as in the study there, or another -o"
+            raise ConfigError("other choices", key=key, given=",".join(choices), allowed=allowed) from None
