@@ -183,13 +183,14 @@ class Ranks:
         if self._heartbeat is None:
             return
         if failure is not None:
-            # The heartbeat goes on, and ends this process too, should it get stuck.
             self._heartbeat.report(f"rank {self.rank} failed: {failure}")
+            dist.destroy_process_group()  # should it get stuck, the heartbeat ends this process too
+            self._heartbeat.stop()
         else:
             self.barrier()
             self._heartbeat.stop()
+            dist.destroy_process_group()
         self._heartbeat = None
-        dist.destroy_process_group()
 
 
 ALONE = Ranks()

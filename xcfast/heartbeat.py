@@ -50,12 +50,15 @@ class Heartbeat:
         self._stop = threading.Event()
         self._silent = LOST - START  # beats since the last sign of life; the first one may take longer
         self._reason = ""
-        for work in (self._exchange, self._count):
-            threading.Thread(target=work, name=f"xcfast-heartbeat-{work.__name__}", daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._count)]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """No more beats: the job is done on all ranks."""
+        """No more beats: this rank is done."""
         self._stop.set()
+        for thread in self._threads:  # one that is in a call of the store must not meet the interpreter's end there
+            thread.join(timeout=self._interval)
 
     def report(self, reason: str) -> None:
         """Tell the other ranks that this one has failed, and that they are to end."""

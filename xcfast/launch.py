@@ -85,7 +85,9 @@ def launch(config: Config, mode: Mode | None, resume: Path | None, quiet: bool, 
                 elastic_launch(setup, sys.executable)("-m", "xcfast.launch", str(job))
             except ChildFailedError as error:
                 # Where one was killed, the others have failed for want of it.
-                killed = [rank for rank, failure in error.failures.items() if failure.exitcode < 0]
+                killed = [
+                    one for one, failure in error.failures.items() if failure.exitcode < 0 and not _read(job, one)
+                ]
                 failed = killed[0] if killed else error.get_first_failure()[0]
                 reason = error.failures[failed].message or f"exit status {error.failures[failed].exitcode}"
             except SignalException as error:  # the ranks got it too, and have saved
