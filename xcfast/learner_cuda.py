@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from xcfast.distributed import ALONE, Ranks
 from xcfast.flat_adam import FlatAdam
 from xcfast.gae import compute_gae
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import batch_mean, ppo_loss
+from xcfast.ppo import batch_mean, joined_moments, minibatch_sizes, ppo_loss
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -45,12 +46,16 @@ class CudaLearner:
     updates: eager, compiled, or as one node sequence of a CUDA graph. Minibatches are padded to one size with entries
     of no weight, so uneven ones need no other shape.
 
+    Of several ranks, each computes its part of every minibatch, weighted by the size of the whole one; the flat
+    gradient is summed over the ranks between the two functions. Graphs are not used then.
+
     Args:
         policy: on the CPU. Its parameters become views of one flat page-locked array.
         config: the run's configuration; ``compile`` says which of the three forms to try first.
         rollout: whose sizes all buffers take; fast where its arrays are page-locked (``pinned``).
         reward_normalizer: scales the rewards.
         device: CUDA; a CPU serves for tests, without graphs.
+        ranks: those that learn together.
         optimizer: the caller's plain Adam, if any; its state is kept as if it stepped.
         scheduler: of the caller's optimiser.
 
@@ -69,10 +74,11 @@ class CudaLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         device: torch.device,
+        ranks: Ranks = ALONE,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
-        self.policy, self.device = policy, device
+        self.policy, self.device, self.ranks = policy, device, ranks
         self._config, self._reward_normalizer = config, reward_normalizer
         self._host = FlatParameters(policy, allocate=pinned if device.type == "cuda" else np.empty)
         self.device_policy = copy.deepcopy(policy).to(device)
@@ -110,16 +116,19 @@ class CudaLearner:
         )
         host = pinned if device.type == "cuda" else np.zeros
         self._scaled_rewards = host((steps, envs), np.float32)
-        _, offsets = rollout.minibatch_indices(config.seed, 0, 0, config.n_minibatch)
+        _, offsets = self._epoch(rollout, 0, 0)
         self._counts = np.diff(offsets)
         size = int(self._counts.max())
         self._padded = bool((self._counts != size).any())
+        # Of the whole minibatches; the counts are those of this rank's part of them.
+        sizes = torch.tensor(minibatch_sizes(config), device=device).repeat(config.n_epochs)
+        self._plain_mean = not self._padded and self.ranks.world_size == 1
         self._host_indices = host((config.n_epochs, config.n_minibatch, size), np.int64)
         self._indices = torch.zeros((self._updates, size), dtype=torch.int64, device=device)
         counts = torch.from_numpy(self._counts).to(device).repeat(config.n_epochs)
-        # 1 / n for each sample of a minibatch of n, 0 for padding.
-        self._shares = (torch.arange(size, device=device) < counts[:, None]) / counts[:, None].float()
-        self._counts_on_device = counts.float()
+        self._taken = torch.arange(size, device=device) < counts[:, None]
+        self._shares = self._taken / sizes[:, None].float()  # 1 / n for each sample of a minibatch of n, 0 for padding
+        self._sizes = sizes.float()
         # What update k needs: learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), mean and 1 / std of its advantages.
         self._host_rates = host((self._updates, 2), np.float32)
         self._rates = torch.zeros((self._updates, 2), device=device)
@@ -160,13 +169,13 @@ class CudaLearner:
                 clip_range=config.clip_range,
                 vf_coef=config.vf_coef,
                 ent_coef=config.ent_coef,
-                mean=weighted if self._padded else batch_mean,
+                mean=batch_mean if self._plain_mean else weighted,
             )
             return loss.loss, torch.stack(loss[1:])
 
         gradients, (_, parts) = grad_and_value(loss_of, has_aux=True)(tuple(self._parameters))
         torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
-        self._loss_sums += parts * self._counts_on_device.index_select(0, k)
+        self._loss_sums += parts * self._sizes.index_select(0, k)
 
     def _apply(self) -> None:
         """Limit the gradient's norm, take one Adam step with it, and move on to the next minibatch."""
@@ -186,6 +195,7 @@ class CudaLearner:
 
     def _step(self) -> None:
         self._run_gradients()
+        self.ranks.sum_(self._gradient)
         self._run_apply()
 
     # How the step is run.
@@ -193,7 +203,11 @@ class CudaLearner:
     def _prepare(self, wanted: str) -> str:
         """Compile and capture what is asked for, as far as that works here; returns what does."""
         forms: dict[str, Callable[[], None]] = {"graph": self._capture, "default": self._compile, "off": self._eager}
-        before = self._snapshot()
+        before, ranks = self._snapshot(), self.ranks
+        if ranks.world_size > 1 and wanted == "graph":
+            wanted = "default"
+            self.fallbacks.append("compile graph is for one rank: sums over several are not captured")
+        self.ranks = ALONE  # a trial may fail on one rank and not on another
         for mode in MODES[MODES.index(wanted) :]:
             try:
                 forms[mode]()
@@ -204,6 +218,7 @@ class CudaLearner:
                 reason = (str(error).strip().splitlines() or [""])[0]
                 self.fallbacks.append(f"compile {mode} does not work here ({type(error).__name__}: {reason})")
             finally:
+                self.ranks = ranks
                 self._restore(before)
         raise AssertionError("unreachable: the eager form raises its own error")
 
@@ -280,16 +295,19 @@ class CudaLearner:
             self._evaluate()
             for _ in range(self._updates):
                 self._step()
-        samples = self._config.n_epochs * int(self._counts.sum())
+        samples = self._config.n_epochs * self._config.batch_size
         values, returns = self._values.double(), self._returns.double()
-        variance = returns.var(correction=0)
-        explained = torch.where(variance == 0, 0.0, 1.0 - (returns - values).var(correction=0) / variance)
-        results = torch.cat([self._loss_sums, self._norm_sum, explained[None], values.mean()[None]])
+        spread = (returns, returns - values, values)
+        moments = torch.stack([moment for x in spread for moment in (x.mean(), x.var(correction=0))])
+        results = torch.cat([moments, self._loss_sums.double(), self._norm_sum.double()])
         self._minibatches(rollout, iteration + 1)  # while the device works
-        *sums, norms, explained_variance, mean_value = results.tolist()
+        host = results.cpu().numpy()
+        parts = np.column_stack([np.full(3, values.numel()), host[:6].reshape(3, 2) * [1, values.numel()]])
+        (_, _, variance), (_, _, unexplained), (_, mean_value, _) = joined_moments(parts, self.ranks).tolist()
+        sums, norms = self.ranks.sum_(host[6:-1].copy()).tolist(), float(host[-1])
         metrics = {f"losses/{name}": value / samples for name, value in zip(_LOSSES, sums, strict=True)}
         metrics["losses/grad_norm"] = norms / self._updates
-        metrics["losses/explained_variance"] = explained_variance
+        metrics["losses/explained_variance"] = 0.0 if variance == 0.0 else 1.0 - unexplained / variance
         metrics["predict_value"] = mean_value
         metrics["learning_rate"] = float(self._learning_rates[-1])
         return metrics
@@ -301,13 +319,20 @@ class CudaLearner:
         config, table = self._config, self._host_indices
         self._prepared = -1
         for epoch in range(config.n_epochs):
-            indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
+            indices, offsets = self._epoch(rollout, iteration, epoch)
             if not self._padded:
                 table[epoch] = indices.reshape(table.shape[1:])
                 continue
             for minibatch, (start, count) in enumerate(zip(offsets[:-1], self._counts, strict=True)):
                 table[epoch, minibatch, :count] = indices[start : start + count]
         self._prepared = iteration
+
+    def _epoch(self, rollout: Rollout, iteration: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and offsets of this rank's part of an epoch's minibatches."""
+        config, env_offset = self._config, self.ranks.rows(self._config.parallels).start
+        return rollout.minibatch_indices(
+            config.seed, iteration, epoch, config.n_minibatch, env_offset=env_offset, total_envs=config.parallels
+        )
 
     def _upload(self, rollout: Rollout, iteration: int) -> None:
         """All that the device needs of this iteration, in copies that do not wait."""
@@ -364,10 +389,22 @@ class CudaLearner:
         # Deviations from the rollout's mean, so that the difference of the two sums below does not cancel.
         centre = self._advantages.double().mean()
         advantages = (self._advantages.double() - centre).flatten()[self._indices]
+        if self.ranks.world_size > 1:
+            self._moments.copy_(self._joined_moments(advantages, float(centre)))
+            return
         mean = (advantages * self._shares).sum(1)
         variance = (advantages.square() * self._shares).sum(1) - mean.square()
         self._moments[:, 0] = mean + centre
         self._moments[:, 1] = 1.0 / (variance.clamp(min=0.0).sqrt() + 1e-8)
+
+    def _joined_moments(self, advantages: Tensor, centre: float) -> Tensor:
+        """The same of several ranks' parts of the minibatches; advantages: float64, less this rank's ``centre``."""
+        count = self._taken.sum(1)
+        mean = (advantages * self._taken).sum(1) / count.clamp(min=1)
+        square = ((advantages - mean[:, None]).square() * self._taken).sum(1)
+        parts = torch.stack([count, (mean + centre) * (count > 0), square], 1).cpu().numpy()
+        counts, means, squares = joined_moments(parts, self.ranks).T
+        return torch.from_numpy(np.stack([means, 1.0 / (np.sqrt(squares / counts) + 1e-8)], 1))
 
     @torch.no_grad()
     def _value(self, obs: Tensor) -> Tensor:

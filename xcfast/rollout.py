@@ -178,7 +178,14 @@ class Rollout:
         self.step += num_steps
 
     def minibatch_indices(
-        self, seed: int, iteration: int, epoch: int, n_minibatch: int, *, env_offset: int = 0
+        self,
+        seed: int,
+        iteration: int,
+        epoch: int,
+        n_minibatch: int,
+        *,
+        env_offset: int = 0,
+        total_envs: int | None = None,
     ) -> tuple[Int64, Int64]:
         """Returns the minibatches of one epoch: each step once, sizes and each env's share differing by at most one.
 
@@ -190,17 +197,19 @@ class Rollout:
             seed: Any int.
             iteration: Number of the rollout, >= 0.
             epoch: Number of the epoch, >= 0.
-            n_minibatch: Number of minibatches, at most T * N.
+            n_minibatch: Number of minibatches, at most T * total_envs.
             env_offset: Global index of the first env.
+            total_envs: Number of envs of all ranks; default: N. Where it is more, a minibatch may be empty here.
 
         Returns:
             indices int64 [T * N], flat t * N + env; offsets int64 [n_minibatch + 1]: minibatch m is
             indices[offsets[m]:offsets[m + 1]].
         """
         total = self.num_steps * self.num_envs
-        if not 1 <= n_minibatch <= total or min(iteration, epoch, env_offset) < 0:
+        most = self.num_steps * (total_envs or self.num_envs)
+        if not 1 <= n_minibatch <= most or min(iteration, epoch, env_offset) < 0:
             raise ValueError(
-                f"n_minibatch must be in [1, {total}] and iteration, epoch, env_offset >= 0; "
+                f"n_minibatch must be in [1, {most}] and iteration, epoch, env_offset >= 0; "
                 f"got {n_minibatch}, {iteration}, {epoch}, {env_offset}"
             )
         indices, offsets = np.empty(total, np.int64), np.empty(n_minibatch + 1, np.int64)
