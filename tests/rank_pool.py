@@ -118,7 +118,7 @@ def iterate(ranks, config, iterations=1, resume=None):
         first = None
         collect = trainer.collector.collect
 
-        def recorded(rollout):
+        def recorded(rollout, num_steps=None):
             nonlocal first
             collect(rollout)
             if first is None:
@@ -178,7 +178,7 @@ def cuda_update(ranks, config):
 
     make_learner = module.make_learner
     device = torch.device("cpu")
-    module.make_learner = lambda config, policy, rollout, rewards, threads, ranks, _: (
+    module.make_learner = lambda config, policy, rollout, rewards, threads, ranks, *_: (
         CudaLearner(policy, config, rollout, rewards, device, ranks),
         "on the CPU",
     )

@@ -298,7 +298,6 @@ ERRORS = [
     ("agent: PPO_KL", 1, "agent", "PPO_KL", "PPO", None),
     ("learner: PPOKL_Learner", 1, "learner", "PPOKL_Learner", "PPO_Learner", None),
     ("use_actions_mask: True", 1, "use_actions_mask", "True", "False", None),
-    ("overlap: True", 1, "overlap", "True", "False", None),
     ("early_stop_kl: True", 1, "early_stop_kl", "True", "False", None),
     ("num_ranks: 17", 1, "num_ranks", "17", "1 to parallels = 16", None),
     ("num_ranks: 0", 1, "num_ranks", "0", "an integer >= 1", None),

@@ -176,7 +176,7 @@ class Config:
         "fp32", "arithmetic of matrix products in the update; tf32 and bf16 on CUDA alone"
     )
     overlap: bool = key(
-        False, "collect while the update runs", refused={True: f"overlapping collection and update is {_LATER}"}
+        False, "collect the next rollout while the update runs on CUDA, with weights that are one update old"
     )
     distributed_training: bool = key(
         False, "train in several processes: one for each GPU, or num_ranks; under torchrun it is so in any case"

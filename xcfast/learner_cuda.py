@@ -46,6 +46,10 @@ class CudaLearner:
     updates: eager, compiled, or as one node sequence of a CUDA graph. Minibatches are padded to one size with entries
     of no weight, so uneven ones need no other shape.
 
+    With ``overlap`` the next rollout is collected during ``update``, with the weights that ``publish`` brought to the
+    CPU before. Values and old log-probabilities are those of the weights that collected, one update older than those
+    that learn; ``losses/ratio_drift`` is the mean of |ratio - 1| between the two before the first step.
+
     Of several ranks, each computes its part of every minibatch, weighted by the size of the whole one; the flat
     gradient is summed over the ranks between the two functions. Graphs are not used then.
 
@@ -89,11 +93,19 @@ class CudaLearner:
         self._parameters = self._host.split(self._weights)
         for parameter, view in zip(self.device_policy.parameters(), self._parameters, strict=True):
             parameter.data = view
+        # The weights that collected: those that learn, or with overlap a copy of what they were.
+        self._behaviour, self._behaviour_policy = self._weights, self.device_policy
+        if config.overlap:
+            self._behaviour, self._behaviour_policy = self._weights.clone(), copy.deepcopy(self.device_policy)
+            views = self._host.split(self._behaviour)
+            for parameter, view in zip(self._behaviour_policy.parameters(), views, strict=True):
+                parameter.data = view
         self._exp_avg, self._exp_avg_sq = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
         moments = (self._exp_avg, self._exp_avg_sq)
         self._adam = FlatAdam(policy, config, self._host, *moments, optimizer, scheduler)
         self._allocate(rollout)
         self._prepared = -1  # the iteration whose minibatches are in the page-locked table
+        self._uploaded = torch.cuda.Event() if device.type == "cuda" else None  # the device has read the host's memory
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
         self.fallbacks: list[str] = []
         with _precision(config.precision):
@@ -136,6 +148,7 @@ class CudaLearner:
         self._k = torch.zeros(1, dtype=torch.int64, device=device)
         self._gradient = torch.zeros_like(self._weights)
         self._loss_sums, self._norm_sum = torch.zeros(len(_LOSSES), device=device), torch.zeros(1, device=device)
+        self._drift = torch.zeros(1, device=device)
 
     # The minibatch step: tensors in, tensors changed in place, nothing for Python to decide.
 
@@ -281,7 +294,10 @@ class CudaLearner:
             self._adam.schedule.restore(position)
             raise
         self._adam.advance(self._updates)
-        self._publish()
+        if self._config.overlap:
+            self._behaviour.copy_(before[0])
+        else:
+            self.publish()
         return metrics
 
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
@@ -299,17 +315,21 @@ class CudaLearner:
         values, returns = self._values.double(), self._returns.double()
         spread = (returns, returns - values, values)
         moments = torch.stack([moment for x in spread for moment in (x.mean(), x.var(correction=0))])
-        results = torch.cat([moments, self._loss_sums.double(), self._norm_sum.double()])
+        results = torch.cat([moments, *(x.double() for x in (self._loss_sums, self._norm_sum, self._drift))])
+        if self._uploaded is not None:
+            self._uploaded.synchronize()
         self._minibatches(rollout, iteration + 1)  # while the device works
         host = results.cpu().numpy()
         parts = np.column_stack([np.full(3, values.numel()), host[:6].reshape(3, 2) * [1, values.numel()]])
         (_, _, variance), (_, _, unexplained), (_, mean_value, _) = joined_moments(parts, self.ranks).tolist()
-        sums, norms = self.ranks.sum_(host[6:-1].copy()).tolist(), float(host[-1])
+        sums, (norms, drift) = self.ranks.sum_(host[6:-2].copy()).tolist(), host[-2:].tolist()
         metrics = {f"losses/{name}": value / samples for name, value in zip(_LOSSES, sums, strict=True)}
         metrics["losses/grad_norm"] = norms / self._updates
         metrics["losses/explained_variance"] = 0.0 if variance == 0.0 else 1.0 - unexplained / variance
         metrics["predict_value"] = mean_value
         metrics["learning_rate"] = float(self._learning_rates[-1])
+        if self._config.overlap:
+            metrics["losses/ratio_drift"] = drift
         return metrics
 
     def _minibatches(self, rollout: Rollout, iteration: int) -> None:
@@ -356,6 +376,8 @@ class CudaLearner:
         ]
         for on_device, array in pairs:
             on_device.copy_(torch.from_numpy(array), non_blocking=True)
+        if self._uploaded is not None:
+            self._uploaded.record()
         if len(rollout.final_index):  # their number varies, so no graph can hold them
             index = torch.from_numpy(rollout.final_index).to(self.device)
             self._final_values.view(-1)[index] = self._value(torch.from_numpy(rollout.final_obs).to(self.device))
@@ -367,7 +389,7 @@ class CudaLearner:
         values, log_probs = self._values.flatten(), self._log_probs.flatten()
         for start in range(0, len(obs), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            log_probs[rows], _, values[rows] = self.device_policy.evaluate(obs[rows], actions[rows])
+            log_probs[rows], _, values[rows] = self._behaviour_policy.evaluate(obs[rows], actions[rows])
         compute_gae(
             self._rewards,
             self._values,
@@ -381,8 +403,13 @@ class CudaLearner:
         )
         if self._config.use_advnorm:
             self._advantage_moments()
-        for counter in (self._k, self._loss_sums, self._norm_sum):
+        for counter in (self._k, self._loss_sums, self._norm_sum, self._drift):
             counter.zero_()
+        if self._config.overlap:
+            for start in range(0, len(obs), _EVALUATION_ROWS):
+                rows = slice(start, start + _EVALUATION_ROWS)
+                now, _, _ = self.device_policy.evaluate(obs[rows], actions[rows])
+                self._drift += ((now - log_probs[rows]).exp() - 1.0).abs().sum() / len(obs)
 
     def _advantage_moments(self) -> None:
         """Mean and 1 / (standard deviation + 1e-8) of every minibatch's advantages, in one pass over all of them."""
@@ -408,10 +435,10 @@ class CudaLearner:
 
     @torch.no_grad()
     def _value(self, obs: Tensor) -> Tensor:
-        return torch.cat([self.device_policy.value(chunk) for chunk in obs.split(_EVALUATION_ROWS)])
+        return torch.cat([self._behaviour_policy.value(chunk) for chunk in obs.split(_EVALUATION_ROWS)])
 
-    def _publish(self) -> None:
-        """Bring the weights to the CPU, where they are the policy that was passed in."""
+    def publish(self) -> None:
+        """Bring the weights to the CPU, into the policy that was passed in; ``update`` does, except with overlap."""
         self._host.adopt()
         torch.from_numpy(self._host.array).copy_(self._weights)
 
@@ -423,13 +450,15 @@ class CudaLearner:
             x.copy_(old)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim.Adam``'s form, on the CPU."""
-        return self._adam.state_dict()
+        """The optimiser's state, in ``torch.optim.Adam``'s form, on the CPU; with overlap, the weights that collect."""
+        return self._adam.state_dict() | ({"behaviour": self._behaviour.cpu()} if self._config.overlap else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned, and take in the policy's weights."""
         self._adam.load_state_dict(state)
         self.adopt()
+        if self._config.overlap:
+            self._behaviour.copy_(state.get("behaviour", self._weights))
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -13,6 +13,8 @@ Int64 = npt.NDArray[np.int64]
 
 EPISODE_DTYPE = np.dtype([("step", np.int64), ("env", np.int64), ("ret", np.float64), ("length", np.int64)])
 
+_COLLECTED = ("obs", "actions", "rewards", "terminated", "truncated")
+
 
 class Minibatch(NamedTuple):
     """What the loss needs of B steps."""
@@ -115,6 +117,25 @@ class Rollout:
     def final_index(self) -> Int64:
         """int64 [K], flat index t * N + env of the step that each row of `final_obs` belongs to."""
         return self._final_index[: self._num_final]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns copies of the filled rows and of what belongs to them; the running episodes are not among it."""
+        rows = {name: getattr(self, name)[: self.step].copy() for name in _COLLECTED}
+        ends = {name: getattr(self, name).copy() for name in ("final_obs", "final_index", "last_obs")}
+        episodes = {name: self.episodes[name].copy() for name in EPISODE_DTYPE.names or ()}
+        return {"rows": rows, **ends, "episodes": episodes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned, of a rollout of these sizes."""
+        self.clear()
+        rows = {name: np.asarray(x) for name, x in state["rows"].items()}
+        for name, x in rows.items():
+            getattr(self, name)[: len(x)] = x
+        self.last_obs[:] = np.asarray(state["last_obs"])
+        episodes = np.zeros(len(state["episodes"]["ret"]), EPISODE_DTYPE)
+        for name, x in state["episodes"].items():
+            episodes[name] = np.asarray(x)
+        self.advance(len(rows["rewards"]), episodes, np.asarray(state["final_index"]), np.asarray(state["final_obs"]))
 
     def clear(self) -> None:
         """Starts a new rollout. Running episodes go on."""

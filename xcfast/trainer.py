@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,12 +246,33 @@ class Trainer:
         )
         self._connect()
         self._closers.append(lambda: self.evaluator.close())
+        self._background: ThreadPoolExecutor | None = None
+        if config.overlap:
+            self._overlap()
         torch.set_num_threads(1)  # the env loop's inference; the learner takes all of them for the update
+
+    def _overlap(self) -> None:
+        """Make what collects while the update runs: a thread, and a second rollout with the same running episodes."""
+        if not isinstance(self.learner, CudaLearner) or self.ranks.world_size > 1:
+            raise ConfigError(
+                "collection and update can overlap where the update runs on one CUDA device",
+                key="overlap",
+                given=True,
+                allowed="False",
+            )
+        first = self.rollout
+        shape = (first.num_steps, first.num_envs, first.obs_shape, first.action_shape, first.actions.dtype)
+        self._spare = Rollout(*shape, allocate=pinned if self.device.type == "cuda" else np.zeros)
+        self._spare.episode_returns, self._spare.episode_lengths = first.episode_returns, first.episode_lengths
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="xcfast-collect")
+        self._closers.append(self._background.shutdown)
 
     def _connect(self) -> None:
         """Make what applies the action map."""
         config, parts = self.config, (self.policy, self.obs_normalizer, self.action_map)
-        on_device = self.learner.device_policy if isinstance(self.learner, CudaLearner) else None
+        on_device = None
+        if isinstance(self.learner, CudaLearner) and not config.overlap:  # its weights change while others collect
+            on_device = self.learner.device_policy
         self.collector, self.collector_reason = make_collector(
             config, self.envs, *parts, self.ranks, on_device, self._inference
         )
@@ -347,6 +369,8 @@ class Trainer:
         Raises:
             RunFailed: something broke.
         """
+        if self._background is not None:
+            raise ConfigError("overlap is for whole runs", key="overlap", given=True, allowed="False")
         num_envs = self.envs.num_envs
         begin = self.step + self.rollout.step * num_envs
         logged: dict[str, float] = {}
@@ -416,15 +440,26 @@ class Trainer:
         With ``num_steps`` that do not fill the rollout, only their collection, and nothing is returned.
         """
         start = time.perf_counter()
-        self.collector.collect(self.rollout, num_steps)
+        if not self.rollout.full:  # with overlap, it was collected during the last update
+            self.collector.collect(self.rollout, num_steps)
         self._rollout_seconds += time.perf_counter() - start
         if not self.rollout.full:
             return {}
         with self.ranks.together():
             check_finite(self.rollout, self.rows.start)
         collected = time.perf_counter()
-        metrics = self.learner.update(self.rollout, self.progress.iteration)
-        updated = time.perf_counter()
+        collecting = None
+        if self._background is not None and self.progress.iteration + 1 < self.config.num_iterations:
+            collecting = self._background.submit(self.collector.collect, self._spare)
+        try:
+            metrics = self.learner.update(self.rollout, self.progress.iteration)
+            updated = time.perf_counter()
+        finally:
+            if collecting is not None:
+                wait([collecting])
+        if isinstance(self.learner, CudaLearner) and self._background is not None:
+            self.learner.publish()
+            self._rollout_seconds += time.perf_counter() - updated
         self.progress.collection_seconds += self._rollout_seconds
         self.progress.update_seconds += updated - collected
         episodes, step = gathered_episodes(self.rollout, self.ranks, self.rows.start), self.step
@@ -438,6 +473,9 @@ class Trainer:
             scalars = self.log.iteration(metrics, self.progress, episodes, self.step, seconds)
         self.rollout.clear()
         self._rollout_seconds = 0.0
+        if collecting is not None:
+            self.rollout, self._spare = self._spare, self.rollout
+            collecting.result()  # its error, if it failed
         return scalars
 
     def _passed(self, interval: int) -> bool:
@@ -474,7 +512,12 @@ class Trainer:
     def _state(self, with_envs: bool = True) -> dict[str, Any] | None:
         """What a checkpoint holds; None on other ranks than 0."""
         state = self._run_state.gather(self._elapsed_seconds, with_envs)
-        return None if state is None else {**state, "mode": self.mode, "identity_actions": self.action_map.identity}
+        if state is None:
+            return None
+        own: dict[str, Any] = {"mode": self.mode, "identity_actions": self.action_map.identity}
+        if with_envs and self._background is not None and self.rollout.full:
+            own["rollout"] = self.rollout.state_dict()
+        return {**state, **own}
 
     def _restore(self, saved: dict[str, Any], path: Path) -> None:
         """Go on from a checkpoint.
@@ -487,6 +530,8 @@ class Trainer:
             check_same_run(self.config, saved, path)
         try:
             with_envs = self._run_state.load(saved)
+            if "rollout" in saved and with_envs:
+                self.rollout.load_state_dict(saved["rollout"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ckpt.CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
@@ -519,7 +564,8 @@ class Trainer:
         Raises:
             CheckpointError: it cannot be written.
         """
-        state = self._state(with_envs=self.rollout.step == 0 and not self.envs.closed)
+        whole = self.rollout.step == 0 or self._background is not None
+        state = self._state(with_envs=whole and not self.envs.closed)
         if state is not None:
             ckpt.save_checkpoint(path, state)
 
