@@ -268,3 +268,14 @@ def test_pinned_needs_a_device():
     else:
         with pytest.raises(RuntimeError):
             pinned((3, 2))
+
+
+def test_weights_from_outside_are_learned_from(small):
+    """What others write into the policy on the CPU, as loading a model does, is taken in by ``adopt``."""
+    learner, rollout = make(small(compile="off", learning_rate=1e-8))
+    with torch.no_grad():
+        for parameter in learner.policy.parameters():
+            parameter.fill_(0.25)
+    learner.adopt()
+    learner.update(rollout, 0)
+    np.testing.assert_allclose(weights(learner), 0.25, rtol=0, atol=1e-6)

@@ -22,7 +22,7 @@ def on_cpu(monkeypatch):
 
 
 def overlapping(small, **keys):
-    return small(overlap=True, compile="off", **{"vectorize": "MujocoVecEnv", "running_steps": 640, **keys})
+    return small(**{"overlap": True, "compile": "off", "vectorize": "MujocoVecEnv", "running_steps": 640, **keys})
 
 
 def test_the_update_must_run_elsewhere(small):
@@ -80,12 +80,31 @@ def test_a_resumed_run_ends_as_one_in_one_go(small, on_cpu):
     config = overlapping(small, checkpoint_interval=256)
     summary = run(config, quiet=True)
     (half,) = Path(summary.model_dir).glob("checkpoint_256*")
-    assert load_checkpoint(half)["rollout"]["rows"]["obs"].shape == (32, 4, 4)
+    assert load_checkpoint(half)["collected"]["rollout"]["rows"]["obs"].shape == (32, 4, 4)
     whole = load_checkpoint(Path(summary.model_dir) / FINAL_MODEL)
     again = load_checkpoint(Path(run(config, resume=half, quiet=True).model_dir) / FINAL_MODEL)
     for name, value in whole["policy"].items():
         assert torch.equal(value, again["policy"][name]), name
-    assert whole["step"] == again["step"] == 640 and "rollout" not in whole
+    assert whole["step"] == again["step"] == 640 and "collected" not in whole
+
+
+@pytest.mark.parametrize("env_id", ["InvertedPendulum-v4", "CartPole-v1"])
+def test_a_resume_without_a_collected_rollout_begins_with_a_ratio_of_one(small, on_cpu, monkeypatch, env_id):
+    """A longer run, whose last iteration collected nothing; envs whose state is not in the checkpoint."""
+    keys = {"env_id": env_id}
+    if env_id == "CartPole-v1":
+        keys |= {"vectorize": "DummyVecEnv", "policy": "Categorical_AC"}
+    summary = run(overlapping(small, **keys), quiet=True)
+    drifts, update = [], CudaLearner.update
+
+    def recorded(self, rollout, iteration):
+        metrics = update(self, rollout, iteration)
+        drifts.append(metrics["losses/ratio_drift"])
+        return metrics
+
+    monkeypatch.setattr(CudaLearner, "update", recorded)
+    run(overlapping(small, **keys, running_steps=1024), resume=Path(summary.model_dir), quiet=True)
+    assert drifts[0] < 1e-6 < max(drifts[1:])
 
 
 def test_a_failing_collection_ends_the_run_after_the_update(small, on_cpu, monkeypatch):

@@ -80,13 +80,17 @@ class Ranks:
         name = f"xcfast{cls._meetings[place]}"
         cls._meetings[place] += 1
         ranks._heartbeat = Heartbeat(dist.PrefixStore(f"{name}/heartbeat", beats), ranks.rank, ranks.world_size)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore(name, store),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            timeout=_TIMEOUT,
-        )
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=dist.PrefixStore(name, store),
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                timeout=_TIMEOUT,
+            )
+        except BaseException:
+            ranks._heartbeat.stop()
+            raise
         mine = (socket.gethostname(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None)
         places: list[Any] = [None] * ranks.world_size
         dist.all_gather_object(places, mine)
@@ -182,15 +186,17 @@ class Ranks:
         """Leave the other ranks: together with them or, after a failure that they do not know of, by telling them."""
         if self._heartbeat is None:
             return
-        if failure is not None:
-            self._heartbeat.report(f"rank {self.rank} failed: {failure}")
-            dist.destroy_process_group()  # should it get stuck, the heartbeat ends this process too
-            self._heartbeat.stop()
-        else:
-            self.barrier()
-            self._heartbeat.stop()
+        heartbeat, self._heartbeat = self._heartbeat, None
+        try:
+            if failure is not None:
+                heartbeat.report(f"rank {self.rank} failed: {failure}")
+                dist.destroy_process_group()  # should it get stuck, the heartbeat ends this process too
+            else:
+                self.barrier()
+        finally:
+            heartbeat.stop()
+        if failure is None:
             dist.destroy_process_group()
-        self._heartbeat = None
 
 
 ALONE = Ranks()

@@ -450,15 +450,13 @@ class CudaLearner:
             x.copy_(old)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim.Adam``'s form, on the CPU; with overlap, the weights that collect."""
-        return self._adam.state_dict() | ({"behaviour": self._behaviour.cpu()} if self._config.overlap else {})
+        """The optimiser's state, in ``torch.optim.Adam``'s form, on the CPU."""
+        return self._adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned, and take in the policy's weights."""
         self._adam.load_state_dict(state)
         self.adopt()
-        if self._config.overlap:
-            self._behaviour.copy_(state.get("behaviour", self._weights))
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -469,6 +467,16 @@ class CudaLearner:
         """Take in weights that were written into the policy on the CPU, as ``load_state_dict`` does."""
         self._host.adopt()
         self._weights.copy_(torch.from_numpy(self._host.array))
+        self._behaviour.copy_(self._weights)
+
+    @property
+    def behaviour(self) -> Tensor:
+        """The weights that collect the next rollout, flat, on the CPU; with overlap one update behind the policy."""
+        return self._behaviour.cpu()
+
+    @behaviour.setter
+    def behaviour(self, weights: Tensor) -> None:
+        self._behaviour.copy_(weights)
 
 
 class _Evaluate(nn.Module):

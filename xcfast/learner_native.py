@@ -226,20 +226,23 @@ class NativeLearner:
             "n_epochs": config.n_epochs,
             "n_minibatch": config.n_minibatch,
         }
-        if self.ranks.world_size == 1:
-            steps: dict[str, Any] = {"learning_rates": rates, "steps_done": self._adam.steps_done}
-            means = self._core.update(**arguments, max_norm=self._max_norm, **steps)
-        else:
-            means = self._update_with_others(arguments, rates)
-        metrics = {f"losses/{name}": value for name, value in zip((*_LOSSES, "grad_norm"), means, strict=True)}
-        metrics |= value_metrics(rollout, self.ranks)
-        metrics["learning_rate"] = float(rates[-1])
-        bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
-        if bad:
+        try:
+            if self.ranks.world_size == 1:
+                steps: dict[str, Any] = {"learning_rates": rates, "steps_done": self._adam.steps_done}
+                means = self._core.update(**arguments, max_norm=self._max_norm, **steps)
+            else:
+                means = self._update_with_others(arguments, rates)
+            metrics = {f"losses/{name}": value for name, value in zip((*_LOSSES, "grad_norm"), means, strict=True)}
+            metrics |= value_metrics(rollout, self.ranks)
+            metrics["learning_rate"] = float(rates[-1])
+            bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
+            if bad:
+                raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
+        except BaseException:
             for array, old in zip(flat, before, strict=True):
                 array[:] = old
             self._adam.schedule.restore(position)
-            raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
+            raise
         self._adam.advance(updates)
         return metrics
 
@@ -343,11 +346,15 @@ def make_learner(
     Raises:
         ConfigError: ``native``, or a precision, is asked for and cannot serve.
     """
+    parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
     if device is not None and device.type == "cuda":
-        return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
+        other = None if optimizer is None else reason_not_plain_adam(optimizer, list(policy.parameters()))
+        if other is None:
+            return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
+        if config.learner_backend != "native":
+            return TorchLearner(*parts), f"on the CPU, where the optimizer's parameters are; not on {device}: {other}"
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
-    parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as asked for"
     reason_not = NativeLearner.reason_not(config, policy, optimizer)
@@ -368,7 +375,7 @@ def _make_cuda_learner(
     ranks: Ranks,
     optimizer: torch.optim.Optimizer | None,
     scheduler: LRScheduler | None,
-) -> tuple[TorchLearner | CudaLearner, str]:
+) -> tuple[CudaLearner, str]:
     from xcfast.learner_cuda import CudaLearner
 
     if config.learner_backend == "native":
@@ -377,9 +384,6 @@ def _make_cuda_learner(
             key="learner_backend",
             given="native",
         )
-    if optimizer is not None and (reason := reason_not_plain_adam(optimizer, list(policy.parameters()))):
-        parts = (policy, config, rollout, reward_normalizer, 1, ranks, optimizer, scheduler)
-        return TorchLearner(*parts), f"on the CPU, where the optimizer's parameters are: {reason}"
     learner = CudaLearner(policy, config, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
     forms = {"graph": "compiled, in CUDA graphs", "default": "compiled", "off": "eager"}
     return learner, "; ".join([f"on {device}, {forms[learner.compile]}", *learner.fallbacks])

@@ -112,7 +112,7 @@ def describe(config: Config, mode: str) -> str:
     learner = chosen.get(config.learner_backend, config.learner_backend)
     workers = {
         "SubprocVecEnv": f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes",
-        "MujocoVecEnv": f", {num_threads(config)} threads",
+        "MujocoVecEnv": f", {config.num_threads or available_cpus()} threads",
     }
     engines = (config.vectorize + workers.get(config.vectorize, ""), collector, learner)
     return _table(_rows(config, mode, policy, action_map, resolve_device(config), shapes, engines))

@@ -48,14 +48,15 @@ class RunState:
             elapsed_seconds: wall-clock time of the run so far.
             with_envs: whether the envs' own state is wanted.
         """
-        parts = self.ranks.gather(
-            {
+        own: dict[str, Any] = {}
+        with self.ranks.together():  # an env may fail to tell its state
+            own = {
                 "obs_normalizer": self.obs_normalizer.state_dict(),
                 "reward_normalizer": self.reward_normalizer.state_dict(),
                 "collector": self.collector.state_dict(with_envs),
                 "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
             }
-        )
+        parts = self.ranks.gather(own)
         if parts is None:
             return None
         return {

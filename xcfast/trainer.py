@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,8 +143,13 @@ class Trainer:
         parts: Parts = Parts(),
         ranks: Ranks = ALONE,
     ) -> None:
-        if ranks.world_size > 1 and parts != Parts():
-            raise ConfigError("envs, policy and optimizer from outside serve one rank", key="num_ranks")
+        several = ranks.world_size > 1 or config.num_ranks > 1 or config.distributed_training or launched()
+        if several and parts != Parts():
+            raise ConfigError(
+                "envs, policy and optimizer that a script makes serve one process; "
+                "several are started by python -m xcfast.train, or by torchrun in front of it",
+                key="num_ranks" if config.num_ranks > 1 else "distributed_training",
+            )
         self.config, self.ranks, self._parts = config, ranks, parts
         self.quiet = quiet or not ranks.is_main
         self.rows = ranks.rows(config.parallels)  # global indices of this rank's envs
@@ -157,7 +161,8 @@ class Trainer:
         self._started = time.perf_counter()
         self._rollout_seconds = 0.0
         self._threads = torch.get_num_threads()
-        self._closers: list[Callable[[], object]] = []
+        self._closers = ExitStack()
+        self._collected: dict[str, Any] | None = None
 
         try:
             with ranks.together():
@@ -174,7 +179,7 @@ class Trainer:
                 self.log = None
                 if ranks.is_main:
                     self.log = RunLog(config, self.folders, self.mode, str(self.device), resume_step, self.quiet)
-                    self._closers.append(self.log.close)
+                    self._closers.callback(self.log.close)
                     shown = (self.policy, self.action_map, self.device, self.envs, self.folders)
                     collector = f"{self.collector.name} ({self.collector_reason})"
                     learner = f"{self.learner.name} ({self.learner_reason})"
@@ -183,8 +188,9 @@ class Trainer:
                     self._restore(saved, checkpoint_file)
             for tensor in (*self.policy.parameters(), *self.policy.buffers()):  # equal by their seed; to be sure
                 ranks.broadcast_(tensor.detach())
-            if isinstance(self.learner, CudaLearner):
-                self.learner.adopt()
+            self.adopt_weights()
+            if self._collected is not None and isinstance(self.learner, CudaLearner):
+                self.learner.behaviour = self._collected["weights"]
         except BaseException:
             self.close()
             raise
@@ -208,7 +214,7 @@ class Trainer:
             torch.cuda.set_device(self.device)
         if parts.envs is None:
             self.envs = make_envs(config, num_envs=len(self.rows), sharing=self.ranks.sharing)
-            self._closers.append(self.envs.close)
+            self._closers.callback(self.envs.close)
         else:
             self.envs = parts.envs
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
@@ -233,6 +239,7 @@ class Trainer:
             np.int64 if discrete else np.float32,
             allocate=pinned if self.device.type == "cuda" else np.zeros,
         )
+        torch.set_num_threads(1)  # the env loop's inference, and what is compiled; the update sets its own
         self.learner, self.learner_reason = make_learner(
             config,
             self.policy,
@@ -245,11 +252,10 @@ class Trainer:
             parts.scheduler,
         )
         self._connect()
-        self._closers.append(lambda: self.evaluator.close())
+        self._closers.callback(lambda: self.evaluator.close())
         self._background: ThreadPoolExecutor | None = None
         if config.overlap:
             self._overlap()
-        torch.set_num_threads(1)  # the env loop's inference; the learner takes all of them for the update
 
     def _overlap(self) -> None:
         """Make what collects while the update runs: a thread, and a second rollout with the same running episodes."""
@@ -265,7 +271,7 @@ class Trainer:
         self._spare = Rollout(*shape, allocate=pinned if self.device.type == "cuda" else np.zeros)
         self._spare.episode_returns, self._spare.episode_lengths = first.episode_returns, first.episode_lengths
         self._background = ThreadPoolExecutor(1, thread_name_prefix="xcfast-collect")
-        self._closers.append(self._background.shutdown)
+        self._closers.callback(self._background.shutdown)
 
     def _connect(self) -> None:
         """Make what applies the action map."""
@@ -397,6 +403,11 @@ class Trainer:
         self.obs_normalizer.discard()
         self.collector.reset(None)
 
+    def adopt_weights(self) -> None:
+        """Tell the learner that others have written into the policy."""
+        if isinstance(self.learner, CudaLearner):
+            self.learner.adopt()
+
     def use_identity_actions(self, identity: bool) -> None:
         """Whether actions go to the envs as the policy makes them; see ``ActionMap``. Episodes must then start anew."""
         if identity == self.action_map.identity:
@@ -515,8 +526,10 @@ class Trainer:
         if state is None:
             return None
         own: dict[str, Any] = {"mode": self.mode, "identity_actions": self.action_map.identity}
-        if with_envs and self._background is not None and self.rollout.full:
-            own["rollout"] = self.rollout.state_dict()
+        if (
+            with_envs and self.rollout.full and isinstance(self.learner, CudaLearner)
+        ):  # collected during the last update
+            own["collected"] = {"rollout": self.rollout.state_dict(), "weights": self.learner.behaviour}
         return {**state, **own}
 
     def _restore(self, saved: dict[str, Any], path: Path) -> None:
@@ -530,8 +543,9 @@ class Trainer:
             check_same_run(self.config, saved, path)
         try:
             with_envs = self._run_state.load(saved)
-            if "rollout" in saved and with_envs:
-                self.rollout.load_state_dict(saved["rollout"])
+            self._collected = saved.get("collected") if with_envs else None
+            if self._collected is not None:
+                self.rollout.load_state_dict(self._collected["rollout"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ckpt.CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
@@ -575,10 +589,10 @@ class Trainer:
         path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
         message = f"stopped at step {self.step}: {error}"
         if not known:  # other ranks wait for something else, or have ended: their part of the state is out of reach
-            return f"rank {self.ranks.rank} {message}\nThe last checkpoint is in {self.folders.model_dir}"
+            return f"rank {self.ranks.rank} {message}\nCheckpoints, if there was time for one: {self.folders.model_dir}"
         if self.progress.iteration == 0:
             return f"{message}\nNothing had been trained yet"
-        if path.exists():
+        if self.ranks.broadcast(path.exists()):  # the others may not see rank 0's files
             return f"{message}\nThe last good state is in {path}"
         # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
         state = self._state(with_envs=False)
@@ -591,6 +605,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close the envs that are the run's own, and files, and give torch its threads back; safe to call twice."""
-        while self._closers:
-            self._closers.pop()()
-        torch.set_num_threads(self._threads)
+        try:
+            self._closers.close()
+        finally:
+            torch.set_num_threads(self._threads)

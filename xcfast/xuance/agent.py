@@ -323,6 +323,8 @@ class PPO_Agent:
         with torch.no_grad():
             for name, value in self.policy.state_dict().items():
                 value.copy_(saved.policy[name])
+        if self._trainer is not None:
+            self._trainer.adopt_weights()
         if saved.obs_rms is not None:
             self.obs_rms.load_state_dict(saved.obs_rms)
         if self._trainer is not None:
