@@ -403,7 +403,7 @@ def test_test_mode_reports_the_best_model(small, capfd):
     assert ckpt.BEST_MODEL in out and "Mean Score" in out
     assert tested.model_dir == str(Path(trained.model_dir).resolve())
     # the network is the model's own, whatever the YAML says now
-    other = run(replace(config, test_episode=3, actor_hidden_size=[8]), mode="test", quiet=True)
+    other = run(replace(config, test_episode=3, actor_hidden_size=[8], parallels=2), mode="test", quiet=True)
     assert other.final_mean == tested.final_mean
     by_path = run(replace(config, test_episode=3), mode="test", resume=trained.model_dir, quiet=True)
     assert by_path.final_mean == tested.final_mean
