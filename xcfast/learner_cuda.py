@@ -15,10 +15,11 @@ from torch.func import functional_call, grad_and_value
 
 from xcfast.flat_adam import FlatAdam
 from xcfast.gae import compute_gae
+from xcfast.kl import KLControl
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import batch_mean, ppo_loss
+from xcfast.ppo import LOSSES, batch_mean, ppo_loss
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _EVALUATION_ROWS = 65536  # rows per forward pass over the rollout: bounds the memory that activations take
 _GRAPH_STEPS = 64  # minibatches in one graph, at most: bounds the time that capture takes
-_LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+_APPROX_KL, _KL = LOSSES.index("approx_kl"), LOSSES.index("kl")
 MODES = ("graph", "default", "off")
 
 
@@ -86,6 +87,7 @@ class CudaLearner:
         self._exp_avg, self._exp_avg_sq = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
         moments = (self._exp_avg, self._exp_avg_sq)
         self._adam = FlatAdam(policy, config, self._host, *moments, optimizer, scheduler)
+        self._kl = KLControl(config)
         self._allocate(rollout)
         self._prepared = -1  # the iteration whose minibatches are in the page-locked table
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
@@ -98,6 +100,8 @@ class CudaLearner:
         config, device = self._config, self.device
         steps, envs = rollout.rewards.shape
         self._updates = config.n_epochs * config.n_minibatch
+        # Updates between two looks at the KL: those of an epoch where it may be the last one.
+        self._span = config.n_minibatch if self._kl.stops_early else self._updates
 
         def room(array: np.ndarray) -> Tensor:
             return torch.zeros(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
@@ -119,26 +123,34 @@ class CudaLearner:
         counts = torch.from_numpy(self._counts).to(device).repeat(config.n_epochs)
         # 1 / n for each sample of a minibatch of n, 0 for padding.
         self._shares = (torch.arange(size, device=device) < counts[:, None]) / counts[:, None].float()
-        self._counts_on_device = counts.float()
+        # What a sum of each part of the loss is made with: means times n; of the penalty's KL the last epoch's alone.
+        self._loss_weights = counts[:, None].float().repeat(1, len(LOSSES))
+        self._loss_weights[: -config.n_minibatch, _KL] = 0.0
+        self._kl_coef = torch.zeros((), device=device)
+        if self._kl.penalizes:  # the distributions of the policy that collected
+            with torch.no_grad():
+                frozen = self.device_policy.actor.frozen(self.device_policy.act(self._last_obs[:1]))
+            self._old = torch.zeros((steps * envs, frozen.shape[-1]), device=device)
         # What update k needs: learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), mean and 1 / std of its advantages.
         self._host_rates = host((self._updates, 2), np.float32)
         self._rates = torch.zeros((self._updates, 2), device=device)
         self._moments = torch.zeros((self._updates, 2), device=device)
         self._k = torch.zeros(1, dtype=torch.int64, device=device)
         self._gradient = torch.zeros_like(self._weights)
-        self._loss_sums, self._norm_sum = torch.zeros(len(_LOSSES), device=device), torch.zeros(1, device=device)
+        self._loss_sums, self._norm_sum = torch.zeros(len(LOSSES), device=device), torch.zeros(1, device=device)
 
     # The minibatch step: tensors in, tensors changed in place, nothing for Python to decide.
 
     def _gradients(self) -> None:
         """Gradient of minibatch k into ``_gradient``; the parts of its loss, times its size, onto ``_loss_sums``."""
-        config, k = self._config, self._k
+        config, k, penalizes = self._config, self._k, self._kl.penalizes
         rows = self._indices.index_select(0, k)[0]
         share = self._shares.index_select(0, k)[0]
         obs, actions, old_log_probs, advantages, returns = (
             x.flatten(0, 1).index_select(0, rows)
             for x in (self._obs, self._actions, self._log_probs, self._advantages, self._returns)
         )
+        old = self._old.index_select(0, rows) if penalizes else None
         if config.use_advnorm:
             moments = self._moments.index_select(0, k)[0]
             advantages = (advantages - moments[0]) * moments[1]
@@ -149,7 +161,7 @@ class CudaLearner:
         def loss_of(parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 named = dict(zip(self._names, parameters, strict=True))
-                log_probs, entropy, values = functional_call(self._module, named, (obs, actions))
+                log_probs, entropy, values, kl = functional_call(self._module, named, (obs, actions, old))
             loss = ppo_loss(
                 log_probs.float(),
                 entropy.float(),
@@ -157,16 +169,18 @@ class CudaLearner:
                 old_log_probs,
                 advantages,
                 returns,
-                clip_range=config.clip_range,
+                clip_range=config.ratio_range,
                 vf_coef=config.vf_coef,
                 ent_coef=config.ent_coef,
+                kl=None if kl is None else kl.float(),
+                kl_coef=self._kl_coef,
                 mean=weighted if self._padded else batch_mean,
             )
             return loss.loss, torch.stack(loss[1:])
 
         gradients, (_, parts) = grad_and_value(loss_of, has_aux=True)(tuple(self._parameters))
         torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
-        self._loss_sums += parts * self._counts_on_device.index_select(0, k)
+        self._loss_sums += parts * self._loss_weights.index_select(0, k)[0]
 
     def _apply(self) -> None:
         """Limit the gradient's norm, take one Adam step with it, and move on to the next minibatch."""
@@ -231,7 +245,7 @@ class CudaLearner:
         if self.device.type != "cuda":
             raise RuntimeError("CUDA graphs need a CUDA device")
         self._compile()
-        self._graph_steps = max(n for n in range(1, _GRAPH_STEPS + 1) if self._updates % n == 0)
+        self._graph_steps = max(n for n in range(1, _GRAPH_STEPS + 1) if self._span % n == 0)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):  # libraries initialise themselves for each stream
@@ -265,34 +279,49 @@ class CudaLearner:
             self._restore(before)
             self._adam.schedule.restore(position)
             raise
-        self._adam.advance(self._updates)
+        self._adam.advance(self._done)
+        self._kl.adapt(metrics)
         self._publish()
         return metrics
 
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         self._upload(rollout, iteration)
         if self._graphs is not None:
-            evaluation, steps = self._graphs
-            evaluation.replay()
-            for _ in range(self._updates // self._graph_steps):
-                steps.replay()
+            self._graphs[0].replay()
         else:
             self._evaluate()
-            for _ in range(self._updates):
-                self._step()
-        samples = self._config.n_epochs * int(self._counts.sum())
+        batch = int(self._counts.sum())
+        self._done, divergence = 0, 0.0
+        while self._done < self._updates:
+            self._run_span()
+            self._done += self._span
+            if self._kl.stops_early:
+                before, divergence = divergence, float(self._loss_sums[_APPROX_KL])  # the one wait for the device
+                if divergence - before > self._kl.limit * batch:
+                    break
+        epochs = self._done // self._config.n_minibatch
         values, returns = self._values.double(), self._returns.double()
         variance = returns.var(correction=0)
         explained = torch.where(variance == 0, 0.0, 1.0 - (returns - values).var(correction=0) / variance)
         results = torch.cat([self._loss_sums, self._norm_sum, explained[None], values.mean()[None]])
         self._minibatches(rollout, iteration + 1)  # while the device works
-        *sums, norms, explained_variance, mean_value = results.tolist()
-        metrics = {f"losses/{name}": value / samples for name, value in zip(_LOSSES, sums, strict=True)}
-        metrics["losses/grad_norm"] = norms / self._updates
+        *sums, kl, norms, explained_variance, mean_value = results.tolist()
+        metrics = {f"losses/{name}": value / (epochs * batch) for name, value in zip(LOSSES[:_KL], sums, strict=True)}
+        metrics["losses/grad_norm"] = norms / self._done
+        metrics |= self._kl.metrics(kl / batch, epochs)
         metrics["losses/explained_variance"] = explained_variance
         metrics["predict_value"] = mean_value
-        metrics["learning_rate"] = float(self._learning_rates[-1])
+        metrics["learning_rate"] = float(self._learning_rates[self._done - 1])
         return metrics
+
+    def _run_span(self) -> None:
+        """The next ``_span`` updates."""
+        if self._graphs is None:
+            for _ in range(self._span):
+                self._step()
+            return
+        for _ in range(self._span // self._graph_steps):
+            self._graphs[1].replay()
 
     def _minibatches(self, rollout: Rollout, iteration: int) -> None:
         """The minibatches of an iteration into the page-locked table; padding repeats row 0."""
@@ -319,6 +348,7 @@ class CudaLearner:
         self._learning_rates = self._adam.schedule.ahead(iteration * self._updates, self._updates)
         self._host_rates[:, 0] = self._learning_rates / (1 - beta1**t)
         self._host_rates[:, 1] = 1 / np.sqrt(1 - beta2**t)
+        self._kl_coef.fill_(self._kl.coef)
         pairs: list[tuple[Tensor, np.ndarray]] = [
             (self._obs, rollout.obs),
             (self._actions, rollout.actions),
@@ -338,11 +368,14 @@ class CudaLearner:
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
-        obs, actions = self._obs.flatten(0, 1), self._actions.flatten(0, 1)
+        policy, obs, actions = self.device_policy, self._obs.flatten(0, 1), self._actions.flatten(0, 1)
         values, log_probs = self._values.flatten(), self._log_probs.flatten()
         for start in range(0, len(obs), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            log_probs[rows], _, values[rows] = self.device_policy.evaluate(obs[rows], actions[rows])
+            output, values[rows] = policy.heads(obs[rows])
+            log_probs[rows] = policy.actor.log_prob(output, actions[rows])
+            if self._kl.penalizes:
+                self._old[rows] = policy.actor.frozen(output)
         compute_gae(
             self._rewards,
             self._values,
@@ -386,12 +419,13 @@ class CudaLearner:
             x.copy_(old)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim.Adam``'s form, on the CPU."""
-        return self._adam.state_dict()
+        """As ``TorchLearner.state_dict``, on the CPU."""
+        return {**self._adam.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned, and take in the policy's weights."""
         self._adam.load_state_dict(state)
+        self._kl.load_state_dict(state)
         self.adopt()
 
     @property
@@ -406,27 +440,35 @@ class CudaLearner:
 
 
 class _Evaluate(nn.Module):
-    """``ActorCritic.evaluate`` as a module's forward, which ``functional_call`` can call with other weights."""
+    """``ActorCritic.evaluate``, with the KL from distributions that were frozen, as a module's forward.
+
+    ``functional_call`` can call it with other weights.
+    """
 
     def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
         self.policy = policy
 
-    def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, obs: Tensor, actions: Tensor, old: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        output, value = self._heads(obs)
+        actor = self.policy.actor
+        kl = None if old is None else actor.kl(old, output)
+        return actor.log_prob(output, actions), actor.entropy(output), value, kl
+
+    def _heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         policy = self.policy
         actor = policy.actor.model if isinstance(policy.actor, CategoricalActor) else policy.actor.mu
         critic = policy.critic.model
         shared = policy.critic_representation is None and min(len(actor), len(critic)) >= 3
         if not shared or isinstance(actor[1], nn.Softmax):  # which is not elementwise
-            return policy.evaluate(obs, actions)
+            return policy.heads(obs)
         # The first layers of both heads see the same features: one matrix product, forward and backward.
         features = policy.representation(obs)
         heads: list[Any] = [actor[0], critic[0]]
         weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
         hidden = actor[1](nn.functional.linear(features, weight, bias))
         for_actor, for_critic = hidden.split([head.out_features for head in heads], -1)
-        output, value = actor[2:](for_actor), critic[2:](for_critic).squeeze(-1)
-        return policy.actor.log_prob(output, actions), policy.actor.entropy(output), value
+        return actor[2:](for_actor), critic[2:](for_critic).squeeze(-1)
 
 
 class _precision:
