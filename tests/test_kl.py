@@ -1,4 +1,4 @@
-"""The KL divergence from the policy that collected: PPO_KL's penalty and its coefficient, and epochs that stop early."""
+"""The KL divergence from the policy that collected: PPO_KL's penalty, its coefficient, epochs that stop early."""
 
 import copy
 import re

@@ -237,7 +237,7 @@ class TorchLearner:
             for start, stop in pairwise(offsets.tolist()):
                 rate = self._schedule.begin(update)
                 batch = self._gather(rollout, rows[start:stop], on_device)
-                loss = self._loss(*batch, old=None if self._old is None else self._old[rows[start:stop]])
+                loss = self._loss(batch, None if self._old is None else self._old[rows[start:stop]])
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.loss.backward()
                 norms += nn.utils.clip_grad_norm_(self._parameters, max_norm)
@@ -260,16 +260,10 @@ class TorchLearner:
         metrics["learning_rate"] = rate
         return metrics
 
-    def _loss(
-        self,
-        obs: Tensor,
-        actions: Tensor,
-        old_log_probs: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-        old: Tensor | None,
-    ) -> PPOLoss:
+    def _loss(self, batch: list[Tensor], old: Tensor | None) -> PPOLoss:
+        """Of what ``_gather`` returned, and with a penalty the distributions of the policy that collected."""
         config = self._config
+        obs, actions, old_log_probs, advantages, returns = batch
         if config.use_advnorm:
             advantages = normalized_advantages(advantages)
         actor = self.policy.actor

@@ -50,14 +50,15 @@ struct UpdateSettings {
   int64_t n_epochs, n_minibatch, env_offset;
   const double *learning_rates;  // [n_epochs * n_minibatch]
   int64_t steps_done;            // Adam steps before this update
-  double max_approx_kl = std::numeric_limits<double>::infinity();  // an epoch whose mean is larger is the last one
+  // An epoch whose mean is larger is the last one.
+  double max_approx_kl = std::numeric_limits<double>::infinity();
 };
 
 struct UpdateSums {
   LossSums losses;
   double grad_norm = 0;
-  int64_t epochs = 0;      // that ran
-  double last_kl = 0;      // of the last one's samples
+  int64_t epochs = 0;  // that ran
+  double last_kl = 0;  // of the penalty, over the last one's samples
 };
 
 class Learner {

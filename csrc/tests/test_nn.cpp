@@ -139,7 +139,7 @@ void test_update_is_the_same_on_any_number_of_threads(Rng &rng) {
   }
 }
 
-// Two epochs end after the first where its mean approximate KL is above the limit, and not where it is the limit.
+// The first of two epochs is the last where its mean approximate KL is above the limit, and only there.
 void test_epochs_stop_above_the_limit(Rng &rng) {
   const Network network = random_network(rng);
   const std::vector<float> start = normal(rng, network.n_parameters, 0.3f);
