@@ -280,16 +280,14 @@ def test_in_graphs(small, policy, keys):
 
 
 @pytest.mark.parametrize(
-    ("env_id", "policy", "learner_backend"),
-    [("toys:toy/Target-v0", "Gaussian_AC", "native"), ("toys:toy/Choice-v0", "Categorical_AC", "torch")],
+    ("env_id", "policy"), [("toys:toy/Target-v0", "Gaussian_AC"), ("toys:toy/Choice-v0", "Categorical_AC")]
 )
-def test_learns(small, env_id, policy, learner_backend):
+def test_learns(small, env_id, policy):
     config = small(
         agent="PPO_KL",
         target_kl=0.02,
         env_id=env_id,
         policy=policy,
-        learner_backend=learner_backend,
         running_steps=128 * 100,
         n_epochs=8,
         learning_rate=3e-3,
