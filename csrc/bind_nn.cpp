@@ -85,7 +85,7 @@ class BoundLearner {
     call([&] {
       learner_->pack();
       nn::AdvantageMoments moments;
-      if (normalize_advantages) moments = nn::advantage_moments(batch.advantages, batch.index, batch.size);
+      if (normalize_advantages) moments = nn::advantage_sums(batch.advantages, batch.index, batch.size).moments();
       sums = learner_->compute_gradients(batch, moments);
     });
     const double n = double(batch.size);
@@ -101,6 +101,72 @@ class BoundLearner {
   std::vector<double> update(const py::dict &rollout, double gamma, double gae_lambda, bool normalize_advantages, double max_norm,
                              uint64_t seed, uint32_t iteration, int64_t n_epochs, int64_t n_minibatch, const py::array &learning_rates,
                              int64_t steps_done, double max_approx_kl) {
+    const nn::RolloutView view = make_view(rollout);
+    const int64_t samples = view.num_steps * view.num_envs;
+    if (n_epochs < 1 || n_minibatch < 1 || n_minibatch > samples) throw std::invalid_argument("n_epochs or n_minibatch does not fit");
+    const nn::UpdateSettings settings{gamma,     gae_lambda, normalize_advantages,
+                                      max_norm,  seed,       iteration,
+                                      n_epochs,  n_minibatch, 0,
+                                      checked<double>(learning_rates, "learning_rates", n_epochs * n_minibatch),
+                                      steps_done, max_approx_kl};
+    nn::UpdateSums sums;
+    call([&] {
+      begun_ = {};
+      sums = learner_->update(view, settings);
+    });
+    const double n = double(samples * sums.epochs);
+    return {sums.losses.policy / n,
+            sums.losses.value / n,
+            sums.losses.entropy / n,
+            sums.losses.approx_kl / n,
+            sums.losses.clipped / n,
+            sums.last_kl / double(samples),
+            sums.grad_norm / double(sums.epochs * n_minibatch),
+            double(sums.epochs)};
+  }
+
+  py::array begin_update(const py::dict &rollout, double gamma, double gae_lambda, bool normalize_advantages, uint64_t seed,
+                         uint32_t iteration, int64_t n_epochs, int64_t n_minibatch, int64_t env_offset) {
+    if (n_epochs < 1 || n_minibatch < 1 || env_offset < 0) throw std::invalid_argument("n_epochs, n_minibatch or env_offset does not fit");
+    const nn::RolloutView view = make_view(rollout);
+    const nn::UpdateSettings settings{gamma,    gae_lambda,  normalize_advantages, 0,       seed, iteration,
+                                      n_epochs, n_minibatch, env_offset,           nullptr, 0};
+    call([&] {
+      begun_ = {};
+      learner_->begin(view, settings);
+      begun_ = {view, settings};
+    });
+    begun_rollout_ = rollout;
+    const auto &sums = learner_->advantages();
+    py::array_t<double> result({py::ssize_t(sums.size()), py::ssize_t(3)});
+    static_assert(sizeof(nn::AdvantageSums) == 3 * sizeof(double));
+    std::copy_n(reinterpret_cast<const double *>(sums.data()), 3 * sums.size(), result.mutable_data());
+    return result;
+  }
+
+  std::vector<double> minibatch_gradients(int64_t index, int64_t total, double mean, double square) {
+    nn::LossSums sums;
+    call([&] {
+      const nn::UpdateSettings &settings = begun_.settings;
+      if (index < 0 || index >= settings.n_epochs * settings.n_minibatch || total < 1)
+        throw std::invalid_argument("index must be that of a minibatch of the update that was begun, total positive");
+      nn::Batch batch = learner_->minibatch(begun_.rollout, settings, index);
+      batch.total = total;
+      nn::AdvantageMoments moments;
+      if (settings.normalize_advantages) moments = nn::AdvantageSums{double(total), mean, square}.moments();
+      sums = learner_->compute_gradients(batch, moments);
+    });
+    return {sums.policy, sums.value, sums.entropy, sums.approx_kl, sums.clipped, sums.kl};
+  }
+
+ private:
+  // An update that goes on from call to call; without minibatches before begin_update.
+  struct Begun {
+    nn::RolloutView rollout{};
+    nn::UpdateSettings settings{};
+  };
+
+  nn::RolloutView make_view(const py::dict &rollout) const {
     auto get = [&](const char *name) { return py::array(rollout[name]); };
     const py::array rewards = get("rewards"), final_index = get("final_index"), obs = get("obs"), actions = get("actions");
     if (rewards.ndim() != 2) throw std::invalid_argument("rewards must be [T, N]");
@@ -110,7 +176,6 @@ class BoundLearner {
     view.num_envs = rewards.shape(1);
     view.num_finals = final_index.size();
     const int64_t samples = view.num_steps * view.num_envs;
-    if (n_epochs < 1 || n_minibatch < 1 || n_minibatch > samples) throw std::invalid_argument("n_epochs or n_minibatch does not fit");
     const nn::Rows rows = make_rows(obs, actions, samples);
     view.obs = rows.obs;
     view.actions = rows.actions;
@@ -127,25 +192,9 @@ class BoundLearner {
     view.returns = checked<float>(get("returns"), "returns", samples, true);
     for (int64_t i = 0; i < view.num_finals; ++i)
       if (view.final_index[i] < 0 || view.final_index[i] >= samples) throw std::invalid_argument("final_index must lie within the rollout");
-    const nn::UpdateSettings settings{gamma,     gae_lambda, normalize_advantages,
-                                      max_norm,  seed,       iteration,
-                                      n_epochs,  n_minibatch, 0,
-                                      checked<double>(learning_rates, "learning_rates", n_epochs * n_minibatch),
-                                      steps_done, max_approx_kl};
-    nn::UpdateSums sums;
-    call([&] { sums = learner_->update(view, settings); });
-    const double n = double(samples * sums.epochs);
-    return {sums.losses.policy / n,
-            sums.losses.value / n,
-            sums.losses.entropy / n,
-            sums.losses.approx_kl / n,
-            sums.losses.clipped / n,
-            sums.last_kl / double(samples),
-            sums.grad_norm / double(sums.epochs * n_minibatch),
-            double(sums.epochs)};
+    return view;
   }
 
- private:
   int64_t num_rows(const py::array &obs) const { return obs.size() / learner_->network().n_obs; }
 
   nn::Rows make_rows(const py::array &obs, const py::array &actions, int64_t rows) const {
@@ -176,6 +225,8 @@ class BoundLearner {
 
   py::array parameters_, exp_avg_, exp_avg_sq_;  // keep the memory alive
   std::unique_ptr<nn::Learner> learner_;
+  Begun begun_;
+  py::dict begun_rollout_;  // keeps the memory alive
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 
@@ -216,7 +267,15 @@ void bind_nn(py::module_ &m) {
            py::arg("n_minibatch"), py::arg("learning_rates"), py::arg("steps_done"),
            py::arg("max_approx_kl") = std::numeric_limits<double>::infinity(),
            "The whole update, up to the first epoch whose mean approximate KL is above max_approx_kl; the means of compute_gradients "
-           "over all samples (KL of the penalty: over those of the last epoch), the mean norm, the number of epochs.");
+           "over all samples (KL of the penalty: over those of the last epoch), the mean norm, the number of epochs.")
+      .def("begin_update", &BoundLearner::begin_update, py::kw_only(), py::arg("rollout"), py::arg("gamma"), py::arg("gae_lambda"),
+           py::arg("normalize_advantages"), py::arg("seed"), py::arg("iteration"), py::arg("n_epochs"), py::arg("n_minibatch"),
+           py::arg("env_offset"),
+           "An update in parts, of one rank's envs: float64 [n_epochs * n_minibatch, 3], number, mean and sum of squared "
+           "deviations of the advantages of its part of each minibatch; zeros where they are not to be normalised.")
+      .def("minibatch_gradients", &BoundLearner::minibatch_gradients, py::arg("index"), py::arg("total"), py::arg("mean"), py::arg("square"),
+           "Of this rank's part of a minibatch: the sums of what compute_gradients means over. Writes `gradient`, a sum divided by "
+           "`total`; mean and square are those of the advantages of the whole minibatch.");
   m.def("nn_activation", &activation, py::arg("activation"), py::arg("x"), py::arg("variant") = py::none(),
         "An activation (its number in nn/types.hpp) of float32 [16 n], as rows of 16; for tests of accuracy.");
   m.def("nn_variants", [] {

@@ -243,7 +243,7 @@ def test_a_scheduler_does_not_shift(small, cls):
     policy = learner.policy
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2, eps=1e-5)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 15, 0.5)
-    learner = cls(policy, config, rollout, learner._reward_normalizer, 1, optimizer, scheduler)
+    learner = cls(policy, config, rollout, learner._reward_normalizer, 1, optimizer=optimizer, scheduler=scheduler)
     rates = [learner.update(rollout, iteration)["learning_rate"] for iteration in range(3)]
     assert rates == pytest.approx([1e-2, 5e-3, 2.5e-3])
     assert scheduler.last_epoch == 45

@@ -337,7 +337,7 @@ def test_a_stop_during_the_first_evaluation_is_saved_and_resumed(small):
     assert read_csv(Path(whole.log_dir) / "test_scores.csv") == read_csv(Path(resumed.log_dir) / "test_scores.csv")
 
 
-@pytest.mark.parametrize("at", ["_log_iteration", "_save_checkpoint", "_evaluate"])
+@pytest.mark.parametrize("at", ["_iterate", "_save_checkpoint", "_evaluate"])
 def test_a_signal_at_any_point_is_saved(small, at):
     trainer = Trainer(small(logger="none", checkpoint_interval=128), "benchmark", quiet=True)
     original = getattr(trainer, at)

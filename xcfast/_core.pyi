@@ -171,6 +171,20 @@ class Learner:
         steps_done: int,
         max_approx_kl: float = ...,
     ) -> list[float]: ...
+    def begin_update(
+        self,
+        *,
+        rollout: dict[str, Any],
+        gamma: float,
+        gae_lambda: float,
+        normalize_advantages: bool,
+        seed: int,
+        iteration: int,
+        n_epochs: int,
+        n_minibatch: int,
+        env_offset: int,
+    ) -> Any: ...
+    def minibatch_gradients(self, index: int, total: int, mean: float, square: float) -> list[float]: ...
 
 def nn_activation(activation: int, x: Any, variant: str | None = None) -> Any: ...
 def nn_variants() -> list[str]: ...

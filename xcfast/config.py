@@ -44,6 +44,9 @@ RESUMABLE_KEYS = (
     "keep_checkpoints",
     "log_dir",
     "model_dir",
+    "distributed_training",
+    "num_ranks",
+    "master_port",
 )
 
 

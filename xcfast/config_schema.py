@@ -171,7 +171,7 @@ class Config:
         "auto", "engine that updates the weights; native runs on the CPU, without LayerNorm"
     )
     num_threads: int = key(
-        0, "threads of native stepping and of the update; 0: as many as this process may use", low=0, high=1024
+        0, "threads of native stepping and of the update, of each process; 0: as many as it may use", low=0, high=1024
     )
     num_workers: int = key(0, "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment", low=0)
     compile: Literal["graph", "default", "off"] = key(
@@ -181,15 +181,15 @@ class Config:
         "fp32", "arithmetic of matrix products in the update; tf32 and bf16 on CUDA alone"
     )
     overlap: bool = key(
-        False, "collect while the update runs", refused={True: f"overlapping collection and update is {_LATER}"}
+        False, "collect the next rollout while the update runs on CUDA, with weights that are one update old"
     )
     distributed_training: bool = key(
-        False, "train on several devices", refused={True: f"distributed training is {_LATER}"}
+        False, "train in several processes: one for each GPU, or num_ranks; under torchrun it is so in any case"
     )
-    master_port: int = key(
-        12355, f"port at which the processes of distributed_training meet, which is {_LATER}", low=1, high=65535
+    master_port: int = key(12355, "port on this machine at which the processes of such a run meet", low=1, high=65535)
+    num_ranks: int = key(
+        1, "processes that train together on this machine, each with its share of the environments", low=1
     )
-    num_ranks: int = key(1, "processes of distributed_training", low=1)
 
     notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
     source: str = field(default="", compare=False, repr=False)
@@ -334,5 +334,10 @@ def _settle(config: Config) -> None:
             given=config.env_seed,
             allowed=f"env_seed + parallels - 1 <= {_MAX_SEED}",
         )
-    if config.num_ranks > 1:
-        raise ConfigError(f"distributed training is {_LATER}", key="num_ranks", given=config.num_ranks, allowed="1")
+    if config.num_ranks > config.parallels:
+        raise ConfigError(
+            "more processes than environments to share among them",
+            key="num_ranks",
+            given=config.num_ranks,
+            allowed=f"1 to parallels = {config.parallels}",
+        )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from xcfast.config import Config
+    from xcfast.distributed import Ranks
 
 MIN_COEF, MAX_COEF = 1e-3, 1e3  # ten doublings below and above XuanCe's 1
 
@@ -41,6 +44,18 @@ class KLControl:
     def stops_early(self) -> bool:
         """Whether epochs have a limit."""
         return math.isfinite(self.limit)
+
+    def exceeded(self, approx_kl: float, samples: int, ranks: Ranks) -> bool:
+        """Whether an epoch is the last one; the same on all ranks, which must all ask.
+
+        Args:
+            approx_kl: the sum over this rank's samples.
+            samples: of the epoch, on all ranks.
+            ranks: whose sums are added.
+        """
+        if not self.stops_early:
+            return False
+        return float(ranks.sum_(np.array([float(approx_kl)]))[0]) > self.limit * samples
 
     def metrics(self, kl: float, epochs: int) -> dict[str, float]:
         """What is logged of an update: the last epoch's KL and the coefficient in use, or the epochs that ran."""

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from xcfast.distributed import ALONE, Ranks
 from xcfast.flat_adam import FlatAdam
 from xcfast.gae import compute_gae
 from xcfast.kl import KLControl
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import LOSSES, batch_mean, ppo_loss
+from xcfast.ppo import LOSSES, batch_mean, joined_moments, minibatch_sizes, ppo_loss
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -46,12 +47,20 @@ class CudaLearner:
     updates: eager, compiled, or as one node sequence of a CUDA graph. Minibatches are padded to one size with entries
     of no weight, so uneven ones need no other shape.
 
+    With ``overlap`` the next rollout is collected during ``update``, with the weights that ``publish`` brought to the
+    CPU before. Values and old log-probabilities are those of the weights that collected, one update older than those
+    that learn; ``losses/ratio_drift`` is the mean of |ratio - 1| between the two before the first step.
+
+    Of several ranks, each computes its part of every minibatch, weighted by the size of the whole one; the flat
+    gradient is summed over the ranks between the two functions. Graphs are not used then.
+
     Args:
         policy: on the CPU. Its parameters become views of one flat page-locked array.
         config: the run's configuration; ``compile`` says which of the three forms to try first.
         rollout: whose sizes all buffers take; fast where its arrays are page-locked (``pinned``).
         reward_normalizer: scales the rewards.
         device: CUDA; a CPU serves for tests, without graphs.
+        ranks: those that learn together.
         optimizer: the caller's plain Adam, if any; its state is kept as if it stepped.
         scheduler: of the caller's optimiser.
 
@@ -70,10 +79,11 @@ class CudaLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         device: torch.device,
+        ranks: Ranks = ALONE,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
-        self.policy, self.device = policy, device
+        self.policy, self.device, self.ranks = policy, device, ranks
         self._config, self._reward_normalizer = config, reward_normalizer
         self._host = FlatParameters(policy, allocate=pinned if device.type == "cuda" else np.empty)
         self.device_policy = copy.deepcopy(policy).to(device)
@@ -84,12 +94,20 @@ class CudaLearner:
         self._parameters = self._host.split(self._weights)
         for parameter, view in zip(self.device_policy.parameters(), self._parameters, strict=True):
             parameter.data = view
+        # The weights that collected: those that learn, or with overlap a copy of what they were.
+        self._behaviour, self._behaviour_policy = self._weights, self.device_policy
+        if config.overlap:
+            self._behaviour, self._behaviour_policy = self._weights.clone(), copy.deepcopy(self.device_policy)
+            views = self._host.split(self._behaviour)
+            for parameter, view in zip(self._behaviour_policy.parameters(), views, strict=True):
+                parameter.data = view
         self._exp_avg, self._exp_avg_sq = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
         moments = (self._exp_avg, self._exp_avg_sq)
         self._adam = FlatAdam(policy, config, self._host, *moments, optimizer, scheduler)
         self._kl = KLControl(config)
         self._allocate(rollout)
         self._prepared = -1  # the iteration whose minibatches are in the page-locked table
+        self._uploaded = torch.cuda.Event() if device.type == "cuda" else None  # the device has read the host's memory
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
         self.fallbacks: list[str] = []
         with _precision(config.precision):
@@ -114,17 +132,20 @@ class CudaLearner:
         )
         host = pinned if device.type == "cuda" else np.zeros
         self._scaled_rewards = host((steps, envs), np.float32)
-        _, offsets = rollout.minibatch_indices(config.seed, 0, 0, config.n_minibatch)
+        _, offsets = self._epoch(rollout, 0, 0)
         self._counts = np.diff(offsets)
         size = int(self._counts.max())
         self._padded = bool((self._counts != size).any())
+        # Of the whole minibatches; the counts are those of this rank's part of them.
+        sizes = torch.tensor(minibatch_sizes(config), device=device).repeat(config.n_epochs)
+        self._plain_mean = not self._padded and self.ranks.world_size == 1
         self._host_indices = host((config.n_epochs, config.n_minibatch, size), np.int64)
         self._indices = torch.zeros((self._updates, size), dtype=torch.int64, device=device)
         counts = torch.from_numpy(self._counts).to(device).repeat(config.n_epochs)
-        # 1 / n for each sample of a minibatch of n, 0 for padding.
-        self._shares = (torch.arange(size, device=device) < counts[:, None]) / counts[:, None].float()
+        self._taken = torch.arange(size, device=device) < counts[:, None]
+        self._shares = self._taken / sizes[:, None].float()  # 1 / n for each sample of a minibatch of n, 0 for padding
         # What a sum of each part of the loss is made with: means times n; of the penalty's KL the last epoch's alone.
-        self._loss_weights = counts[:, None].float().repeat(1, len(LOSSES))
+        self._loss_weights = sizes[:, None].float().repeat(1, len(LOSSES))
         self._loss_weights[: -config.n_minibatch, _KL] = 0.0
         self._kl_coef = torch.zeros((), device=device)
         if self._kl.penalizes:  # the distributions of the policy that collected
@@ -138,6 +159,7 @@ class CudaLearner:
         self._k = torch.zeros(1, dtype=torch.int64, device=device)
         self._gradient = torch.zeros_like(self._weights)
         self._loss_sums, self._norm_sum = torch.zeros(len(LOSSES), device=device), torch.zeros(1, device=device)
+        self._drift = torch.zeros(1, device=device)
 
     # The minibatch step: tensors in, tensors changed in place, nothing for Python to decide.
 
@@ -174,7 +196,7 @@ class CudaLearner:
                 ent_coef=config.ent_coef,
                 kl=None if kl is None else kl.float(),
                 kl_coef=self._kl_coef,
-                mean=weighted if self._padded else batch_mean,
+                mean=batch_mean if self._plain_mean else weighted,
             )
             return loss.loss, torch.stack(loss[1:])
 
@@ -200,6 +222,7 @@ class CudaLearner:
 
     def _step(self) -> None:
         self._run_gradients()
+        self.ranks.sum_(self._gradient)
         self._run_apply()
 
     # How the step is run.
@@ -207,7 +230,11 @@ class CudaLearner:
     def _prepare(self, wanted: str) -> str:
         """Compile and capture what is asked for, as far as that works here; returns what does."""
         forms: dict[str, Callable[[], None]] = {"graph": self._capture, "default": self._compile, "off": self._eager}
-        before = self._snapshot()
+        before, ranks = self._snapshot(), self.ranks
+        if ranks.world_size > 1 and wanted == "graph":
+            wanted = "default"
+            self.fallbacks.append("compile graph is for one rank: sums over several are not captured")
+        self.ranks = ALONE  # a trial may fail on one rank and not on another
         for mode in MODES[MODES.index(wanted) :]:
             try:
                 forms[mode]()
@@ -218,6 +245,7 @@ class CudaLearner:
                 reason = (str(error).strip().splitlines() or [""])[0]
                 self.fallbacks.append(f"compile {mode} does not work here ({type(error).__name__}: {reason})")
             finally:
+                self.ranks = ranks
                 self._restore(before)
         raise AssertionError("unreachable: the eager form raises its own error")
 
@@ -281,7 +309,10 @@ class CudaLearner:
             raise
         self._adam.advance(self._done)
         self._kl.adapt(metrics)
-        self._publish()
+        if self._config.overlap:
+            self._behaviour.copy_(before[0])
+        else:
+            self.publish()
         return metrics
 
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
@@ -290,28 +321,35 @@ class CudaLearner:
             self._graphs[0].replay()
         else:
             self._evaluate()
-        batch = int(self._counts.sum())
         self._done, divergence = 0, 0.0
         while self._done < self._updates:
             self._run_span()
             self._done += self._span
             if self._kl.stops_early:
                 before, divergence = divergence, float(self._loss_sums[_APPROX_KL])  # the one wait for the device
-                if divergence - before > self._kl.limit * batch:
+                if self._kl.exceeded(divergence - before, self._config.batch_size, self.ranks):
                     break
         epochs = self._done // self._config.n_minibatch
         values, returns = self._values.double(), self._returns.double()
-        variance = returns.var(correction=0)
-        explained = torch.where(variance == 0, 0.0, 1.0 - (returns - values).var(correction=0) / variance)
-        results = torch.cat([self._loss_sums, self._norm_sum, explained[None], values.mean()[None]])
+        spread = (returns, returns - values, values)
+        moments = torch.stack([moment for x in spread for moment in (x.mean(), x.var(correction=0))])
+        results = torch.cat([moments, *(x.double() for x in (self._loss_sums, self._norm_sum, self._drift))])
+        if self._uploaded is not None:
+            self._uploaded.synchronize()
         self._minibatches(rollout, iteration + 1)  # while the device works
-        *sums, kl, norms, explained_variance, mean_value = results.tolist()
+        host = results.cpu().numpy()
+        parts = np.column_stack([np.full(3, values.numel()), host[:6].reshape(3, 2) * [1, values.numel()]])
+        (_, _, variance), (_, _, unexplained), (_, mean_value, _) = joined_moments(parts, self.ranks).tolist()
+        (*sums, kl), (norms, drift) = self.ranks.sum_(host[6:-2].copy()).tolist(), host[-2:].tolist()
+        batch = self._config.batch_size
         metrics = {f"losses/{name}": value / (epochs * batch) for name, value in zip(LOSSES[:_KL], sums, strict=True)}
         metrics["losses/grad_norm"] = norms / self._done
         metrics |= self._kl.metrics(kl / batch, epochs)
-        metrics["losses/explained_variance"] = explained_variance
+        metrics["losses/explained_variance"] = 0.0 if variance == 0.0 else 1.0 - unexplained / variance
         metrics["predict_value"] = mean_value
         metrics["learning_rate"] = float(self._learning_rates[self._done - 1])
+        if self._config.overlap:
+            metrics["losses/ratio_drift"] = drift
         return metrics
 
     def _run_span(self) -> None:
@@ -330,13 +368,20 @@ class CudaLearner:
         config, table = self._config, self._host_indices
         self._prepared = -1
         for epoch in range(config.n_epochs):
-            indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
+            indices, offsets = self._epoch(rollout, iteration, epoch)
             if not self._padded:
                 table[epoch] = indices.reshape(table.shape[1:])
                 continue
             for minibatch, (start, count) in enumerate(zip(offsets[:-1], self._counts, strict=True)):
                 table[epoch, minibatch, :count] = indices[start : start + count]
         self._prepared = iteration
+
+    def _epoch(self, rollout: Rollout, iteration: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and offsets of this rank's part of an epoch's minibatches."""
+        config, env_offset = self._config, self.ranks.rows(self._config.parallels).start
+        return rollout.minibatch_indices(
+            config.seed, iteration, epoch, config.n_minibatch, env_offset=env_offset, total_envs=config.parallels
+        )
 
     def _upload(self, rollout: Rollout, iteration: int) -> None:
         """All that the device needs of this iteration, in copies that do not wait."""
@@ -361,6 +406,8 @@ class CudaLearner:
         ]
         for on_device, array in pairs:
             on_device.copy_(torch.from_numpy(array), non_blocking=True)
+        if self._uploaded is not None:
+            self._uploaded.record()
         if len(rollout.final_index):  # their number varies, so no graph can hold them
             index = torch.from_numpy(rollout.final_index).to(self.device)
             self._final_values.view(-1)[index] = self._value(torch.from_numpy(rollout.final_obs).to(self.device))
@@ -368,7 +415,7 @@ class CudaLearner:
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
-        policy, obs, actions = self.device_policy, self._obs.flatten(0, 1), self._actions.flatten(0, 1)
+        policy, obs, actions = self._behaviour_policy, self._obs.flatten(0, 1), self._actions.flatten(0, 1)
         values, log_probs = self._values.flatten(), self._log_probs.flatten()
         for start in range(0, len(obs), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
@@ -389,25 +436,42 @@ class CudaLearner:
         )
         if self._config.use_advnorm:
             self._advantage_moments()
-        for counter in (self._k, self._loss_sums, self._norm_sum):
+        for counter in (self._k, self._loss_sums, self._norm_sum, self._drift):
             counter.zero_()
+        if self._config.overlap:
+            for start in range(0, len(obs), _EVALUATION_ROWS):
+                rows = slice(start, start + _EVALUATION_ROWS)
+                now, _, _ = self.device_policy.evaluate(obs[rows], actions[rows])
+                self._drift += ((now - log_probs[rows]).exp() - 1.0).abs().sum() / len(obs)
 
     def _advantage_moments(self) -> None:
         """Mean and 1 / (standard deviation + 1e-8) of every minibatch's advantages, in one pass over all of them."""
         # Deviations from the rollout's mean, so that the difference of the two sums below does not cancel.
         centre = self._advantages.double().mean()
         advantages = (self._advantages.double() - centre).flatten()[self._indices]
+        if self.ranks.world_size > 1:
+            self._moments.copy_(self._joined_moments(advantages, float(centre)))
+            return
         mean = (advantages * self._shares).sum(1)
         variance = (advantages.square() * self._shares).sum(1) - mean.square()
         self._moments[:, 0] = mean + centre
         self._moments[:, 1] = 1.0 / (variance.clamp(min=0.0).sqrt() + 1e-8)
 
+    def _joined_moments(self, advantages: Tensor, centre: float) -> Tensor:
+        """The same of several ranks' parts of the minibatches; advantages: float64, less this rank's ``centre``."""
+        count = self._taken.sum(1)
+        mean = (advantages * self._taken).sum(1) / count.clamp(min=1)
+        square = ((advantages - mean[:, None]).square() * self._taken).sum(1)
+        parts = torch.stack([count, (mean + centre) * (count > 0), square], 1).cpu().numpy()
+        counts, means, squares = joined_moments(parts, self.ranks).T
+        return torch.from_numpy(np.stack([means, 1.0 / (np.sqrt(squares / counts) + 1e-8)], 1))
+
     @torch.no_grad()
     def _value(self, obs: Tensor) -> Tensor:
-        return torch.cat([self.device_policy.value(chunk) for chunk in obs.split(_EVALUATION_ROWS)])
+        return torch.cat([self._behaviour_policy.value(chunk) for chunk in obs.split(_EVALUATION_ROWS)])
 
-    def _publish(self) -> None:
-        """Bring the weights to the CPU, where they are the policy that was passed in."""
+    def publish(self) -> None:
+        """Bring the weights to the CPU, into the policy that was passed in; ``update`` does, except with overlap."""
         self._host.adopt()
         torch.from_numpy(self._host.array).copy_(self._weights)
 
@@ -419,14 +483,17 @@ class CudaLearner:
             x.copy_(old)
 
     def state_dict(self) -> dict[str, Any]:
-        """As ``TorchLearner.state_dict``, on the CPU."""
-        return {**self._adam.state_dict(), **self._kl.state_dict()}
+        """As ``TorchLearner.state_dict``, on the CPU; with overlap, the weights that collect too."""
+        behaviour = {"behaviour": self._behaviour.cpu()} if self._config.overlap else {}
+        return {**self._adam.state_dict(), **self._kl.state_dict(), **behaviour}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned, and take in the policy's weights."""
         self._adam.load_state_dict(state)
         self._kl.load_state_dict(state)
         self.adopt()
+        if self._config.overlap:
+            self._behaviour.copy_(state.get("behaviour", self._weights))
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from xcfast.config_keys import ConfigError
+from xcfast.distributed import ALONE, Ranks
 from xcfast.flat_adam import FlatAdam
 from xcfast.kl import KLControl
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import LOSSES, TorchLearner, explained_variance
+from xcfast.ppo import LOSSES, TorchLearner, epoch_means, joined_moments, minibatch_sizes, value_metrics
 from xcfast.schedule import reason_not_plain_adam
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _ACTIVATIONS: dict[type[nn.Module], int] = {
     nn.Softmax: 6,
 }
 _OBS = -1
+_APPROX_KL = LOSSES.index("approx_kl")
 _ROLLOUT_ARRAYS = ("obs", "actions", "terminated", "truncated", "last_obs", "final_obs", "final_index")
 _RESULT_ARRAYS = ("values", "log_probs", "advantages", "returns")
 
@@ -147,6 +149,7 @@ class NativeLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         num_threads: int,
+        ranks: Ranks = ALONE,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
@@ -156,6 +159,7 @@ class NativeLearner:
         from xcfast import _core
 
         self.policy = policy
+        self.ranks = ranks
         self.device = policy.device
         self.num_threads = num_threads
         self._config = config
@@ -213,29 +217,30 @@ class NativeLearner:
         position = self._adam.schedule.snapshot()
         rates = self._adam.schedule.ahead(iteration * updates, updates)
         self._core.kl_coef = self._kl.coef
-        *losses, kl, norm, epochs = self._core.update(
-            rollout={
+        arguments: dict[str, Any] = {
+            "rollout": {
                 "rewards": rewards,
                 **{name: getattr(rollout, name) for name in (*_ROLLOUT_ARRAYS, *_RESULT_ARRAYS)},
             },
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda if config.use_gae else 1.0,
-            normalize_advantages=config.use_advnorm,
-            max_norm=config.grad_clip_norm if config.use_grad_clip else float("inf"),
-            seed=config.seed,
-            iteration=iteration,
-            n_epochs=config.n_epochs,
-            n_minibatch=config.n_minibatch,
-            learning_rates=rates,
-            steps_done=self._adam.steps_done,
-            max_approx_kl=self._kl.limit,
-        )
+            "gamma": config.gamma,
+            "gae_lambda": config.gae_lambda if config.use_gae else 1.0,
+            "normalize_advantages": config.use_advnorm,
+            "seed": config.seed,
+            "iteration": iteration,
+            "n_epochs": config.n_epochs,
+            "n_minibatch": config.n_minibatch,
+        }
+        if self.ranks.world_size == 1:
+            steps: dict[str, Any] = {"learning_rates": rates, "steps_done": self._adam.steps_done}
+            means = self._core.update(**arguments, max_norm=self._max_norm, max_approx_kl=self._kl.limit, **steps)
+        else:
+            means = self._update_with_others(arguments, rates)
+        *losses, kl, norm, epochs = means
         done_updates = int(epochs) * config.n_minibatch
         metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:-1], losses, strict=True)}
         metrics["losses/grad_norm"] = norm
         metrics |= self._kl.metrics(kl, int(epochs))
-        metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
-        metrics["predict_value"] = float(rollout.values.mean(dtype=np.float64))
+        metrics |= value_metrics(rollout, self.ranks)
         metrics["learning_rate"] = float(rates[done_updates - 1])
         bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
         if bad:
@@ -246,6 +251,28 @@ class NativeLearner:
         self._adam.advance(done_updates)
         self._kl.adapt(metrics)
         return metrics
+
+    @property
+    def _max_norm(self) -> float:
+        return self._config.grad_clip_norm if self._config.use_grad_clip else float("inf")
+
+    def _update_with_others(self, arguments: dict[str, Any], rates: np.ndarray) -> list[float]:
+        """The update of several ranks: each minibatch's gradient is summed over them. Means as of ``_core.update``."""
+        config, ranks, core = self._config, self.ranks, self._core
+        moments = core.begin_update(**arguments, env_offset=ranks.rows(config.parallels).start)
+        moments = joined_moments(moments, ranks).tolist()
+        sizes = minibatch_sizes(config)
+        gradient, sums, norms = core.gradient, np.zeros((config.n_epochs, len(LOSSES))), 0.0
+        for k, rate in enumerate(rates.tolist()):
+            _, mean, square = moments[k]
+            epoch, minibatch = divmod(k, len(sizes))
+            sums[epoch] += core.minibatch_gradients(k, sizes[minibatch], mean, square)
+            ranks.sum_(gradient)
+            norms += core.apply(rate, self._max_norm, self._adam.steps_done + k + 1)
+            if minibatch + 1 == len(sizes) and self._kl.exceeded(sums[epoch, _APPROX_KL], config.batch_size, ranks):
+                break
+        means = epoch_means(ranks.sum_(sums), epoch + 1, config.batch_size)
+        return [*means.tolist(), norms / (k + 1), float(epoch + 1)]
 
     def compute_gradients(
         self,
@@ -290,9 +317,7 @@ class NativeLearner:
         Returns:
             The norm before it was limited.
         """
-        config = self._config
-        max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
-        norm = self._core.apply(learning_rate, max_norm, self._adam.steps_done + 1)
+        norm = self._core.apply(learning_rate, self._max_norm, self._adam.steps_done + 1)
         self._adam.advance(1)
         return norm
 
@@ -317,6 +342,7 @@ def make_learner(
     rollout: Rollout,
     reward_normalizer: RewardNormalizer,
     num_threads: int,
+    ranks: Ranks = ALONE,
     device: torch.device | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: LRScheduler | None = None,
@@ -329,6 +355,7 @@ def make_learner(
         rollout: of the shape that will be learned from.
         reward_normalizer: scales its rewards.
         num_threads: of the update.
+        ranks: those that learn together.
         device: where to train; default: the CPU.
         optimizer: the caller's, instead of Adam as the configuration has it.
         scheduler: of that optimiser: stepped once per update, it decides the learning rates.
@@ -337,10 +364,10 @@ def make_learner(
         ConfigError: ``native``, or a precision, is asked for and cannot serve.
     """
     if device is not None and device.type == "cuda":
-        return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, optimizer, scheduler)
+        return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
-    parts = (policy, config, rollout, reward_normalizer, num_threads, optimizer, scheduler)
+    parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as asked for"
     reason_not = NativeLearner.reason_not(config, policy, optimizer)
@@ -358,6 +385,7 @@ def _make_cuda_learner(
     rollout: Rollout,
     reward_normalizer: RewardNormalizer,
     device: torch.device,
+    ranks: Ranks,
     optimizer: torch.optim.Optimizer | None,
     scheduler: LRScheduler | None,
 ) -> tuple[TorchLearner | CudaLearner, str]:
@@ -370,8 +398,8 @@ def _make_cuda_learner(
             given="native",
         )
     if optimizer is not None and (reason := reason_not_plain_adam(optimizer, list(policy.parameters()))):
-        parts = (policy, config, rollout, reward_normalizer, 1, optimizer, scheduler)
+        parts = (policy, config, rollout, reward_normalizer, 1, ranks, optimizer, scheduler)
         return TorchLearner(*parts), f"on the CPU, where the optimizer's parameters are: {reason}"
-    learner = CudaLearner(policy, config, rollout, reward_normalizer, device, optimizer, scheduler)
+    learner = CudaLearner(policy, config, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
     forms = {"graph": "compiled, in CUDA graphs", "default": "compiled", "off": "eager"}
     return learner, "; ".join([f"on {device}, {forms[learner.compile]}", *learner.fallbacks])

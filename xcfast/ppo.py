@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xcfast.distributed import ALONE, Ranks, merged_moments
 from xcfast.gae import compute_gae
 from xcfast.kl import KLControl
 from xcfast.normalize import NonFiniteError, RewardNormalizer
@@ -28,7 +30,6 @@ __all__ = [
     "PPOLoss",
     "TorchLearner",
     "batch_mean",
-    "explained_variance",
     "learning_rate",
     "normalized_advantages",
     "ppo_loss",
@@ -36,7 +37,7 @@ __all__ = [
 
 #: Names of a loss's parts, in ``PPOLoss``'s order; the last one is logged with a penalty only.
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "kl")
-_APPROX_KL, _KL = LOSSES.index("approx_kl"), LOSSES.index("kl")
+Sums = TypeVar("Sums", np.ndarray, Tensor)
 _EVALUATION_ROWS = 16384  # rows per forward pass over the rollout: bounds the memory that activations take
 
 
@@ -114,11 +115,20 @@ def normalized_advantages(advantages: Tensor) -> Tensor:
     return centred / (centred.square().mean().sqrt() + 1e-8)
 
 
+def minibatch_sizes(config: Config) -> list[int]:
+    """Steps in each minibatch of an epoch, over all ranks."""
+    small, larger = divmod(config.batch_size, config.n_minibatch)
+    return [small + (m < larger) for m in range(config.n_minibatch)]
+
+
 class TorchLearner:
     """The update in torch, eager, on CPU or CUDA: any policy. Also the reference for the other learners.
 
     ``update`` reads a full rollout, evaluates it in bulk with the weights that collected it, computes advantages, and
     runs n_epochs x n_minibatch Adam steps. Nothing in the minibatch loop waits for the device; metrics are read once.
+
+    Of several ranks, each computes its part of every minibatch: the sum over its own samples, divided by the size of
+    the whole minibatch. One flat gradient is summed over the ranks; then all make the same step.
     """
 
     name = "torch"
@@ -130,10 +140,12 @@ class TorchLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         num_threads: int,
+        ranks: Ranks = ALONE,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
         self.policy = policy
+        self.ranks = ranks
         self.device = policy.device
         self.num_threads = num_threads
         self._config = config
@@ -148,6 +160,7 @@ class TorchLearner:
         self._scaled_rewards = np.empty((steps, envs), np.float32)
         self._final_values = np.zeros((steps, envs), np.float32)
         self._minibatch = rollout.minibatch(-(-steps * envs // config.n_minibatch))
+        self._gradient = None if ranks.world_size == 1 else self._flat_gradient()
         self._kl = KLControl(config)
         self._old: Tensor | None = None  # with a penalty: the collecting policy's distributions [T*N, ...]
 
@@ -226,46 +239,82 @@ class TorchLearner:
         config = self._config
         max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
         on_device = None if self.device.type == "cpu" else self._copy_to_device(rollout)
+        minibatches: Iterable[tuple[np.ndarray, np.ndarray]] = self._minibatches(rollout, iteration)
+        moments = None
+        if self.ranks.world_size > 1:
+            minibatches = list(minibatches)
+            moments = self._advantage_moments(rollout, minibatches)
+        sizes = minibatch_sizes(config)
         sums = torch.zeros((config.n_epochs, len(LOSSES)), device=self.device)
         norms = torch.zeros((), device=self.device)
         update = iteration * config.n_epochs * config.n_minibatch
         end = update + config.n_epochs * config.n_minibatch
         rate = 0.0
-        for epoch in range(config.n_epochs):
-            indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
+        for epoch, (indices, offsets) in enumerate(minibatches):
             rows = indices if on_device is None else self._to_device(indices)
-            for start, stop in pairwise(offsets.tolist()):
+            for size, (start, stop) in zip(sizes, pairwise(offsets.tolist()), strict=True):
                 rate = self._schedule.begin(update)
-                batch = self._gather(rollout, rows[start:stop], on_device)
-                loss = self._loss(batch, None if self._old is None else self._old[rows[start:stop]])
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.loss.backward()
+                if self._gradient is None:
+                    self.optimizer.zero_grad(set_to_none=True)
+                else:
+                    self._gradient.zero_()
+                if start < stop:
+                    moment = None if moments is None else moments[update % len(moments)]
+                    old = None if self._old is None else self._old[rows[start:stop]]
+                    loss = self._loss(self._gather(rollout, rows[start:stop], on_device), old, moment)
+                    (loss.loss if stop - start == size else loss.loss * ((stop - start) / size)).backward()
+                    sums[epoch] += torch.stack(loss[1:]) * float(stop - start)
+                if self._gradient is not None:
+                    self.ranks.sum_(self._gradient)
                 norms += nn.utils.clip_grad_norm_(self._parameters, max_norm)
                 self.optimizer.step()
                 self._schedule.end()
-                sums[epoch] += torch.stack(loss[1:]) * float(stop - start)
                 update += 1
             epochs = epoch + 1
-            if self._kl.stops_early and float(sums[epoch, _APPROX_KL]) > self._kl.limit * config.batch_size:
+            if self._kl.stops_early and self._kl.exceeded(
+                float(sums[epoch, LOSSES.index("approx_kl")]), config.batch_size, self.ranks
+            ):
                 break
         self._schedule.ahead(update, end - update)  # as if the other epochs had run
-        means = sums[:epochs].sum(0) / (epochs * config.batch_size)
-        means[_KL] = sums[epochs - 1, _KL] / config.batch_size
+        means = epoch_means(self.ranks.sum_(sums), epochs, config.batch_size)
         *losses, kl, norm = torch.cat([means, norms[None] / (epochs * config.n_minibatch)]).tolist()
-        metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:_KL], losses, strict=True)}
+        metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:-1], losses, strict=True)}
         metrics["losses/grad_norm"] = norm
         metrics |= self._kl.metrics(kl, epochs)
-        metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
-        metrics["predict_value"] = float(rollout.values.mean(dtype=np.float64))
+        metrics |= value_metrics(rollout, self.ranks)
         metrics["learning_rate"] = rate
         return metrics
 
-    def _loss(self, batch: list[Tensor], old: Tensor | None) -> PPOLoss:
-        """Of what ``_gather`` returned, and with a penalty the distributions of the policy that collected."""
+    def _minibatches(self, rollout: Rollout, iteration: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Indices and offsets of this rank's part of each epoch's minibatches."""
+        config = self._config
+        env_offset = self.ranks.rows(config.parallels).start
+        for epoch in range(config.n_epochs):
+            yield rollout.minibatch_indices(
+                config.seed, iteration, epoch, config.n_minibatch, env_offset=env_offset, total_envs=config.parallels
+            )
+
+    def _advantage_moments(self, rollout: Rollout, minibatches: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """float64 [n_epochs * n_minibatch, 3]: number, mean, sum of squares of each minibatch, of all ranks."""
+        advantages = rollout.advantages.reshape(-1).astype(np.float64)
+        parts = [advantages[rows[a:b]] for rows, offsets in minibatches for a, b in pairwise(offsets.tolist())]
+        return joined_moments(np.array([moments_of(part) for part in parts]), self.ranks)
+
+    def _loss(self, batch: list[Tensor], old: Tensor | None, moments: np.ndarray | None = None) -> PPOLoss:
+        """The loss of a minibatch, or of this rank's part of it.
+
+        Args:
+            batch: what ``_gather`` returned.
+            old: with a penalty, the distributions of the policy that collected.
+            moments: of the whole minibatch's advantages, where this is a part of it.
+        """
         config = self._config
         obs, actions, old_log_probs, advantages, returns = batch
-        if config.use_advnorm:
+        if config.use_advnorm and moments is None:
             advantages = normalized_advantages(advantages)
+        elif config.use_advnorm and moments is not None:
+            count, mean, square = moments.tolist()
+            advantages = (advantages - mean) / (math.sqrt(square / count) + 1e-8)
         actor = self.policy.actor
         output, values = self.policy.heads(obs)
         return ppo_loss(
@@ -296,6 +345,14 @@ class TorchLearner:
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
+    def _flat_gradient(self) -> Tensor:
+        """The memory of all gradients in one array, so that they are summed over the ranks in one operation."""
+        sizes = [p.numel() for p in self._parameters]
+        flat = torch.zeros(sum(sizes), device=self.device)
+        for parameter, part in zip(self._parameters, flat.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+        return flat
+
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state in ``torch.optim``'s form; the scheduler's and the KL penalty's where there are any."""
         return {"optimizer": self.optimizer.state_dict(), **self._schedule.state_dict(), **self._kl.state_dict()}
@@ -319,12 +376,38 @@ class TorchLearner:
         self._schedule.restore(schedule)
 
 
-def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
-    """1 - Var[returns - values] / Var[returns]; 0 where the returns do not vary."""
-    variance = float(np.var(returns, dtype=np.float64))
-    if variance == 0.0:
-        return 0.0
-    return 1.0 - float(np.var(returns.astype(np.float64) - values)) / variance
+def epoch_means(sums: Sums, epochs: int, samples: int) -> Sums:
+    """Means [parts] of sums [n_epochs, parts] over epochs of that many samples; of the last part the last epoch's."""
+    means = sums[:epochs].sum(0) / (epochs * samples)
+    means[-1] = sums[epochs - 1, -1] / samples
+    return means
+
+
+def value_metrics(rollout: Rollout, ranks: Ranks = ALONE) -> dict[str, float]:
+    """What the values explain of the returns, and their mean; over all ranks.
+
+    ``losses/explained_variance`` is 1 - Var[returns - values] / Var[returns], 0 where the returns do not vary.
+    """
+    values, returns = rollout.values.astype(np.float64), rollout.returns.astype(np.float64)
+    parts = np.array([moments_of(x.reshape(-1)) for x in (returns, returns - values, values)])
+    (_, _, variance), (_, _, unexplained), (_, mean, _) = joined_moments(parts, ranks).tolist()
+    explained = 0.0 if variance == 0.0 else 1.0 - unexplained / variance
+    return {"losses/explained_variance": explained, "predict_value": mean}
+
+
+def moments_of(x: np.ndarray) -> tuple[float, float, float]:
+    """Number, mean and sum of squared deviations of float64 [B]; zeros if it is empty."""
+    if len(x) == 0:
+        return 0.0, 0.0, 0.0
+    mean = float(x.mean())
+    return float(len(x)), mean, float(np.square(x - mean).sum())
+
+
+def joined_moments(parts: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """float64 [..., 3] of ``moments_of``, of this rank's part of something, to those of the whole."""
+    if ranks.world_size == 1:
+        return parts
+    return merged_moments(ranks.join(parts[None], range(ranks.rank, ranks.rank + 1), ranks.world_size))
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

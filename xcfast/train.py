@@ -4,6 +4,7 @@ Nothing heavy is imported before the configuration is known to be good.
 """
 
 import argparse
+import os
 import re
 import sys
 import traceback
@@ -50,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             mode = _find_run(args.resume).mode
     except (ConfigError, CheckpointError) as error:
         return _bad_config(error)
-    for line in (*config.notices, *remark):
-        print(line, file=sys.stderr)
+    if _rank() == 0:
+        for line in (*config.notices, *remark):
+            print(line, file=sys.stderr)
+    elif mode == "test":
+        return 0  # rank 0 does it
     return _execute(config, mode, args)
 
 
@@ -70,12 +74,18 @@ def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
     except (RunFailed, WorkerError) as error:
         if isinstance(error, RunFailed) and not error.expected:
             traceback.print_exception(error.__cause__)
-        print(f"xcfast: failed: {error}", file=sys.stderr)
+        if _rank() == 0 or not (isinstance(error, RunFailed) and error.known):
+            print(f"xcfast: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("xcfast: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _rank() -> int:
+    """This process's number under torchrun, else 0."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def choose_mode(benchmark: int | None, test: int | None, config: Config) -> tuple[Mode, tuple[str, ...]]:

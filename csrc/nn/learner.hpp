@@ -131,6 +131,7 @@ class Learner {
     const int64_t log_stds = network_.log_std < 0 ? 0 : network_.action_size();
     std::vector<double> d_log_std(size_t(log_stds), 0.0);
     LossSums sums;
+    if (batch.size == 0) std::fill(gradient(), gradient() + network_.n_parameters, 0.0f);
     for (int64_t start = 0; start < batch.size; start += capacity_) {
       const int64_t size = std::min(capacity_, batch.size - start);
       const int64_t blocks = run_blocks(size, [&](int64_t block, int64_t row, int64_t count) {
@@ -180,20 +181,16 @@ class Learner {
 
   // The whole update on a full rollout.
   UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings) {
-    pack();
-    prepare(rollout, settings);
+    begin(rollout, settings);
     const int64_t samples = rollout.num_steps * rollout.num_envs;
     UpdateSums sums;
     while (sums.epochs < settings.n_epochs) {
-      const int64_t epoch = sums.epochs++;
       LossSums losses;
-      for (int64_t k = epoch * settings.n_minibatch; k < sums.epochs * settings.n_minibatch; ++k) {
-        const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
-        const int64_t size = offsets[1] - offsets[0];
-        const Batch batch{{rollout.obs, rollout.actions, rollout.discrete_actions, size}, rollout.log_probs, rollout.advantages,
-                          rollout.returns, indices_.data() + epoch * samples + offsets[0], size,
-                          {old_outputs_.data(), old_log_std_.data()}};
-        losses.add(compute_gradients(batch, moments_[size_t(k)]));
+      int64_t k = sums.epochs++ * settings.n_minibatch;
+      for (; k < sums.epochs * settings.n_minibatch; ++k) {
+        const Batch batch = minibatch(rollout, settings, k);
+        const AdvantageMoments moments = settings.normalize_advantages ? advantages_[size_t(k)].moments() : AdvantageMoments{};
+        losses.add(compute_gradients(batch, moments));
         sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1, false);
       }
       sums.losses.add(losses);
@@ -201,6 +198,23 @@ class Learner {
       if (losses.approx_kl > settings.max_approx_kl * double(samples)) break;
     }
     return sums;
+  }
+
+  // The update in parts, for a caller that joins the parts of several ranks between them: begin; then for each
+  // minibatch compute_gradients(minibatch(...), moments) and apply.
+  void begin(const RolloutView &rollout, const UpdateSettings &settings) {
+    pack();
+    prepare(rollout, settings);
+  }
+  // Of each minibatch of the update that was begun; zeros where advantages are not normalised.
+  const std::vector<AdvantageSums> &advantages() const { return advantages_; }
+  // This rank's part of minibatch k.
+  Batch minibatch(const RolloutView &rollout, const UpdateSettings &settings, int64_t k) const {
+    const int64_t epoch = k / settings.n_minibatch, samples = rollout.num_steps * rollout.num_envs;
+    const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
+    const int64_t size = offsets[1] - offsets[0];
+    return {{rollout.obs, rollout.actions, rollout.discrete_actions, size}, rollout.log_probs, rollout.advantages,
+            rollout.returns, indices_.data() + epoch * samples + offsets[0], size, {old_outputs_.data(), old_log_std_.data()}};
   }
 
  private:
@@ -376,15 +390,15 @@ class Learner {
     indices_.resize(size_t(settings.n_epochs * samples));
     offsets_.resize(size_t(settings.n_epochs * (settings.n_minibatch + 1)));
     steps_.resize(size_t(settings.n_epochs * r.num_steps));
-    moments_.assign(size_t(settings.n_epochs * settings.n_minibatch), AdvantageMoments{});
+    advantages_.assign(size_t(settings.n_epochs * settings.n_minibatch), AdvantageSums{});
     pool_.run(settings.n_epochs, [&](int64_t epoch) {
       int64_t *indices = indices_.data() + epoch * samples, *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1);
       minibatch_indices_unchecked(settings.seed, settings.iteration, uint32_t(epoch), r.num_steps, r.num_envs, settings.n_minibatch,
                                   settings.env_offset, indices, offsets, steps_.data() + epoch * r.num_steps);
       if (!settings.normalize_advantages) return;
       for (int64_t m = 0; m < settings.n_minibatch; ++m)
-        moments_[size_t(epoch * settings.n_minibatch + m)] =
-            advantage_moments(r.advantages, indices + offsets[m], offsets[m + 1] - offsets[m]);
+        advantages_[size_t(epoch * settings.n_minibatch + m)] =
+            advantage_sums(r.advantages, indices + offsets[m], offsets[m + 1] - offsets[m]);
     });
   }
 
@@ -406,7 +420,7 @@ class Learner {
   std::vector<float> last_values_, finals_, final_values_;
   std::vector<float> old_outputs_, old_log_std_;  // of the policy that collected
   std::vector<int64_t> indices_, offsets_, steps_;
-  std::vector<AdvantageMoments> moments_;
+  std::vector<AdvantageSums> advantages_;
 };
 
 }  // namespace xc::nn

@@ -54,14 +54,21 @@ struct AdvantageMoments {
   double mean = 0, inverse_std = 1;
 };
 
-// (A - mean) / (std + 1e-8), population standard deviation.
-inline AdvantageMoments advantage_moments(const float *advantages, const int64_t *index, int64_t size) {
+// Number, mean and sum of squared deviations of a minibatch's advantages, or of one rank's part of it, which may be
+// empty.
+struct AdvantageSums {
+  double count = 0, mean = 0, square = 0;
+  // (A - mean) / (std + 1e-8), population standard deviation.
+  AdvantageMoments moments() const { return {mean, 1.0 / (std::sqrt(square / count) + 1e-8)}; }
+};
+inline AdvantageSums advantage_sums(const float *advantages, const int64_t *index, int64_t size) {
+  if (size == 0) return {};
   auto at = [&](int64_t i) { return double(advantages[index ? index[i] : i]); };
   double sum = 0, square = 0;
   for (int64_t i = 0; i < size; ++i) sum += at(i);
   const double mean = sum / double(size);
   for (int64_t i = 0; i < size; ++i) square += (at(i) - mean) * (at(i) - mean);
-  return {mean, 1.0 / (std::sqrt(square / double(size)) + 1e-8)};
+  return {double(size), mean, square};
 }
 
 // A row of a panel-laid activation.

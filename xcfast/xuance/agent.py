@@ -285,8 +285,8 @@ class PPO_Agent:
         trainer = self._trainer
         if trainer is not None:
             best = trainer.add_scores(scores, self.current_step, time.perf_counter() - start)
-            if best and trainer.mode == "benchmark":
-                trainer.results.new_best(float(scores.mean()), float(scores.std()), self.current_step)
+            if best and trainer.mode == "benchmark" and trainer.log is not None:
+                trainer.log.new_best(scores, self.current_step)
         return [float(score) for score in scores]
 
     def save_model(self, model_name: str, model_path: str | Path | None = None) -> None:
