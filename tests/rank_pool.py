@@ -126,6 +126,9 @@ def iterate(ranks, config, iterations=1, resume=None):
                 first = {name: getattr(rollout, name).copy() for name in names}
                 first["counters"] = trainer.collector.noise.counters.copy()
 
+        metrics = []
+        update = trainer.learner.update
+        trainer.learner.update = lambda *parts: metrics.append(update(*parts)) or metrics[-1]
         trainer.collector.collect = recorded
         for _ in range(iterations):
             trainer._iterate()
@@ -138,6 +141,7 @@ def iterate(ranks, config, iterations=1, resume=None):
             "rewards": trainer.reward_normalizer.rms.state_dict(),
             "returns": trainer.reward_normalizer.returns.copy(),
             "step": trainer.step,
+            "metrics": metrics,
         }
     finally:
         trainer.close()

@@ -168,6 +168,35 @@ def test_one_iteration_is_the_same_on_any_number_of_ranks(pool, native, learner)
         np.testing.assert_array_equal(np.concatenate([result["returns"] for result in results]), one["returns"])
 
 
+@pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
+def test_the_kl_divergence_is_that_of_all_ranks(pool, native, learner):
+    """Limits that the part of one rank of two, a half, would be on the other side of."""
+    keys = {"learner_backend": "auto" if learner == "cuda" else learner, "compile": "off", "learning_rate": 3e-3}
+    iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
+
+    def both(**more):
+        config = native(**keys, **more)
+        (one,) = iterate(ALONE, config)["metrics"]
+        for result in good(pool(2, with_ranks, iterate, config)):
+            (metrics,) = result["metrics"]
+            assert metrics == pytest.approx(one, rel=1e-3, abs=1e-5)
+            yield one, result
+
+    epochs = {"n_epochs": 3, "end_factor_lr_decay": 1.0}
+    (kl, _), _ = both(agent="PPO_KL", **epochs)
+    for one, _ in both(agent="PPO_KL", target_kl=kl["losses/kl"] / 1.2, **epochs):
+        assert one["losses/kl"] > 1e-4
+    config = native(agent="PPO_KL", target_kl=kl["losses/kl"] / 1.2, **keys, **epochs)
+    for result in good(pool(2, with_ranks, iterate, config, *([] if learner == "cuda" else [2]))):
+        for metrics in result["metrics"]:
+            assert metrics["losses/kl_coef"] == 1.0  # neither doubled nor halved
+
+    (first, _), _ = both(n_epochs=1, end_factor_lr_decay=1.0)
+    limit = 0.8 * first["losses/approx_kl"]
+    for one, result in both(early_stop_kl=True, target_kl=limit, **epochs):
+        assert one["losses/epochs"] == 1 and {step for step, _ in result["adam"]} == {3}
+
+
 _OF_ENVS = ("last_obs", "counters")
 
 

@@ -56,6 +56,14 @@ class Batch:
         self.log_probs = (log_probs - np.log(ratios)).astype(np.float32)
         self.advantages = rng.normal(size=rows).astype(np.float32)
         self.returns = rng.normal(size=rows).astype(np.float32)
+        # The distributions of a policy that collected, some way from this one's.
+        with torch.no_grad():
+            outputs = policy.act(torch.from_numpy(self.obs)).numpy()
+        self.old_outputs = (outputs + rng.normal(scale=0.3, size=outputs.shape)).astype(np.float32)
+        self.old_log_std = None
+        if not discrete:
+            log_std = policy.actor.logstd.detach().numpy()
+            self.old_log_std = (log_std + rng.normal(scale=0.2, size=log_std.shape)).astype(np.float32)
 
     def arrays(self):
         return self.obs, self.actions, self.log_probs, self.advantages, self.returns
@@ -69,7 +77,14 @@ def torch_gradients(policy, config, batch, dtype=torch.float64):
     )
     if config.use_advnorm:
         advantages = normalized_advantages(advantages)
-    new, entropy, values = twin.evaluate(obs, actions)
+    output, values = twin.heads(obs)
+    new, entropy, kl = twin.actor.log_prob(output, actions), twin.actor.entropy(output), None
+    if config.agent == "PPO_KL":
+        kl = torch.distributions.kl_divergence(
+            distribution(*(None if x is None else torch.from_numpy(x).to(dtype) for x in old_arrays(batch))),
+            distribution(output, getattr(twin.actor, "logstd", None)),
+        )
+        kl = kl if kl.ndim == 1 else kl.sum(-1)
     loss = ppo_loss(
         new,
         entropy,
@@ -77,13 +92,26 @@ def torch_gradients(policy, config, batch, dtype=torch.float64):
         log_probs,
         advantages,
         returns,
-        clip_range=config.clip_range,
+        clip_range=config.ratio_range,
         vf_coef=config.vf_coef,
         ent_coef=config.ent_coef,
+        kl=kl,
+        kl_coef=config.kl_coef,
     )
     loss.loss.backward()
     gradient = np.concatenate([p.grad.numpy().ravel() for p in twin.parameters()])
     return gradient, [float(x) for x in loss[1:]]
+
+
+def old_arrays(batch):
+    return batch.old_outputs, batch.old_log_std
+
+
+def distribution(output, log_std):
+    """Of torch.distributions, its dimensions apart."""
+    if log_std is None:
+        return torch.distributions.Categorical(logits=output)
+    return torch.distributions.Normal(output, log_std.exp().expand_as(output))
 
 
 def make_core(policy, config, variant=None, threads=1, rows=64):
@@ -94,12 +122,14 @@ def make_core(policy, config, variant=None, threads=1, rows=64):
         parameters=flat.array,
         exp_avg=moments[0],
         exp_avg_sq=moments[1],
-        loss=(config.clip_range, config.vf_coef, config.ent_coef),
+        loss=(config.ratio_range, config.vf_coef, config.ent_coef),
         adam=(0.9, 0.999, 1e-5),
         max_minibatch=rows,
         num_threads=threads,
+        kl_penalty=config.agent == "PPO_KL",
         variant=variant,
     )
+    core.kl_coef = config.kl_coef
     return core, flat, moments
 
 
@@ -107,7 +137,7 @@ def check_gradients(policy, config, batch, variant=None):
     exact, parts = torch_gradients(policy, config, batch)
     rows = len(batch.obs)
     core, *_ = make_core(policy, config, variant, rows=rows)
-    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm)
+    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm, None, *old_arrays(batch))
     # Rounding errors of a chain of n terms grow as sqrt(n) eps; a gradient goes through two chains per layer (over the
     # inputs and over the rows), and an error in the log-probability comes back multiplied by the ratio's slope. Torch
     # in float32 is as far from float64.
@@ -133,10 +163,11 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("agent", ["PPO", "PPO_KL"])
 @pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_gradients_are_autograds(small, network, policy):
-    config = small(policy=policy, ent_coef=0.02, **NETWORKS[network])
+def test_gradients_are_autograds(small, network, policy, agent):
+    config = small(policy=policy, ent_coef=0.02, agent=agent, **NETWORKS[network])
     model = make_policy(config)
     check_gradients(model, config, Batch(model, 97))
 
@@ -158,6 +189,8 @@ def test_gradients_of_every_activation_and_instruction_set(small, activation, va
         {"clip_range": 50.0},
         {"vf_coef": 0.0},
         {"ent_coef": 0.5, "policy": "Categorical_AC"},
+        {"agent": "PPO_KL", "activation_action": None, "kl_coef": 30.0},
+        {"agent": "PPO_KL", "policy": "Categorical_AC", "kl_coef": 0.1, "use_advnorm": False},
     ],
     ids=str,
 )
@@ -180,8 +213,9 @@ SIZES = st.sampled_from([1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 31, 32, 33, 47])
     critic=st.lists(SIZES, max_size=2),
     shared=st.booleans(),
     discrete=st.booleans(),
+    agent=st.sampled_from(["PPO", "PPO_KL"]),
 )
-def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, discrete):
+def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, discrete, agent):
     config = load_config(
         overrides={
             **SMALL,
@@ -192,6 +226,7 @@ def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, sh
             "shared_representation": shared,
             "activation": "tanh",  # smooth: no kink for a rounding error to cross
             "ent_coef": 0.01,
+            "agent": agent,
         }
     )
     model = make_policy(config, n_obs, n_actions)
@@ -209,21 +244,24 @@ def test_gradient_vanishes_where_the_clip_binds(small, policy):
         batch.log_probs = (exact - np.log(ratio)).astype(np.float32)
         batch.advantages = np.full(4, advantage, np.float32)
         core, *_ = make_core(model, config)
-        policy_loss, *_, clipped = core.compute_gradients(*batch.arrays(), False)
+        policy_loss, *_, clipped, _ = core.compute_gradients(*batch.arrays(), False)
         assert np.any(core.gradient != 0) == moves
         assert clipped == 1.0
         assert policy_loss == pytest.approx(-advantage * (ratio if moves else np.clip(ratio, 0.8, 1.2)), rel=1e-5)
 
 
-def test_minibatch_by_index_is_the_minibatch(small):
-    config = small()
+@pytest.mark.parametrize("agent", ["PPO", "PPO_KL"])
+def test_minibatch_by_index_is_the_minibatch(small, agent):
+    config = small(agent=agent)
     model = make_policy(config)
     batch = Batch(model, 90)
     core, *_ = make_core(model, config, rows=90)
     indices = np.random.default_rng(1).permutation(90)[:37]
-    losses = core.compute_gradients(*batch.arrays(), True, indices)
+    old_outputs, old_log_std = old_arrays(batch)
+    losses = core.compute_gradients(*batch.arrays(), True, indices, old_outputs, old_log_std)
     by_index = core.gradient.copy()
-    assert core.compute_gradients(*(a[indices] for a in batch.arrays()), True) == losses
+    some = [a[indices] for a in batch.arrays()]
+    assert core.compute_gradients(*some, True, None, old_outputs[indices], old_log_std) == losses
     np.testing.assert_array_equal(core.gradient, by_index)
 
 
@@ -372,8 +410,11 @@ def weights(learner):
     return np.concatenate([p.detach().double().numpy().ravel() for p in learner.policy.parameters()])
 
 
-@pytest.mark.parametrize(("policy", "width"), [("Gaussian_AC", 256), ("Categorical_AC", 64)])
-def test_an_iteration_ends_where_torchs_does(small, policy, width):
+@pytest.mark.parametrize(
+    ("policy", "width", "agent"),
+    [("Gaussian_AC", 256, "PPO"), ("Categorical_AC", 64, "PPO"), ("Gaussian_AC", 64, "PPO_KL")],
+)
+def test_an_iteration_ends_where_torchs_does(small, policy, width, agent):
     """After 128 updates, the distance from float64 is torch's own.
 
     Now and then a rounding error pushes a sample over the edge of the clip range, in either learner, and the weights
@@ -390,7 +431,7 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width):
     }
     distances = []
     for seed in range(3):
-        config = small(policy=policy, seed=seed, ent_coef=1e-3, **keys, **hidden)
+        config = small(policy=policy, agent=agent, seed=seed, ent_coef=1e-3, **keys, **hidden)
         start = weights(new_learner(TorchLearner, config)[0])
         ends = []
         for cls in (Torch64, TorchLearner, NativeLearner):
@@ -412,6 +453,8 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width):
         {"use_rewnorm": False},
         {"use_grad_clip": False},
         {"use_advnorm": False},
+        {"agent": "PPO_KL", "kl_coef": 5.0},
+        {"agent": "PPO_KL", "policy": "Categorical_AC", "kl_coef": 5.0, "n_minibatch": 5},
     ],
 )
 def test_settings_reach_the_update(small, keys):
@@ -435,6 +478,7 @@ def test_settings_reach_the_update(small, keys):
 def test_bits_do_not_depend_on_the_number_of_threads(small, policy, n_minibatch):
     config = small(
         policy=policy,
+        agent="PPO_KL" if n_minibatch == 7 else "PPO",
         n_minibatch=n_minibatch,
         representation_hidden_size=[70],
         shared_representation=False,
@@ -471,6 +515,21 @@ def test_two_halves_make_an_update(small):
     np.testing.assert_array_equal(weights(parts), weights(whole))
     assert all(metrics[f"losses/{name}"] == value for name, value in losses.items())
     assert not np.array_equal(weights(whole), start)
+
+
+@pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
+def test_the_first_half_has_the_penalty(small, policy):
+    config = small(agent="PPO_KL", policy=policy, kl_coef=3.0)
+    learner, _ = new_learner(NativeLearner, config)
+    batch = Batch(learner.policy, 33)
+    exact, parts = torch_gradients(learner.policy, config, batch)
+    gradient, losses = learner.compute_gradients(
+        *batch.arrays(), old_outputs=batch.old_outputs, old_log_std=batch.old_log_std
+    )
+    assert np.linalg.norm(gradient - exact) <= 1e-5 * np.linalg.norm(exact)
+    assert losses["kl"] == pytest.approx(parts[-1], rel=1e-5) and losses["kl"] > 0.01
+    with pytest.raises(ValueError, match="the penalty needs old_outputs"):
+        learner.compute_gradients(*batch.arrays())
 
 
 @pytest.mark.parametrize("first", [TorchLearner, NativeLearner])

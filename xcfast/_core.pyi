@@ -132,8 +132,13 @@ class Learner:
         adam: tuple[float, float, float],
         max_minibatch: int,
         num_threads: int,
+        kl_penalty: bool = False,
         variant: str | None = None,
     ) -> None: ...
+    @property
+    def kl_coef(self) -> float: ...
+    @kl_coef.setter
+    def kl_coef(self, arg1: float) -> None: ...
     @property
     def gradient(self) -> Any: ...
     def evaluate(self, obs: Any, actions: Any) -> tuple[Any, Any]: ...
@@ -146,6 +151,8 @@ class Learner:
         returns: Any,
         normalize_advantages: bool,
         indices: Any = None,
+        old_outputs: Any = None,
+        old_log_std: Any = None,
     ) -> list[float]: ...
     def apply(self, learning_rate: float, max_norm: float, step: int) -> float: ...
     def update(
@@ -162,6 +169,7 @@ class Learner:
         n_minibatch: int,
         learning_rates: Any,
         steps_done: int,
+        max_approx_kl: float = ...,
     ) -> list[float]: ...
     def begin_update(
         self,

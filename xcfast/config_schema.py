@@ -1,6 +1,7 @@
 """The keys of the configuration: one frozen dataclass whose fields have exactly the YAML's names."""
 
 import functools
+import math
 import re
 import typing
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from xcfast.config_keys import ConfigError, coerce, key, keys_of, nearest_name
+from xcfast.kl import MAX_COEF, MIN_COEF
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
 
@@ -48,14 +50,13 @@ class Config:
     )
     device: str = key("auto", "where the networks live; auto: CUDA where there is one", words=_DEVICES)
     test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark")
-    agent: Literal["PPO"] = key(
-        "PPO", "algorithm", aliases={"PPO_Clip": "PPO"}, refused={"PPO_KL": f"the KL-penalty variant is {_LATER}"}
+    agent: Literal["PPO", "PPO_KL"] = key(
+        "PPO",
+        "algorithm: PPO clips the probability ratio, PPO_KL penalises the KL divergence with an adaptive coefficient",
+        aliases={"PPO_Clip": "PPO", "PPO_Agent": "PPO", "PPOCLIP_Agent": "PPO", "PPOKL_Agent": "PPO_KL"},
     )
-    learner: Literal["PPO_Learner"] = key(
-        "PPO_Learner",
-        "learner of the algorithm",
-        aliases={"PPOCLIP_Learner": "PPO_Learner"},
-        refused={"PPOKL_Learner": f"belongs to agent PPO_KL, which is {_LATER}"},
+    learner: Literal["PPO_Learner", "PPOKL_Learner"] = key(
+        "PPO_Learner", "learner of the algorithm; PPO_KL has PPOKL_Learner", aliases={"PPOCLIP_Learner": "PPO_Learner"}
     )
     seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=_MAX_SEED)
     running_steps: int = key(1_000_000, "environment steps of the whole run, over all environments", low=1)
@@ -131,7 +132,11 @@ class Config:
     )
     vf_coef: float = key(0.25, "weight of the value loss", low=0)
     ent_coef: float = key(0.0, "weight of the entropy bonus", low=0)
-    clip_range: float = key(0.2, "how far the probability ratio may leave 1", low=0, open_low=True)
+    clip_range: float = key(0.2, "how far the probability ratio may leave 1 (agent PPO)", low=0, open_low=True)
+    target_kl: float = key(
+        0.25, "KL divergence that PPO_KL aims at, or that early_stop_kl stops above", low=0, open_low=True
+    )
+    kl_coef: float = key(1.0, "initial weight of PPO_KL's penalty", low=MIN_COEF, high=MAX_COEF)
     gamma: float = key(0.99, "discount factor", low=0, high=1)
     use_gae: bool = key(True, "generalised advantage estimation; False: Monte-Carlo return minus value")
     gae_lambda: float = key(0.95, "lambda of the advantage estimation", low=0, high=1)
@@ -144,7 +149,7 @@ class Config:
     rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True)
     use_actions_mask: bool = key(False, "mask actions", refused={True: f"action masks are {_LATER}"})
     early_stop_kl: bool = key(
-        False, "end the passes over a batch early on a large KL", refused={True: f"stopping by KL is {_LATER}"}
+        False, "no more passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
     )
 
     # Evaluation, logs, files
@@ -231,6 +236,11 @@ class Config:
         return self.num_iterations * self.n_epochs * self.n_minibatch
 
     @property
+    def ratio_range(self) -> float:
+        """How far from 1 the ratio is clipped: infinite with PPO_KL, which does not clip."""
+        return self.clip_range if self.agent == "PPO" else math.inf
+
+    @property
     def checkpoint_every(self) -> int:
         """Environment steps between two checkpoints, the default resolved."""
         return self.checkpoint_interval or max(1, self.running_steps // 10)
@@ -283,6 +293,19 @@ def _settle(config: Config) -> None:
         )
     if config.policy == "Categorical_AC":
         settle("activation_action", None)
+    if config.agent == "PPO_KL":
+        settle("learner", "PPOKL_Learner")
+    elif config.learner == "PPOKL_Learner":
+        raise ConfigError(
+            "belongs to agent PPO_KL", key="learner", given=config.learner, allowed=f"PPO_Learner with {config.agent}"
+        )
+    if config.agent == "PPO_KL" and config.early_stop_kl:
+        raise ConfigError(
+            "PPO_KL adapts its penalty to target_kl instead, which it could not where epochs stop there",
+            key="early_stop_kl",
+            given=True,
+            allowed="False with agent PPO_KL",
+        )
     if config.batch_size > _MAX_BATCH:
         raise ConfigError(
             f"a rollout of horizon_size * parallels = {config.batch_size} steps is too large",

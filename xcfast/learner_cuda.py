@@ -16,10 +16,11 @@ from torch.func import functional_call, grad_and_value
 from xcfast.distributed import ALONE, Ranks
 from xcfast.flat_adam import FlatAdam
 from xcfast.gae import compute_gae
+from xcfast.kl import KLControl
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import batch_mean, joined_moments, minibatch_sizes, ppo_loss
+from xcfast.ppo import LOSSES, batch_mean, joined_moments, minibatch_sizes, ppo_loss
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _EVALUATION_ROWS = 65536  # rows per forward pass over the rollout: bounds the memory that activations take
 _GRAPH_STEPS = 64  # minibatches in one graph, at most: bounds the time that capture takes
-_LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+_APPROX_KL, _KL = LOSSES.index("approx_kl"), LOSSES.index("kl")
 MODES = ("graph", "default", "off")
 
 
@@ -103,6 +104,7 @@ class CudaLearner:
         self._exp_avg, self._exp_avg_sq = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
         moments = (self._exp_avg, self._exp_avg_sq)
         self._adam = FlatAdam(policy, config, self._host, *moments, optimizer, scheduler)
+        self._kl = KLControl(config)
         self._allocate(rollout)
         self._prepared = -1  # the iteration whose minibatches are in the page-locked table
         self._uploaded = torch.cuda.Event() if device.type == "cuda" else None  # the device has read the host's memory
@@ -116,6 +118,8 @@ class CudaLearner:
         config, device = self._config, self.device
         steps, envs = rollout.rewards.shape
         self._updates = config.n_epochs * config.n_minibatch
+        # Updates between two looks at the KL: those of an epoch where it may be the last one.
+        self._span = config.n_minibatch if self._kl.stops_early else self._updates
 
         def room(array: np.ndarray) -> Tensor:
             return torch.zeros(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
@@ -140,27 +144,35 @@ class CudaLearner:
         counts = torch.from_numpy(self._counts).to(device).repeat(config.n_epochs)
         self._taken = torch.arange(size, device=device) < counts[:, None]
         self._shares = self._taken / sizes[:, None].float()  # 1 / n for each sample of a minibatch of n, 0 for padding
-        self._sizes = sizes.float()
+        # What a sum of each part of the loss is made with: means times n; of the penalty's KL the last epoch's alone.
+        self._loss_weights = sizes[:, None].float().repeat(1, len(LOSSES))
+        self._loss_weights[: -config.n_minibatch, _KL] = 0.0
+        self._kl_coef = torch.zeros((), device=device)
+        if self._kl.penalizes:  # the distributions of the policy that collected
+            with torch.no_grad():
+                frozen = self.device_policy.actor.frozen(self.device_policy.act(self._last_obs[:1]))
+            self._old = torch.zeros((steps * envs, frozen.shape[-1]), device=device)
         # What update k needs: learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), mean and 1 / std of its advantages.
         self._host_rates = host((self._updates, 2), np.float32)
         self._rates = torch.zeros((self._updates, 2), device=device)
         self._moments = torch.zeros((self._updates, 2), device=device)
         self._k = torch.zeros(1, dtype=torch.int64, device=device)
         self._gradient = torch.zeros_like(self._weights)
-        self._loss_sums, self._norm_sum = torch.zeros(len(_LOSSES), device=device), torch.zeros(1, device=device)
+        self._loss_sums, self._norm_sum = torch.zeros(len(LOSSES), device=device), torch.zeros(1, device=device)
         self._drift = torch.zeros(1, device=device)
 
     # The minibatch step: tensors in, tensors changed in place, nothing for Python to decide.
 
     def _gradients(self) -> None:
         """Gradient of minibatch k into ``_gradient``; the parts of its loss, times its size, onto ``_loss_sums``."""
-        config, k = self._config, self._k
+        config, k, penalizes = self._config, self._k, self._kl.penalizes
         rows = self._indices.index_select(0, k)[0]
         share = self._shares.index_select(0, k)[0]
         obs, actions, old_log_probs, advantages, returns = (
             x.flatten(0, 1).index_select(0, rows)
             for x in (self._obs, self._actions, self._log_probs, self._advantages, self._returns)
         )
+        old = self._old.index_select(0, rows) if penalizes else None
         if config.use_advnorm:
             moments = self._moments.index_select(0, k)[0]
             advantages = (advantages - moments[0]) * moments[1]
@@ -171,7 +183,7 @@ class CudaLearner:
         def loss_of(parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 named = dict(zip(self._names, parameters, strict=True))
-                log_probs, entropy, values = functional_call(self._module, named, (obs, actions))
+                log_probs, entropy, values, kl = functional_call(self._module, named, (obs, actions, old))
             loss = ppo_loss(
                 log_probs.float(),
                 entropy.float(),
@@ -179,16 +191,18 @@ class CudaLearner:
                 old_log_probs,
                 advantages,
                 returns,
-                clip_range=config.clip_range,
+                clip_range=config.ratio_range,
                 vf_coef=config.vf_coef,
                 ent_coef=config.ent_coef,
+                kl=None if kl is None else kl.float(),
+                kl_coef=self._kl_coef,
                 mean=batch_mean if self._plain_mean else weighted,
             )
             return loss.loss, torch.stack(loss[1:])
 
         gradients, (_, parts) = grad_and_value(loss_of, has_aux=True)(tuple(self._parameters))
         torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
-        self._loss_sums += parts * self._sizes.index_select(0, k)
+        self._loss_sums += parts * self._loss_weights.index_select(0, k)[0]
 
     def _apply(self) -> None:
         """Limit the gradient's norm, take one Adam step with it, and move on to the next minibatch."""
@@ -259,7 +273,7 @@ class CudaLearner:
         if self.device.type != "cuda":
             raise RuntimeError("CUDA graphs need a CUDA device")
         self._compile()
-        self._graph_steps = max(n for n in range(1, _GRAPH_STEPS + 1) if self._updates % n == 0)
+        self._graph_steps = max(n for n in range(1, _GRAPH_STEPS + 1) if self._span % n == 0)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):  # libraries initialise themselves for each stream
@@ -293,7 +307,8 @@ class CudaLearner:
             self._restore(before)
             self._adam.schedule.restore(position)
             raise
-        self._adam.advance(self._updates)
+        self._adam.advance(self._done)
+        self._kl.adapt(metrics)
         if self._config.overlap:
             self._behaviour.copy_(before[0])
         else:
@@ -303,15 +318,18 @@ class CudaLearner:
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         self._upload(rollout, iteration)
         if self._graphs is not None:
-            evaluation, steps = self._graphs
-            evaluation.replay()
-            for _ in range(self._updates // self._graph_steps):
-                steps.replay()
+            self._graphs[0].replay()
         else:
             self._evaluate()
-            for _ in range(self._updates):
-                self._step()
-        samples = self._config.n_epochs * self._config.batch_size
+        self._done, divergence = 0, 0.0
+        while self._done < self._updates:
+            self._run_span()
+            self._done += self._span
+            if self._kl.stops_early:
+                before, divergence = divergence, float(self._loss_sums[_APPROX_KL])  # the one wait for the device
+                if self._kl.exceeded(divergence - before, self._config.batch_size, self.ranks):
+                    break
+        epochs = self._done // self._config.n_minibatch
         values, returns = self._values.double(), self._returns.double()
         spread = (returns, returns - values, values)
         moments = torch.stack([moment for x in spread for moment in (x.mean(), x.var(correction=0))])
@@ -322,15 +340,26 @@ class CudaLearner:
         host = results.cpu().numpy()
         parts = np.column_stack([np.full(3, values.numel()), host[:6].reshape(3, 2) * [1, values.numel()]])
         (_, _, variance), (_, _, unexplained), (_, mean_value, _) = joined_moments(parts, self.ranks).tolist()
-        sums, (norms, drift) = self.ranks.sum_(host[6:-2].copy()).tolist(), host[-2:].tolist()
-        metrics = {f"losses/{name}": value / samples for name, value in zip(_LOSSES, sums, strict=True)}
-        metrics["losses/grad_norm"] = norms / self._updates
+        (*sums, kl), (norms, drift) = self.ranks.sum_(host[6:-2].copy()).tolist(), host[-2:].tolist()
+        batch = self._config.batch_size
+        metrics = {f"losses/{name}": value / (epochs * batch) for name, value in zip(LOSSES[:_KL], sums, strict=True)}
+        metrics["losses/grad_norm"] = norms / self._done
+        metrics |= self._kl.metrics(kl / batch, epochs)
         metrics["losses/explained_variance"] = 0.0 if variance == 0.0 else 1.0 - unexplained / variance
         metrics["predict_value"] = mean_value
-        metrics["learning_rate"] = float(self._learning_rates[-1])
+        metrics["learning_rate"] = float(self._learning_rates[self._done - 1])
         if self._config.overlap:
             metrics["losses/ratio_drift"] = drift
         return metrics
+
+    def _run_span(self) -> None:
+        """The next ``_span`` updates."""
+        if self._graphs is None:
+            for _ in range(self._span):
+                self._step()
+            return
+        for _ in range(self._span // self._graph_steps):
+            self._graphs[1].replay()
 
     def _minibatches(self, rollout: Rollout, iteration: int) -> None:
         """The minibatches of an iteration into the page-locked table; padding repeats row 0."""
@@ -364,6 +393,7 @@ class CudaLearner:
         self._learning_rates = self._adam.schedule.ahead(iteration * self._updates, self._updates)
         self._host_rates[:, 0] = self._learning_rates / (1 - beta1**t)
         self._host_rates[:, 1] = 1 / np.sqrt(1 - beta2**t)
+        self._kl_coef.fill_(self._kl.coef)
         pairs: list[tuple[Tensor, np.ndarray]] = [
             (self._obs, rollout.obs),
             (self._actions, rollout.actions),
@@ -385,11 +415,14 @@ class CudaLearner:
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
-        obs, actions = self._obs.flatten(0, 1), self._actions.flatten(0, 1)
+        policy, obs, actions = self._behaviour_policy, self._obs.flatten(0, 1), self._actions.flatten(0, 1)
         values, log_probs = self._values.flatten(), self._log_probs.flatten()
         for start in range(0, len(obs), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            log_probs[rows], _, values[rows] = self._behaviour_policy.evaluate(obs[rows], actions[rows])
+            output, values[rows] = policy.heads(obs[rows])
+            log_probs[rows] = policy.actor.log_prob(output, actions[rows])
+            if self._kl.penalizes:
+                self._old[rows] = policy.actor.frozen(output)
         compute_gae(
             self._rewards,
             self._values,
@@ -450,12 +483,13 @@ class CudaLearner:
             x.copy_(old)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim.Adam``'s form, on the CPU."""
-        return self._adam.state_dict()
+        """As ``TorchLearner.state_dict``, on the CPU."""
+        return {**self._adam.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned, and take in the policy's weights."""
         self._adam.load_state_dict(state)
+        self._kl.load_state_dict(state)
         self.adopt()
 
     @property
@@ -480,27 +514,35 @@ class CudaLearner:
 
 
 class _Evaluate(nn.Module):
-    """``ActorCritic.evaluate`` as a module's forward, which ``functional_call`` can call with other weights."""
+    """``ActorCritic.evaluate``, with the KL from distributions that were frozen, as a module's forward.
+
+    ``functional_call`` can call it with other weights.
+    """
 
     def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
         self.policy = policy
 
-    def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, obs: Tensor, actions: Tensor, old: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        output, value = self._heads(obs)
+        actor = self.policy.actor
+        kl = None if old is None else actor.kl(old, output)
+        return actor.log_prob(output, actions), actor.entropy(output), value, kl
+
+    def _heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         policy = self.policy
         actor = policy.actor.model if isinstance(policy.actor, CategoricalActor) else policy.actor.mu
         critic = policy.critic.model
         shared = policy.critic_representation is None and min(len(actor), len(critic)) >= 3
         if not shared or isinstance(actor[1], nn.Softmax):  # which is not elementwise
-            return policy.evaluate(obs, actions)
+            return policy.heads(obs)
         # The first layers of both heads see the same features: one matrix product, forward and backward.
         features = policy.representation(obs)
         heads: list[Any] = [actor[0], critic[0]]
         weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
         hidden = actor[1](nn.functional.linear(features, weight, bias))
         for_actor, for_critic = hidden.split([head.out_features for head in heads], -1)
-        output, value = actor[2:](for_actor), critic[2:](for_critic).squeeze(-1)
-        return policy.actor.log_prob(output, actions), policy.actor.entropy(output), value
+        return actor[2:](for_actor), critic[2:](for_critic).squeeze(-1)
 
 
 class _precision:

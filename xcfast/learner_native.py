@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from xcfast.config_keys import ConfigError
 from xcfast.distributed import ALONE, Ranks
 from xcfast.flat_adam import FlatAdam
+from xcfast.kl import KLControl
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import TorchLearner, joined_moments, minibatch_sizes, value_metrics
+from xcfast.ppo import LOSSES, TorchLearner, epoch_means, joined_moments, minibatch_sizes, value_metrics
 from xcfast.schedule import reason_not_plain_adam
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _ACTIVATIONS: dict[type[nn.Module], int] = {
     nn.Softmax: 6,
 }
 _OBS = -1
-_LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+_APPROX_KL = LOSSES.index("approx_kl")
 _ROLLOUT_ARRAYS = ("obs", "actions", "terminated", "truncated", "last_obs", "final_obs", "final_index")
 _RESULT_ARRAYS = ("values", "log_probs", "advantages", "returns")
 
@@ -167,16 +168,18 @@ class NativeLearner:
         self._exp_avg, self._exp_avg_sq = np.zeros_like(self._flat.array), np.zeros_like(self._flat.array)
         moments = (torch.from_numpy(self._exp_avg), torch.from_numpy(self._exp_avg_sq))
         self._adam = FlatAdam(policy, config, self._flat, *moments, optimizer, scheduler)
+        self._kl = KLControl(config)
         self._scaled_rewards = np.empty(rollout.rewards.shape, np.float32)
         self._core = _core.Learner(
             **network_spec(policy, self._flat),
             parameters=self._flat.array,
             exp_avg=self._exp_avg,
             exp_avg_sq=self._exp_avg_sq,
-            loss=(config.clip_range, config.vf_coef, config.ent_coef),
+            loss=(config.ratio_range, config.vf_coef, config.ent_coef),
             adam=(*self._adam.betas, self._adam.eps),
             max_minibatch=config.minibatch_size,
             num_threads=num_threads,
+            kl_penalty=self._kl.penalizes,
         )
 
     @staticmethod
@@ -213,6 +216,7 @@ class NativeLearner:
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
         position = self._adam.schedule.snapshot()
         rates = self._adam.schedule.ahead(iteration * updates, updates)
+        self._core.kl_coef = self._kl.coef
         arguments: dict[str, Any] = {
             "rollout": {
                 "rewards": rewards,
@@ -229,12 +233,16 @@ class NativeLearner:
         try:
             if self.ranks.world_size == 1:
                 steps: dict[str, Any] = {"learning_rates": rates, "steps_done": self._adam.steps_done}
-                means = self._core.update(**arguments, max_norm=self._max_norm, **steps)
+                means = self._core.update(**arguments, max_norm=self._max_norm, max_approx_kl=self._kl.limit, **steps)
             else:
                 means = self._update_with_others(arguments, rates)
-            metrics = {f"losses/{name}": value for name, value in zip((*_LOSSES, "grad_norm"), means, strict=True)}
+            *losses, kl, norm, epochs = means
+            done_updates = int(epochs) * config.n_minibatch
+            metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:-1], losses, strict=True)}
+            metrics["losses/grad_norm"] = norm
+            metrics |= self._kl.metrics(kl, int(epochs))
             metrics |= value_metrics(rollout, self.ranks)
-            metrics["learning_rate"] = float(rates[-1])
+            metrics["learning_rate"] = float(rates[done_updates - 1])
             bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
             if bad:
                 raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
@@ -243,7 +251,8 @@ class NativeLearner:
                 array[:] = old
             self._adam.schedule.restore(position)
             raise
-        self._adam.advance(updates)
+        self._adam.advance(done_updates)
+        self._kl.adapt(metrics)
         return metrics
 
     @property
@@ -256,13 +265,17 @@ class NativeLearner:
         moments = core.begin_update(**arguments, env_offset=ranks.rows(config.parallels).start)
         moments = joined_moments(moments, ranks).tolist()
         sizes = minibatch_sizes(config)
-        gradient, sums, norms = core.gradient, np.zeros(len(_LOSSES)), 0.0
+        gradient, sums, norms = core.gradient, np.zeros((config.n_epochs, len(LOSSES))), 0.0
         for k, rate in enumerate(rates.tolist()):
             _, mean, square = moments[k]
-            sums += core.minibatch_gradients(k, sizes[k % len(sizes)], mean, square)
+            epoch, minibatch = divmod(k, len(sizes))
+            sums[epoch] += core.minibatch_gradients(k, sizes[minibatch], mean, square)
             ranks.sum_(gradient)
             norms += core.apply(rate, self._max_norm, self._adam.steps_done + k + 1)
-        return [*(ranks.sum_(sums) / (config.n_epochs * config.batch_size)).tolist(), norms / len(rates)]
+            if minibatch + 1 == len(sizes) and self._kl.exceeded(sums[epoch, _APPROX_KL], config.batch_size, ranks):
+                break
+        means = epoch_means(ranks.sum_(sums), epoch + 1, config.batch_size)
+        return [*means.tolist(), norms / (k + 1), float(epoch + 1)]
 
     def compute_gradients(
         self,
@@ -272,6 +285,8 @@ class NativeLearner:
         advantages: np.ndarray,
         returns: np.ndarray,
         indices: np.ndarray | None = None,
+        old_outputs: np.ndarray | None = None,
+        old_log_std: np.ndarray | None = None,
     ) -> tuple[np.ndarray, dict[str, float]]:
         """The gradient of one minibatch, before its norm is limited.
 
@@ -282,15 +297,19 @@ class NativeLearner:
             advantages: float32 [B], raw; normalised here if the configuration says so.
             returns: float32 [B].
             indices: int64, the rows to take; default: all.
+            old_outputs: float32 [B, A], with PPO_KL: means or logits of the policy that collected.
+            old_log_std: float32 [A], with PPO_KL: log standard deviations of a Gaussian one.
 
         Returns:
             The flat gradient, float32 [parameters], in the memory that ``apply`` reads; the means of the loss's parts.
         """
         self._flat.adopt()
+        self._core.kl_coef = self._kl.coef
         means = self._core.compute_gradients(
-            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices
+            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices, old_outputs, old_log_std
         )
-        return self._core.gradient, dict(zip(_LOSSES, means, strict=True))
+        parts = dict(zip(LOSSES, means, strict=True))
+        return self._core.gradient, parts if self._kl.penalizes else {name: parts[name] for name in LOSSES[:-1]}
 
     def apply(self, learning_rate: float) -> float:
         """Limit the norm of the flat gradient and make one Adam step with it.
@@ -306,12 +325,13 @@ class NativeLearner:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim.Adam``'s form; its tensors are views of the live state."""
-        return self._adam.state_dict()
+        """As ``TorchLearner.state_dict``; the tensors of the optimiser's state are views of the live one."""
+        return {**self._adam.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned."""
         self._adam.load_state_dict(state)
+        self._kl.load_state_dict(state)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

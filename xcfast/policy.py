@@ -116,6 +116,17 @@ class GaussianActor(nn.Module):
         """Entropy [B], summed over dimensions."""
         return (self.logstd + (0.5 + _LOG_SQRT_2PI)).sum().expand(mean.shape[0])
 
+    def frozen(self, mean: Tensor) -> Tensor:
+        """What ``kl`` wants of these distributions when the weights are others: means and log deviations [B, 2 A]."""
+        return torch.cat([mean, self.logstd.expand_as(mean)], -1)
+
+    def kl(self, old: Tensor, mean: Tensor) -> Tensor:
+        """KL(old || these) [B], summed over dimensions, of what ``frozen`` returned."""
+        old_mean, old_logstd = old.chunk(2, -1)
+        shrunk = old_logstd - self.logstd
+        z = (mean - old_mean) * torch.exp(-self.logstd)
+        return (0.5 * (torch.expm1(2.0 * shrunk) + z.square()) - shrunk).sum(-1)
+
 
 class CategoricalActor(nn.Module):
     """Categorical distribution over n actions; the head's output are the logits [B, n]."""
@@ -155,6 +166,14 @@ class CategoricalActor(nn.Module):
         """Entropy [B]."""
         log_p = logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1)
+
+    def frozen(self, logits: Tensor) -> Tensor:
+        """What ``kl`` wants of these distributions when the weights are others: log-probabilities [B, n]."""
+        return logits.log_softmax(-1)
+
+    def kl(self, old: Tensor, logits: Tensor) -> Tensor:
+        """KL(old || these) [B], of what ``frozen`` returned."""
+        return (old.exp() * (old - logits.log_softmax(-1))).sum(-1)
 
 
 class Critic(nn.Module):
@@ -207,13 +226,18 @@ class ActorCritic(nn.Module):
         """Values [B]. The actor does not run."""
         return self.critic((self.critic_representation or self.representation)(obs))
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities [B] of the actions, entropy [B] and values [B]."""
+    def heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The actor head's output (``act``) and values [B]."""
         features = self.representation(obs)
         output = self.actor(features)
         if self.critic_representation is not None:
             features = self.critic_representation(obs)
-        return self.actor.log_prob(output, actions), self.actor.entropy(output), self.critic(features)
+        return output, self.critic(features)
+
+    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [B] of the actions, entropy [B] and values [B]."""
+        output, values = self.heads(obs)
+        return self.actor.log_prob(output, actions), self.actor.entropy(output), values
 
 
 def build_policy(config: Config, observation_space: gym.Space, action_space: gym.Space) -> ActorCritic:

@@ -1,4 +1,4 @@
-"""PPO-Clip: the loss as a pure function, and the learner that turns a full rollout into new weights."""
+"""PPO: the loss as a pure function, and the learner that turns a full rollout into new weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from xcfast.distributed import ALONE, Ranks, merged_moments
 from xcfast.gae import compute_gae
+from xcfast.kl import KLControl
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.schedule import ADAM_EPS, Schedule, learning_rate
 
@@ -34,6 +35,9 @@ __all__ = [
     "ppo_loss",
 ]
 
+#: Names of a loss's parts, in ``PPOLoss``'s order; the last one is logged with a penalty only.
+LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "kl")
+Sums = TypeVar("Sums", np.ndarray, Tensor)
 _EVALUATION_ROWS = 16384  # rows per forward pass over the rollout: bounds the memory that activations take
 
 
@@ -46,6 +50,7 @@ class PPOLoss(NamedTuple):
     entropy: Tensor
     approx_kl: Tensor
     clipfrac: Tensor
+    kl: Tensor
 
 
 def batch_mean(samples: Tensor) -> Tensor:
@@ -64,9 +69,11 @@ def ppo_loss(
     clip_range: float,
     vf_coef: float,
     ent_coef: float,
+    kl: Tensor | None = None,
+    kl_coef: float | Tensor = 0.0,
     mean: Callable[[Tensor], Tensor] = batch_mean,
 ) -> PPOLoss:
-    """PPO-Clip objective with squared value error and entropy bonus; no side effects.
+    """PPO's objective, clipped or with a KL penalty, with squared value error and entropy bonus; no side effects.
 
     Args:
         log_probs: float [B], log-probability of the actions under the current policy.
@@ -75,29 +82,31 @@ def ppo_loss(
         old_log_probs: float [B], log-probabilities under the policy that collected.
         advantages: float [B], already normalised if they are to be.
         returns: float [B], value targets.
-        clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range].
+        clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range]; infinite: it is not.
         vf_coef: weight of the value loss (mean squared error, no factor 1/2).
         ent_coef: weight of the entropy bonus.
+        kl: float [B], KL divergence from the policy that collected, for a penalty.
+        kl_coef: weight of the penalty; not part of ``policy_loss``.
         mean: average of float [..., B] over the minibatch, [...]; for a B that is padded or only a part of it.
 
     Source:
-        Schulman et al., arXiv 1707.06347, eq. 7 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
+        Schulman et al., arXiv 1707.06347, eq. 7, 8 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
     """
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
     gain = torch.minimum(ratio * advantages, clipped * advantages)
     with torch.no_grad():
-        kl = ratio - 1.0 - log_ratio
+        approximate = ratio - 1.0 - log_ratio
         outside = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
-    # One reduction instead of five: on a GPU each of them would be a kernel of its own.
-    policy_loss, value_loss, mean_entropy, approx_kl, clipfrac = mean(
-        torch.stack([-gain, (values - returns).square(), entropy, kl, outside])
-    ).unbind()
+    penalty = torch.zeros_like(ratio) if kl is None else kl
+    # One reduction instead of six: on a GPU each of them would be a kernel of its own.
+    parts = mean(torch.stack([-gain, (values - returns).square(), entropy, approximate, outside, penalty]))
+    policy_loss, value_loss, mean_entropy, _, _, mean_kl = parts.unbind()
     loss = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
-    return PPOLoss(
-        loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl.detach(), clipfrac.detach()
-    )
+    if kl is not None:
+        loss = loss + kl_coef * mean_kl
+    return PPOLoss(loss, *parts.detach().unbind())
 
 
 def normalized_advantages(advantages: Tensor) -> Tensor:
@@ -152,6 +161,8 @@ class TorchLearner:
         self._final_values = np.zeros((steps, envs), np.float32)
         self._minibatch = rollout.minibatch(-(-steps * envs // config.n_minibatch))
         self._gradient = None if ranks.world_size == 1 else self._flat_gradient()
+        self._kl = KLControl(config)
+        self._old: Tensor | None = None  # with a penalty: the collecting policy's distributions [T*N, ...]
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """One PPO iteration on a full rollout; fills its values, log_probs, advantages and returns.
@@ -161,7 +172,8 @@ class TorchLearner:
             iteration: number of the iteration, from 0; it keys the minibatch permutations and the learning rate.
 
         Returns:
-            Metrics, averaged over all samples of all epochs; ``losses/grad_norm`` over the updates.
+            Metrics, averaged over all samples of the epochs that ran; ``losses/grad_norm`` over the updates,
+            ``losses/kl`` over the last epoch.
 
         Raises:
             NonFiniteError: a metric is NaN or infinite; weights and optimiser state are those from before the call.
@@ -180,6 +192,7 @@ class TorchLearner:
             raise
         finally:
             torch.set_num_threads(threads)
+        self._kl.adapt(metrics)
         return metrics
 
     @torch.no_grad()
@@ -187,10 +200,15 @@ class TorchLearner:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
         obs, actions = _flat(rollout.obs), _flat(rollout.actions)
         values, log_probs = rollout.values.reshape(-1), rollout.log_probs.reshape(-1)
+        actor, old = self.policy.actor, []
         for start in range(0, len(obs), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            log_p, _, value = self.policy.evaluate(self._to_device(obs[rows]), self._to_device(actions[rows]))
+            output, value = self.policy.heads(self._to_device(obs[rows]))
+            log_p = actor.log_prob(output, self._to_device(actions[rows]))
             values[rows], log_probs[rows] = value.cpu().numpy(), log_p.cpu().numpy()
+            if self._kl.penalizes:
+                old.append(actor.frozen(output))
+        self._old = torch.cat(old) if old else None
         last_values = self._values(rollout.last_obs)
         final_values = None
         if len(rollout.final_index):
@@ -227,11 +245,12 @@ class TorchLearner:
             minibatches = list(minibatches)
             moments = self._advantage_moments(rollout, minibatches)
         sizes = minibatch_sizes(config)
-        sums = torch.zeros(5, device=self.device)
+        sums = torch.zeros((config.n_epochs, len(LOSSES)), device=self.device)
         norms = torch.zeros((), device=self.device)
         update = iteration * config.n_epochs * config.n_minibatch
+        end = update + config.n_epochs * config.n_minibatch
         rate = 0.0
-        for indices, offsets in minibatches:
+        for epoch, (indices, offsets) in enumerate(minibatches):
             rows = indices if on_device is None else self._to_device(indices)
             for size, (start, stop) in zip(sizes, pairwise(offsets.tolist()), strict=True):
                 rate = self._schedule.begin(update)
@@ -241,21 +260,27 @@ class TorchLearner:
                     self._gradient.zero_()
                 if start < stop:
                     moment = None if moments is None else moments[update % len(moments)]
-                    loss = self._loss(self._gather(rollout, rows[start:stop], on_device), moment)
+                    old = None if self._old is None else self._old[rows[start:stop]]
+                    loss = self._loss(self._gather(rollout, rows[start:stop], on_device), old, moment)
                     (loss.loss if stop - start == size else loss.loss * ((stop - start) / size)).backward()
-                    sums += torch.stack(loss[1:]) * float(stop - start)
+                    sums[epoch] += torch.stack(loss[1:]) * float(stop - start)
                 if self._gradient is not None:
                     self.ranks.sum_(self._gradient)
                 norms += nn.utils.clip_grad_norm_(self._parameters, max_norm)
                 self.optimizer.step()
                 self._schedule.end()
                 update += 1
-        self.ranks.sum_(sums)
-        total = config.n_epochs * config.batch_size
-        updates = config.n_epochs * config.n_minibatch
-        means = [float(value) for value in torch.cat([sums / total, norms[None] / updates]).tolist()]
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "grad_norm")
-        metrics = {f"losses/{name}": value for name, value in zip(names, means, strict=True)}
+            epochs = epoch + 1
+            if self._kl.stops_early and self._kl.exceeded(
+                float(sums[epoch, LOSSES.index("approx_kl")]), config.batch_size, self.ranks
+            ):
+                break
+        self._schedule.ahead(update, end - update)  # as if the other epochs had run
+        means = epoch_means(self.ranks.sum_(sums), epochs, config.batch_size)
+        *losses, kl, norm = torch.cat([means, norms[None] / (epochs * config.n_minibatch)]).tolist()
+        metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:-1], losses, strict=True)}
+        metrics["losses/grad_norm"] = norm
+        metrics |= self._kl.metrics(kl, epochs)
         metrics |= value_metrics(rollout, self.ranks)
         metrics["learning_rate"] = rate
         return metrics
@@ -275,8 +300,14 @@ class TorchLearner:
         parts = [advantages[rows[a:b]] for rows, offsets in minibatches for a, b in pairwise(offsets.tolist())]
         return joined_moments(np.array([moments_of(part) for part in parts]), self.ranks)
 
-    def _loss(self, batch: list[Tensor], moments: np.ndarray | None = None) -> PPOLoss:
-        """Of what ``_gather`` returned; moments: of the whole minibatch's advantages, where this is a part of it."""
+    def _loss(self, batch: list[Tensor], old: Tensor | None, moments: np.ndarray | None = None) -> PPOLoss:
+        """The loss of a minibatch, or of this rank's part of it.
+
+        Args:
+            batch: what ``_gather`` returned.
+            old: with a penalty, the distributions of the policy that collected.
+            moments: of the whole minibatch's advantages, where this is a part of it.
+        """
         config = self._config
         obs, actions, old_log_probs, advantages, returns = batch
         if config.use_advnorm and moments is None:
@@ -284,17 +315,20 @@ class TorchLearner:
         elif config.use_advnorm and moments is not None:
             count, mean, square = moments.tolist()
             advantages = (advantages - mean) / (math.sqrt(square / count) + 1e-8)
-        log_probs, entropy, values = self.policy.evaluate(obs, actions)
+        actor = self.policy.actor
+        output, values = self.policy.heads(obs)
         return ppo_loss(
-            log_probs,
-            entropy,
+            actor.log_prob(output, actions),
+            actor.entropy(output),
             values,
             old_log_probs,
             advantages,
             returns,
-            clip_range=config.clip_range,
+            clip_range=config.ratio_range,
             vf_coef=config.vf_coef,
             ent_coef=config.ent_coef,
+            kl=None if old is None else actor.kl(old, output),
+            kl_coef=self._kl.coef,
         )
 
     def _gather(self, rollout: Rollout, indices: Any, on_device: list[Tensor] | None) -> list[Tensor]:
@@ -320,13 +354,14 @@ class TorchLearner:
         return flat
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim``'s form, and the scheduler's where there is one."""
-        return {"optimizer": self.optimizer.state_dict(), **self._schedule.state_dict()}
+        """The optimiser's state in ``torch.optim``'s form; the scheduler's and the KL penalty's where there are any."""
+        return {"optimizer": self.optimizer.state_dict(), **self._schedule.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._schedule.load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        self._kl.load_state_dict(state)
 
     def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any]], Any]:
         state = [copy.deepcopy(self.optimizer.state.get(p, {})) for p in self._parameters]
@@ -339,6 +374,13 @@ class TorchLearner:
             parameter.copy_(value)
             self.optimizer.state[parameter] = state
         self._schedule.restore(schedule)
+
+
+def epoch_means(sums: Sums, epochs: int, samples: int) -> Sums:
+    """Means [parts] of sums [n_epochs, parts] over epochs of that many samples; of the last part the last epoch's."""
+    means = sums[:epochs].sum(0) / (epochs * samples)
+    means[-1] = sums[epochs - 1, -1] / samples
+    return means
 
 
 def value_metrics(rollout: Rollout, ranks: Ranks = ALONE) -> dict[str, float]:

@@ -90,7 +90,7 @@ def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
     Raises:
         ConfigError: it belongs to a run with other settings, of those that cannot change.
     """
-    mine, theirs = config.to_dict(), saved["config"]
+    mine, theirs = config.to_dict(), {**Config().to_dict(), **saved["config"]}  # keys newer than the run
     changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
     if changed:
         listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)

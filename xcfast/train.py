@@ -114,6 +114,8 @@ def _build_config(args: argparse.Namespace, path: str | Path | None, overrides: 
         flags |= {"seed": args.seed, "env_seed": args.seed}
     if args.device is not None:
         flags["device"] = args.device
+    if args.method == "ppo_kl":
+        flags["agent"] = "PPO_KL"
     typed = read_overrides(overrides)  # these win over what a flag says about the same key
     flags = {name: value for name, value in flags.items() if name not in typed}
     if args.resume is not None:
@@ -206,7 +208,9 @@ def _resolved(config: Config) -> str:
 def _algorithm(name: str) -> str:
     if name.lower() in ("ppo", "ppo_clip", "ppoclip"):
         return "ppo"
-    raise argparse.ArgumentTypeError(f"{name!r} is not available; allowed: ppo")
+    if name.lower() in ("ppo_kl", "ppokl"):
+        return "ppo_kl"
+    raise argparse.ArgumentTypeError(f"{name!r} is not available; allowed: ppo, ppo_kl")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("config", nargs="*", metavar="CONFIG | key=value", help="a YAML file, then keys that override it")
     add("--config-path", metavar="FILE", help="the same as CONFIG")
-    add("--method", "--algo", type=_algorithm, default="ppo", help="the algorithm: ppo")
+    add("--method", "--algo", type=_algorithm, default="ppo", help="ppo, or ppo_kl: the same as agent=PPO_KL")
     add("--env", choices=sorted(_FAMILIES), help="family of the task")
     add("--env-id", metavar="ID", help="Gymnasium id; without CONFIG it finds the shipped configuration")
     add("--test", type=int, choices=(0, 1), help="with --benchmark 0: test a saved model")

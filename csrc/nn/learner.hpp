@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels/gae.hpp"
@@ -49,11 +50,15 @@ struct UpdateSettings {
   int64_t n_epochs, n_minibatch, env_offset;
   const double *learning_rates;  // [n_epochs * n_minibatch]
   int64_t steps_done;            // Adam steps before this update
+  // An epoch whose mean is larger is the last one.
+  double max_approx_kl = std::numeric_limits<double>::infinity();
 };
 
 struct UpdateSums {
   LossSums losses;
   double grad_norm = 0;
+  int64_t epochs = 0;  // that ran
+  double last_kl = 0;  // of the penalty, over the last one's samples
 };
 
 class Learner {
@@ -84,7 +89,7 @@ class Learner {
     const size_t blocks = size_t(kChunk / kMinBlock + 1);
     block_sums_.resize(blocks);
     block_log_std_.resize(blocks * size_t(network_.log_std < 0 ? 0 : network_.action_size()));
-    block_scratch_.resize(blocks * size_t(network_.action_size()));
+    block_scratch_.resize(2 * blocks * size_t(network_.action_size()));
     squares_.resize(parts_.size());
   }
   Learner(const Learner &) = delete;
@@ -92,14 +97,17 @@ class Learner {
 
   const Network &network() const { return network_; }
   float *gradient() const { return gradient_.data(); }
+  const LossSettings &loss() const { return loss_; }
+  void set_kl_coef(double kl_coef) { loss_.kl_coef = kl_coef; }
 
   // To be called after the parameters were changed from outside.
   void pack() {
     pool_.run(int64_t(parts_.size()), [&](int64_t task) { weights_.pack(parameters_.values, parts_[size_t(task)]); });
   }
 
-  // Values, and with `log_probs` also log-probabilities of the actions, of `rows` rows.
-  void evaluate(const Rows &rows, float *values, float *log_probs) {
+  // Values, and with `log_probs` also log-probabilities of the actions, with `outputs` [*, action_size] also the actor
+  // head's outputs, of `rows` rows.
+  void evaluate(const Rows &rows, float *values, float *log_probs, float *outputs = nullptr) {
     for (int64_t start = 0; start < rows.size; start += capacity_) {
       const int64_t size = std::min(capacity_, rows.size - start);
       const Gaussian gaussian = this->gaussian();
@@ -110,13 +118,16 @@ class Learner {
           values[start + i] = *work_.output(network_.critic_head, i);
           if (log_probs) log_probs[start + i] = float(log_prob(gaussian, rows, start + i, i, block));
         }
+        if (outputs)
+          from_panels(work_.output(network_.actor_head, row), work_.stride(), network_.action_size(), count,
+                      outputs + (start + row) * network_.action_size());
       });
     }
   }
 
   // The gradient of the loss of a minibatch, into gradient(). Advantages are normalised with `moments`.
   LossSums compute_gradients(const Batch &batch, const AdvantageMoments &moments) {
-    const Gaussian gaussian = this->gaussian();
+    const Gaussian gaussian = this->gaussian(loss_.kl_penalty ? batch.old.log_std : nullptr);
     const int64_t log_stds = network_.log_std < 0 ? 0 : network_.action_size();
     std::vector<double> d_log_std(size_t(log_stds), 0.0);
     LossSums sums;
@@ -171,12 +182,20 @@ class Learner {
   // The whole update on a full rollout.
   UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings) {
     begin(rollout, settings);
+    const int64_t samples = rollout.num_steps * rollout.num_envs;
     UpdateSums sums;
-    for (int64_t k = 0; k < int64_t(advantages_.size()); ++k) {
-      const Batch batch = minibatch(rollout, settings, k);
-      const AdvantageMoments moments = settings.normalize_advantages ? advantages_[size_t(k)].moments() : AdvantageMoments{};
-      sums.losses.add(compute_gradients(batch, moments));
-      sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1, false);
+    while (sums.epochs < settings.n_epochs) {
+      LossSums losses;
+      int64_t k = sums.epochs++ * settings.n_minibatch;
+      for (; k < sums.epochs * settings.n_minibatch; ++k) {
+        const Batch batch = minibatch(rollout, settings, k);
+        const AdvantageMoments moments = settings.normalize_advantages ? advantages_[size_t(k)].moments() : AdvantageMoments{};
+        losses.add(compute_gradients(batch, moments));
+        sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1, false);
+      }
+      sums.losses.add(losses);
+      sums.last_kl = losses.kl;
+      if (losses.approx_kl > settings.max_approx_kl * double(samples)) break;
     }
     return sums;
   }
@@ -195,7 +214,7 @@ class Learner {
     const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
     const int64_t size = offsets[1] - offsets[0];
     return {{rollout.obs, rollout.actions, rollout.discrete_actions, size}, rollout.log_probs, rollout.advantages,
-            rollout.returns, indices_.data() + epoch * samples + offsets[0], size};
+            rollout.returns, indices_.data() + epoch * samples + offsets[0], size, {old_outputs_.data(), old_log_std_.data()}};
   }
 
  private:
@@ -204,8 +223,9 @@ class Learner {
   static constexpr int64_t kBlock = 64;        // rows of a task, where there are enough
   static constexpr int64_t kMinBlock = 16;     // and where there are not
 
-  Gaussian gaussian() const {
-    return network_.log_std < 0 ? Gaussian(nullptr, 0) : Gaussian(parameters_.values + network_.log_std, network_.action_size());
+  Gaussian gaussian(const float *old_log_std = nullptr) const {
+    if (network_.categorical()) return Gaussian(nullptr, 0);
+    return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);
   }
 
   // Splits rows into blocks and calls fn(block, first row, rows); returns the number of blocks. A multiple of eight of
@@ -237,7 +257,7 @@ class Learner {
       if (entropy) *entropy = gaussian.entropy();
       return gaussian.log_prob(output, batch.actions + sample * network_.action_size());
     }
-    double *log_p = block_scratch_.data() + block * network_.action_size();
+    double *log_p = block_scratch_.data() + 2 * block * network_.action_size();
     const double h = log_softmax(output, network_.action_size(), log_p);
     if (entropy) *entropy = h;
     return log_p[batch.discrete_actions[sample]];
@@ -265,14 +285,22 @@ class Learner {
       sums.clipped += s.clipped;
       *work_.gradient(network_.critic_head, i) = float(loss_.vf_coef * 2.0 * error * scale);
       const PanelRow output = head(network_.actor_head, i), gradient(work_.gradient(network_.actor_head, i), work_.stride());
+      const float *old = loss_.kl_penalty ? batch.old.outputs + sample * n_actions : nullptr;
       if (d_log_std) {
         gaussian.log_prob_gradient(output, batch.actions + sample * n_actions, s.d_log_prob * scale, gradient, d_log_std);
+        if (old) sums.kl += gaussian.kl(output, old, loss_.kl_coef * scale, gradient, d_log_std);
         continue;
       }
-      const double *log_p = block_scratch_.data() + block * n_actions;
+      const double *log_p = block_scratch_.data() + 2 * block * n_actions;
+      double *old_log_p = block_scratch_.data() + (2 * block + 1) * n_actions;
+      if (old) {
+        log_softmax(old, n_actions, old_log_p);
+        sums.kl += categorical_kl(old_log_p, log_p, n_actions);
+      }
       for (int64_t j = 0; j < n_actions; ++j) {
         const double p = std::exp(log_p[j]), taken = j == batch.discrete_actions[sample] ? 1.0 : 0.0;
-        gradient[j] = float(scale * (s.d_log_prob * (taken - p) + loss_.ent_coef * p * (log_p[j] + entropy)));
+        const double penalty = old ? loss_.kl_coef * (p - std::exp(old_log_p[j])) : 0.0;
+        gradient[j] = float(scale * (s.d_log_prob * (taken - p) + loss_.ent_coef * p * (log_p[j] + entropy) + penalty));
       }
     }
     if (d_log_std)  // the entropy's gradient by each of them is 1
@@ -345,7 +373,13 @@ class Learner {
     const int64_t samples = r.num_steps * r.num_envs;
     last_values_.resize(size_t(r.num_envs));
     finals_.resize(size_t(r.num_finals));
-    evaluate({r.obs, r.actions, r.discrete_actions, samples}, r.values, r.log_probs);
+    if (loss_.kl_penalty) {
+      old_outputs_.resize(size_t(samples * network_.action_size()));
+      const int64_t log_stds = network_.categorical() ? 0 : network_.action_size();
+      old_log_std_.resize(size_t(log_stds));
+      if (log_stds) std::copy_n(parameters_.values + network_.log_std, log_stds, old_log_std_.data());
+    }
+    evaluate({r.obs, r.actions, r.discrete_actions, samples}, r.values, r.log_probs, loss_.kl_penalty ? old_outputs_.data() : nullptr);
     evaluate({r.last_obs, nullptr, nullptr, r.num_envs}, last_values_.data(), nullptr);
     evaluate({r.final_obs, nullptr, nullptr, r.num_finals}, finals_.data(), nullptr);
     final_values_.resize(size_t(samples));
@@ -384,6 +418,7 @@ class Learner {
   std::vector<LossSums> block_sums_;
   std::vector<double> block_log_std_, block_scratch_, squares_;
   std::vector<float> last_values_, finals_, final_values_;
+  std::vector<float> old_outputs_, old_log_std_;  // of the policy that collected
   std::vector<int64_t> indices_, offsets_, steps_;
   std::vector<AdvantageSums> advantages_;
 };
