@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "mujoco/engine.hpp"
+#include "mujoco/simulations.hpp"
 #include "mujoco/tasks.hpp"
 
 #define CHECK(condition)                                                            \
@@ -23,6 +23,8 @@
 namespace xc::testing {
 
 using namespace xc::mujoco;
+using envs::Engine, envs::Rows, envs::Status, envs::Step;
+using Guard = envs::Engine::Guard;
 
 constexpr int64_t kNq = 2, kNv = 2, kNu = 1, kCapacity = 3;
 
@@ -64,7 +66,7 @@ struct World {
   explicit World(int64_t n, int64_t limit) : data(n), obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n),
         terminated(n), truncated(n), lengths(n), finished_lengths(n), elapsed(n), draws(n * kCapacity * (kNq + kNv)), drawn(n), used(n),
         terms(n), warning_counts(n * kWarnings) {
-    Engine::Config config;
+    Simulations::Config config;
     config.api.step = &stand_in_step;
     config.api.forward = &stand_in_forward;
     config.api.reset_data = &stand_in_reset;
@@ -74,10 +76,10 @@ struct World {
     config.nv = kNv;
     config.nu = kNu;
     config.frame_skip = 2;
-    config.max_episode_steps = limit;
-    config.draws_capacity = kCapacity;
     config.num_warnings = 4;
     config.warning_stride = 2 * sizeof(int);
+    config.terms = terms.data();
+    config.warning_counts = warning_counts.data();
     std::vector<Simulation> simulations(n);
     for (int64_t i = 0; i < n; ++i) {
       Simulation &sim = simulations[i];
@@ -98,9 +100,9 @@ struct World {
     setup.dt = 0.02;
     setup.v5 = true;
     const Rows rows{obs.data(), final_obs.data(), rewards.data(), terminated.data(), truncated.data(), returns.data(), lengths.data(),
-                    finished_returns.data(), finished_lengths.data(), elapsed.data(), draws.data(), drawn.data(), used.data(),
-                    terms.data(), warning_counts.data()};
-    engine = std::make_unique<Engine>(config, make_task("InvertedPendulum", setup), simulations, rows);
+                    finished_returns.data(), finished_lengths.data(), elapsed.data(), draws.data(), drawn.data(), used.data()};
+    auto dynamics = std::make_unique<Simulations>(config, make_task("InvertedPendulum", setup), simulations);
+    engine = std::make_unique<Engine>(Engine::Config{limit, kCapacity}, std::move(dynamics), rows);
   }
 
   void fill(int64_t i) {
@@ -124,7 +126,7 @@ inline void reset_all(World &world) {
   Engine &engine = *world.engine;
   for (int64_t i = 0; i < engine.num_envs(); ++i) {
     world.fill(i);
-    Guard guard(engine.api());
+    Guard guard(engine);
     CHECK(engine.reset_one(i) == Status::kDone);
   }
 }

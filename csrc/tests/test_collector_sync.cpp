@@ -78,8 +78,8 @@ Result collect(int64_t n, int threads, int64_t cut) {
   const auto policy = make_policy(-4, 4);
   xc::ThreadPool pool(threads);
   Result result(n);
-  const RolloutRows rows{result.obs.data(),       result.actions.data(), result.rewards.data(), result.terminated.data(),
-                         result.truncated.data(), result.returns.data(), result.lengths.data()};
+  const RolloutRows rows{result.obs.data(),        result.rewards.data(),   result.actions.data(), nullptr,
+                         result.terminated.data(), result.truncated.data(), result.returns.data(), result.lengths.data()};
   for (const auto &[begin, end] : {std::pair<int64_t, int64_t>{0, cut}, {cut, kSteps}}) {
     Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, begin, end, threads);
     while (!collection.run(pool)) {
@@ -115,8 +115,8 @@ void failures_stop_it() {
   const auto policy = make_policy(99, 99);
   xc::ThreadPool pool(3);
   Result result(6);
-  const RolloutRows rows{result.obs.data(),       result.actions.data(), result.rewards.data(), result.terminated.data(),
-                         result.truncated.data(), result.returns.data(), result.lengths.data()};
+  const RolloutRows rows{result.obs.data(),        result.rewards.data(),   result.actions.data(), nullptr,
+                         result.terminated.data(), result.truncated.data(), result.returns.data(), result.lengths.data()};
   Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, 0, kSteps, 3);
   CHECK(!collection.run(pool) && collection.failed());
   bool named = false;

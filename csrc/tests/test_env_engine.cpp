@@ -1,7 +1,5 @@
-// Tests of mujoco/engine.hpp without Python and without MuJoCo, for the sanitizers: see tests/mujoco_stand_in.hpp.
-//   g++ -std=c++17 -g -O1 -fsanitize=thread -I csrc csrc/tests/test_mujoco_engine.cpp -o /tmp/test_engine -pthread && /tmp/test_engine
-#include "mujoco/engine.hpp"
-
+// Tests of envs/engine.hpp, of mujoco/ and of classic/ without Python and without MuJoCo, for the sanitizers: see tests/mujoco_stand_in.hpp.
+//   g++ -std=c++17 -g -O1 -fsanitize=thread -I csrc csrc/tests/test_env_engine.cpp -o /tmp/test_engine -pthread && /tmp/test_engine
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -11,7 +9,6 @@
 
 namespace {
 
-using namespace xc::mujoco;
 using namespace xc::testing;
 
 // Each env through many steps of its own without a barrier, and all of them step by step: the same, on any number of threads.
@@ -23,7 +20,7 @@ void order_does_not_matter() {
   xc::ThreadPool one(1);
   for (int64_t t = 0; t < kSteps; ++t)
     one.run(kEnvs, [&](int64_t i) {
-      Guard guard(together.engine->api());
+      Guard guard(*together.engine);
       const float a = action(i, t);
       const Step step = together.engine->step_one(i, &a);
       if (step.status == Status::kNeedsReset) {
@@ -36,7 +33,7 @@ void order_does_not_matter() {
     reset_all(apart);
     xc::ThreadPool pool(threads);
     pool.run(kEnvs, [&](int64_t i) {
-      Guard guard(apart.engine->api());
+      Guard guard(*apart.engine);
       for (int64_t t = 0; t < kSteps; ++t) {
         const float a = action(i, t);
         if (apart.engine->step_one(i, &a).status == Status::kNeedsReset) {
@@ -53,7 +50,7 @@ void order_does_not_matter() {
 void episodes_end() {
   World world(1, 4);
   reset_all(world);
-  Guard guard(world.engine->api());
+  Guard guard(*world.engine);
   const float still = 0;
   for (int t = 1; t <= 4; ++t) {
     const Step step = world.engine->step_one(0, &still);
@@ -77,7 +74,7 @@ void warnings_and_errors() {
   for (int round = 0; round < 50; ++round) {
     std::vector<Step> steps(4);
     pool.run(4, [&](int64_t i) {
-      Guard guard(world.engine->api());
+      Guard guard(*world.engine);
       const float a = i == 2 && round % 5 == 1 ? 99.f : i == 1 ? 5.f : 0.f;
       steps[i] = world.engine->step_one(i, &a);
     });
@@ -100,8 +97,8 @@ void arithmetic() {
     for (int64_t k = 0; k < n; ++k) plain += x[k] * x[k];
     CHECK(std::fabs(sum_of_squares(x.data(), n) - plain) < 1e-12);
   }
-  CHECK(std::isnan(clip(NAN, -1, 1)) && clip(3, -1, 1) == 1 && clip(-INFINITY, -1, 1) == -1 && clip(0.5, -1, 1) == 0.5);
-  CHECK(pow2(3) == 9);
+  CHECK(std::isnan(clip<double>(NAN, -1, 1)) && clip<double>(3, -1, 1) == 1 && clip<double>(-INFINITY, -1, 1) == -1 && clip(0.5, -1.0, 1.0) == 0.5);
+  CHECK(pow2(3.0) == 9 && pow2(3.0f) == 9 && modulo(-1.0, 3.0) == 2 && modulo(7.5, 3.0) == 1.5 && std::isnan(modulo(NAN, 3.0)));
 }
 
 }  // namespace
@@ -111,5 +108,5 @@ int main() {
   episodes_end();
   warnings_and_errors();
   arithmetic();
-  std::puts("mujoco engine: ok");
+  std::puts("env engine: ok");
 }
