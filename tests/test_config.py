@@ -345,7 +345,7 @@ def test_errors(
 
 @pytest.mark.parametrize(
     "text",
-    ["agent: PPO_KL", "use_actions_mask: True", "distributed_training: True", "num_ranks: 2"],
+    ["agent: PPO_KL", "distributed_training: True", "num_ranks: 2"],
 )
 def test_what_comes_later_says_so(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="not available yet"):

@@ -20,6 +20,8 @@ from xcfast.policy import build_policy
 from xcfast.ppo import TorchLearner, normalized_advantages, ppo_loss
 
 EPS = float(np.finfo(np.float32).eps)
+MASKED = {"policy": "Categorical_AC", "use_actions_mask": True}
+POLICIES = [{"policy": "Gaussian_AC"}, {"policy": "Categorical_AC"}, MASKED]
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
 
 
@@ -37,25 +39,39 @@ def make_policy(config, n_obs=7, n_actions=3):
     return policy
 
 
+def random_masks(rng, *shape):
+    """Bool [*shape], some True in each row."""
+    masks = rng.random(shape) < 0.4
+    np.put_along_axis(masks, rng.integers(shape[-1], size=shape)[..., :1], True, axis=-1)
+    return masks
+
+
 class Batch:
     """A minibatch with ratios inside and outside the clip range and advantages of both signs."""
 
-    def __init__(self, policy, rows, seed=0, n_obs=7, n_actions=3):
+    def __init__(self, policy, rows, seed=0, n_obs=7, n_actions=3, masked=False):
         rng = np.random.default_rng(seed)
         discrete = not hasattr(policy.actor, "logstd")
         self.obs = rng.normal(size=(rows, n_obs)).astype(np.float32)
         if discrete:
             self.actions = rng.integers(n_actions, size=rows)
+            self.masks = random_masks(rng, rows, n_actions) if masked else None
+            if masked:
+                np.put_along_axis(self.masks, self.actions[:, None], True, axis=-1)
         else:
             self.actions = rng.normal(scale=0.6, size=(rows, n_actions)).astype(np.float32)
+            self.masks = None
         with torch.no_grad():
-            log_probs = policy.evaluate(torch.from_numpy(self.obs), torch.from_numpy(self.actions))[0].numpy()
+            log_probs = policy.evaluate(*map(torch.from_numpy, (self.obs, self.actions, *self.only_masks())))[0].numpy()
         ratios = rng.uniform(0.5, 1.6, size=rows)
         for edge in (0.8, 1.2):  # no rounding error may decide on which side of an edge a sample is
             ratios[np.abs(ratios - edge) < 0.01] = edge + 0.01
         self.log_probs = (log_probs - np.log(ratios)).astype(np.float32)
         self.advantages = rng.normal(size=rows).astype(np.float32)
         self.returns = rng.normal(size=rows).astype(np.float32)
+
+    def only_masks(self):
+        return () if self.masks is None else (self.masks,)
 
     def arrays(self):
         return self.obs, self.actions, self.log_probs, self.advantages, self.returns
@@ -69,7 +85,7 @@ def torch_gradients(policy, config, batch, dtype=torch.float64):
     )
     if config.use_advnorm:
         advantages = normalized_advantages(advantages)
-    new, entropy, values = twin.evaluate(obs, actions)
+    new, entropy, values = twin.evaluate(obs, actions, *map(torch.from_numpy, batch.only_masks()))
     loss = ppo_loss(
         new,
         entropy,
@@ -107,7 +123,7 @@ def check_gradients(policy, config, batch, variant=None):
     exact, parts = torch_gradients(policy, config, batch)
     rows = len(batch.obs)
     core, *_ = make_core(policy, config, variant, rows=rows)
-    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm)
+    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm, None, batch.masks)
     # Rounding errors of a chain of n terms grow as sqrt(n) eps; a gradient goes through two chains per layer (over the
     # inputs and over the rows), and an error in the log-probability comes back multiplied by the ratio's slope. Torch
     # in float32 is as far from float64.
@@ -133,12 +149,12 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_gradients_are_autograds(small, network, policy):
-    config = small(policy=policy, ent_coef=0.02, **NETWORKS[network])
+    config = small(ent_coef=0.02, **policy, **NETWORKS[network])
     model = make_policy(config)
-    check_gradients(model, config, Batch(model, 97))
+    check_gradients(model, config, Batch(model, 97, masked=config.use_actions_mask))
 
 
 @pytest.mark.parametrize("variant", _core.nn_variants())
@@ -158,13 +174,14 @@ def test_gradients_of_every_activation_and_instruction_set(small, activation, va
         {"clip_range": 50.0},
         {"vf_coef": 0.0},
         {"ent_coef": 0.5, "policy": "Categorical_AC"},
+        {"ent_coef": 0.5, **MASKED},
     ],
     ids=str,
 )
 def test_gradients_of_loss_settings(small, keys):
     config = small(**keys)
     model = make_policy(config)
-    check_gradients(model, config, Batch(model, 61))
+    check_gradients(model, config, Batch(model, 61, masked=config.use_actions_mask))
 
 
 SIZES = st.sampled_from([1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 31, 32, 33, 47])
@@ -179,13 +196,13 @@ SIZES = st.sampled_from([1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 31, 32, 33, 47])
     actor=st.lists(SIZES, max_size=2),
     critic=st.lists(SIZES, max_size=2),
     shared=st.booleans(),
-    discrete=st.booleans(),
+    policy=st.sampled_from(POLICIES),
 )
-def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, discrete):
+def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, policy):
     config = load_config(
         overrides={
             **SMALL,
-            "policy": "Categorical_AC" if discrete else "Gaussian_AC",
+            **policy,
             "representation_hidden_size": trunk,
             "actor_hidden_size": actor,
             "critic_hidden_size": critic,
@@ -195,7 +212,8 @@ def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, sh
         }
     )
     model = make_policy(config, n_obs, n_actions)
-    check_gradients(model, config, Batch(model, rows, n_obs=n_obs, n_actions=n_actions))
+    masked = config.use_actions_mask
+    check_gradients(model, config, Batch(model, rows, n_obs=n_obs, n_actions=n_actions, masked=masked))
 
 
 @pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
@@ -334,6 +352,7 @@ def fill(rollout, seed=0, n_actions=3):
             terminated,
             truncated,
             final_obs=rng.normal(size=(cut, *rollout.obs_shape)) if cut else None,
+            action_masks=None if rollout.action_masks is None else random_masks(rng, envs, n_actions),
         )
     rollout.last_obs[:] = rng.normal(size=rollout.last_obs.shape)
     return rollout
@@ -344,7 +363,10 @@ def new_learner(cls, config, threads=1, n_obs=7, n_actions=3):
     policy = build_policy(config, *spaces(n_obs, n_actions, config.policy == "Categorical_AC"))
     discrete = config.policy == "Categorical_AC"
     shape, dtype = ((), np.int64) if discrete else ((n_actions,), np.float32)
-    rollout = fill(Rollout(config.num_steps, config.parallels, (n_obs,), shape, dtype), config.seed, n_actions)
+    num_actions = n_actions if config.use_actions_mask else None
+    empty = Rollout(config.num_steps, config.parallels, (n_obs,), shape, dtype, num_actions=num_actions)
+    rollout = fill(empty, config.seed, n_actions)
+    masks = () if rollout.action_masks is None else (torch.from_numpy(rollout.action_masks.reshape(-1, n_actions)),)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         output = policy.act(torch.from_numpy(rollout.obs.reshape(-1, n_obs)))
@@ -352,7 +374,7 @@ def new_learner(cls, config, threads=1, n_obs=7, n_actions=3):
             noise = torch.rand(len(output), generator=generator, dtype=torch.float64)
         else:
             noise = torch.randn(output.shape, generator=generator)
-        rollout.actions[:] = policy.actor.sample(output, noise).numpy().reshape(rollout.actions.shape)
+        rollout.actions[:] = policy.actor.sample(output, noise, *masks).numpy().reshape(rollout.actions.shape)
     rewards = RewardNormalizer(config.parallels, gamma=config.gamma, enabled=config.use_rewnorm)
     return cls(policy.double() if cls is Torch64 else policy, config, rollout, rewards, threads), rollout
 
@@ -372,7 +394,7 @@ def weights(learner):
     return np.concatenate([p.detach().double().numpy().ravel() for p in learner.policy.parameters()])
 
 
-@pytest.mark.parametrize(("policy", "width"), [("Gaussian_AC", 256), ("Categorical_AC", 64)])
+@pytest.mark.parametrize(("policy", "width"), [(POLICIES[0], 256), (POLICIES[1], 64), (MASKED, 64)], ids=str)
 def test_an_iteration_ends_where_torchs_does(small, policy, width):
     """After 128 updates, the distance from float64 is torch's own.
 
@@ -390,7 +412,7 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width):
     }
     distances = []
     for seed in range(3):
-        config = small(policy=policy, seed=seed, ent_coef=1e-3, **keys, **hidden)
+        config = small(seed=seed, ent_coef=1e-3, **policy, **keys, **hidden)
         start = weights(new_learner(TorchLearner, config)[0])
         ends = []
         for cls in (Torch64, TorchLearner, NativeLearner):
@@ -408,6 +430,7 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width):
     [
         {},
         {"policy": "Categorical_AC", "ent_coef": 0.01},
+        {**MASKED, "ent_coef": 0.01},
         {"use_gae": False},
         {"use_rewnorm": False},
         {"use_grad_clip": False},
@@ -643,3 +666,41 @@ def test_discrete_actions_are_checked(small):
     core, *_ = make_core(model, config)
     with pytest.raises(ValueError, match="actions must be in"):
         core.compute_gradients(*batch.arrays(), True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action_masks": np.ones((5, 2), bool)}, "action_masks must be"),
+        ({"action_masks": np.ones((5, 3), np.uint8)}, "action_masks must be"),
+        ({"action_masks": np.array([[True, True, False]] * 5)}, "row 2 forbids 2"),
+    ],
+    ids=["shape", "dtype", "forbidden"],
+)
+def test_masks_are_checked(small, change, message):
+    config = small(**MASKED)
+    model = make_policy(config)
+    batch = Batch(model, 5)
+    batch.actions[:] = [0, 1, 2, 0, 1]
+    core, *_ = make_core(model, config)
+    with pytest.raises(ValueError, match=message):
+        core.compute_gradients(*batch.arrays(), True, **change)
+
+
+def test_masks_of_a_gaussian_policy_are_refused(small):
+    config = small()
+    model = make_policy(config)
+    core, *_ = make_core(model, config)
+    with pytest.raises(ValueError, match="of Categorical policies"):
+        core.compute_gradients(*Batch(model, 5).arrays(), True, None, np.ones((5, 3), bool))
+
+
+def test_masks_that_allow_all_change_nothing(small):
+    config = small(policy="Categorical_AC", ent_coef=0.02)
+    model = make_policy(config)
+    batch = Batch(model, 40)
+    core, *_ = make_core(model, config)
+    losses = core.compute_gradients(*batch.arrays(), True)
+    gradient = core.gradient.copy()
+    assert core.compute_gradients(*batch.arrays(), True, None, np.ones((40, 3), bool)) == losses
+    np.testing.assert_array_equal(core.gradient, gradient)

@@ -142,7 +142,9 @@ class Config:
     obsnorm_range: float = key(5.0, "normalised observations are clipped to +- this", low=0, open_low=True)
     use_rewnorm: bool = key(True, "scale rewards by the running deviation of the discounted return")
     rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True)
-    use_actions_mask: bool = key(False, "mask actions", refused={True: f"action masks are {_LATER}"})
+    use_actions_mask: bool = key(
+        False, "choose among the actions that the environment allows; needs policy Categorical_AC"
+    )
     early_stop_kl: bool = key(
         False, "end the passes over a batch early on a large KL", refused={True: f"stopping by KL is {_LATER}"}
     )
@@ -283,6 +285,13 @@ def _settle(config: Config) -> None:
         )
     if config.policy == "Categorical_AC":
         settle("activation_action", None)
+    elif config.use_actions_mask:
+        raise ConfigError(
+            "action masks are of discrete actions",
+            key="use_actions_mask",
+            given=True,
+            allowed=f"False with policy {config.policy}",
+        )
     if config.batch_size > _MAX_BATCH:
         raise ConfigError(
             f"a rollout of horizon_size * parallels = {config.batch_size} steps is too large",

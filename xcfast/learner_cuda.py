@@ -103,6 +103,7 @@ class CudaLearner:
             return torch.zeros(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
 
         self._obs, self._actions = room(rollout.obs), room(rollout.actions)
+        self._masks = [] if rollout.action_masks is None else [room(rollout.action_masks)]  # none, or one
         self._terminated, self._truncated = room(rollout.terminated), room(rollout.truncated)
         self._last_obs = room(rollout.last_obs)
         self._rewards, self._values, self._log_probs, self._advantages, self._returns, self._final_values = (
@@ -135,9 +136,9 @@ class CudaLearner:
         config, k = self._config, self._k
         rows = self._indices.index_select(0, k)[0]
         share = self._shares.index_select(0, k)[0]
-        obs, actions, old_log_probs, advantages, returns = (
+        obs, actions, old_log_probs, advantages, returns, *masks = (
             x.flatten(0, 1).index_select(0, rows)
-            for x in (self._obs, self._actions, self._log_probs, self._advantages, self._returns)
+            for x in (self._obs, self._actions, self._log_probs, self._advantages, self._returns, *self._masks)
         )
         if config.use_advnorm:
             moments = self._moments.index_select(0, k)[0]
@@ -149,7 +150,7 @@ class CudaLearner:
         def loss_of(parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 named = dict(zip(self._names, parameters, strict=True))
-                log_probs, entropy, values = functional_call(self._module, named, (obs, actions))
+                log_probs, entropy, values = functional_call(self._module, named, (obs, actions, *masks))
             loss = ppo_loss(
                 log_probs.float(),
                 entropy.float(),
@@ -329,6 +330,8 @@ class CudaLearner:
             (self._indices, self._host_indices.reshape(self._indices.shape)),
             (self._rates, self._host_rates),
         ]
+        if rollout.action_masks is not None:
+            pairs.append((self._masks[0], rollout.action_masks))
         for on_device, array in pairs:
             on_device.copy_(torch.from_numpy(array), non_blocking=True)
         if len(rollout.final_index):  # their number varies, so no graph can hold them
@@ -338,11 +341,11 @@ class CudaLearner:
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
-        obs, actions = self._obs.flatten(0, 1), self._actions.flatten(0, 1)
+        taken = [x.flatten(0, 1) for x in (self._obs, self._actions, *self._masks)]
         values, log_probs = self._values.flatten(), self._log_probs.flatten()
-        for start in range(0, len(obs), _EVALUATION_ROWS):
+        for start in range(0, len(values), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            log_probs[rows], _, values[rows] = self.device_policy.evaluate(obs[rows], actions[rows])
+            log_probs[rows], _, values[rows] = self.device_policy.evaluate(*(x[rows] for x in taken))
         compute_gae(
             self._rewards,
             self._values,
@@ -412,13 +415,13 @@ class _Evaluate(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, obs: Tensor, actions: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         policy = self.policy
         actor = policy.actor.model if isinstance(policy.actor, CategoricalActor) else policy.actor.mu
         critic = policy.critic.model
         shared = policy.critic_representation is None and min(len(actor), len(critic)) >= 3
         if not shared or isinstance(actor[1], nn.Softmax):  # which is not elementwise
-            return policy.evaluate(obs, actions)
+            return policy.evaluate(obs, actions, *masks)
         # The first layers of both heads see the same features: one matrix product, forward and backward.
         features = policy.representation(obs)
         heads: list[Any] = [actor[0], critic[0]]
@@ -426,7 +429,7 @@ class _Evaluate(nn.Module):
         hidden = actor[1](nn.functional.linear(features, weight, bias))
         for_actor, for_critic = hidden.split([head.out_features for head in heads], -1)
         output, value = actor[2:](for_actor), critic[2:](for_critic).squeeze(-1)
-        return policy.actor.log_prob(output, actions), policy.actor.entropy(output), value
+        return policy.actor.log_prob(output, actions, *masks), policy.actor.entropy(output, *masks), value
 
 
 class _precision:

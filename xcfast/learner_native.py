@@ -210,10 +210,12 @@ class NativeLearner:
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
         position = self._adam.schedule.snapshot()
         rates = self._adam.schedule.ahead(iteration * updates, updates)
+        masks = {} if rollout.action_masks is None else {"action_masks": rollout.action_masks}
         means = self._core.update(
             rollout={
                 "rewards": rewards,
                 **{name: getattr(rollout, name) for name in (*_ROLLOUT_ARRAYS, *_RESULT_ARRAYS)},
+                **masks,
             },
             gamma=config.gamma,
             gae_lambda=config.gae_lambda if config.use_gae else 1.0,
@@ -247,6 +249,7 @@ class NativeLearner:
         advantages: np.ndarray,
         returns: np.ndarray,
         indices: np.ndarray | None = None,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, dict[str, float]]:
         """The gradient of one minibatch, before its norm is limited.
 
@@ -257,13 +260,14 @@ class NativeLearner:
             advantages: float32 [B], raw; normalised here if the configuration says so.
             returns: float32 [B].
             indices: int64, the rows to take; default: all.
+            action_masks: bool [B, number of actions], the actions that were allowed; default: all.
 
         Returns:
             The flat gradient, float32 [parameters], in the memory that ``apply`` reads; the means of the loss's parts.
         """
         self._flat.adopt()
         means = self._core.compute_gradients(
-            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices
+            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices, action_masks
         )
         return self._core.gradient, dict(zip(_LOSSES, means, strict=True))
 

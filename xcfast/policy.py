@@ -118,7 +118,11 @@ class GaussianActor(nn.Module):
 
 
 class CategoricalActor(nn.Module):
-    """Categorical distribution over n actions; the head's output are the logits [B, n]."""
+    """Categorical distribution over n actions; the head's output are the logits [B, n].
+
+    Its methods take masks, bool [B, n], of the actions that are allowed, of which there is one at least in each row.
+    The distribution is then over these; None allows all.
+    """
 
     def __init__(
         self,
@@ -138,23 +142,37 @@ class CategoricalActor(nn.Module):
         """Logits [B, n]."""
         return self.model(features)
 
-    def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, noise: Tensor, masks: Tensor | None = None) -> Tensor:
         """Actions int64 [B] by inversion of the cumulative distribution at uniform noise float64 [B] in (0, 1)."""
-        cumulative = logits.double().softmax(-1).cumsum(-1)
-        return (cumulative < noise.unsqueeze(-1)).sum(-1).clamp_(max=logits.shape[-1] - 1)
+        cumulative = _masked(logits, masks).double().softmax(-1).cumsum(-1)
+        below = cumulative < noise.unsqueeze(-1)
+        if masks is None:
+            return below.sum(-1).clamp_(max=logits.shape[-1] - 1)
+        # The first allowed action that reaches the noise; where rounding leaves the sum below it, the last allowed one.
+        places = torch.arange(1, logits.shape[-1] + 1, device=logits.device)
+        last = (places * masks).argmax(-1)
+        reached = masks & ~below
+        return torch.where(reached.any(-1), reached.byte().argmax(-1), last)
 
-    def mode(self, logits: Tensor) -> Tensor:
+    def mode(self, logits: Tensor, masks: Tensor | None = None) -> Tensor:
         """The most likely action int64 [B]."""
-        return logits.argmax(-1)
+        return _masked(logits, masks).argmax(-1)
 
-    def log_prob(self, logits: Tensor, actions: Tensor) -> Tensor:
-        """Log-probability [B] of actions int64 [B]."""
-        return logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    def log_prob(self, logits: Tensor, actions: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Log-probability [B] of actions int64 [B]; that of an action that is not allowed is -inf."""
+        return _masked(logits, masks).log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
-    def entropy(self, logits: Tensor) -> Tensor:
+    def entropy(self, logits: Tensor, masks: Tensor | None = None) -> Tensor:
         """Entropy [B]."""
-        log_p = logits.log_softmax(-1)
+        log_p = _masked(logits, masks).log_softmax(-1)
+        if masks is not None:
+            log_p = torch.where(masks, log_p, 0.0)  # those at -inf; 0 · inf would be NaN
+            return -torch.where(masks, log_p.exp() * log_p, 0.0).sum(-1)
         return -(log_p.exp() * log_p).sum(-1)
+
+
+def _masked(logits: Tensor, masks: Tensor | None) -> Tensor:
+    return logits if masks is None else logits.masked_fill(~masks, -math.inf)
 
 
 class Critic(nn.Module):
@@ -207,13 +225,13 @@ class ActorCritic(nn.Module):
         """Values [B]. The actor does not run."""
         return self.critic((self.critic_representation or self.representation)(obs))
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities [B] of the actions, entropy [B] and values [B]."""
+    def evaluate(self, obs: Tensor, actions: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [B] of the actions, entropy [B] and values [B]. `masks`: none, or one [B, n]."""
         features = self.representation(obs)
         output = self.actor(features)
         if self.critic_representation is not None:
             features = self.critic_representation(obs)
-        return self.actor.log_prob(output, actions), self.actor.entropy(output), self.critic(features)
+        return self.actor.log_prob(output, actions, *masks), self.actor.entropy(output, *masks), self.critic(features)
 
 
 def build_policy(config: Config, observation_space: gym.Space, action_space: gym.Space) -> ActorCritic:

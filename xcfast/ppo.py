@@ -172,11 +172,11 @@ class TorchLearner:
     @torch.no_grad()
     def _evaluate(self, rollout: Rollout) -> None:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
-        obs, actions = _flat(rollout.obs), _flat(rollout.actions)
+        taken = [_flat(x) for x in (rollout.obs, rollout.actions, rollout.action_masks) if x is not None]
         values, log_probs = rollout.values.reshape(-1), rollout.log_probs.reshape(-1)
-        for start in range(0, len(obs), _EVALUATION_ROWS):
+        for start in range(0, len(values), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            log_p, _, value = self.policy.evaluate(self._to_device(obs[rows]), self._to_device(actions[rows]))
+            log_p, _, value = self.policy.evaluate(*(self._to_device(array[rows]) for array in taken))
             values[rows], log_probs[rows] = value.cpu().numpy(), log_p.cpu().numpy()
         last_values = self._values(rollout.last_obs)
         final_values = None
@@ -237,12 +237,12 @@ class TorchLearner:
         return metrics
 
     def _loss(
-        self, obs: Tensor, actions: Tensor, old_log_probs: Tensor, advantages: Tensor, returns: Tensor
+        self, obs: Tensor, actions: Tensor, old_log_probs: Tensor, advantages: Tensor, returns: Tensor, *masks: Tensor
     ) -> PPOLoss:
         config = self._config
         if config.use_advnorm:
             advantages = normalized_advantages(advantages)
-        log_probs, entropy, values = self.policy.evaluate(obs, actions)
+        log_probs, entropy, values = self.policy.evaluate(obs, actions, *masks)
         return ppo_loss(
             log_probs,
             entropy,
@@ -258,13 +258,13 @@ class TorchLearner:
     def _gather(self, rollout: Rollout, indices: Any, on_device: list[Tensor] | None) -> list[Tensor]:
         if on_device is None:
             batch = rollout.gather(indices, self._minibatch)
-            arrays = (batch.obs, batch.actions, batch.log_probs, batch.advantages, batch.returns)
-            return [torch.from_numpy(array) for array in arrays]
+            return [torch.from_numpy(array) for array in batch if array is not None]
         return [array.index_select(0, indices) for array in on_device]
 
     def _copy_to_device(self, rollout: Rollout) -> list[Tensor]:
         arrays = (rollout.obs, rollout.actions, rollout.log_probs, rollout.advantages, rollout.returns)
-        return [self._to_device(_flat(array)) for array in arrays]
+        masks = () if rollout.action_masks is None else (rollout.action_masks,)
+        return [self._to_device(_flat(array)) for array in (*arrays, *masks)]
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

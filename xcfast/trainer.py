@@ -16,7 +16,7 @@ from xcfast import checkpoint as ckpt
 from xcfast.collector import check_finite
 from xcfast.collector_native import make_collector
 from xcfast.config import Config
-from xcfast.envs import MujocoVecEnv, SimulationError, WorkerError, make_envs
+from xcfast.envs import EnvError, MujocoVecEnv, SimulationError, WorkerError, make_envs
 from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
 from xcfast.learner_cuda import CudaLearner, pinned
 from xcfast.learner_native import make_learner
@@ -193,6 +193,7 @@ class Trainer:
             obs_shape,
             () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
+            num_actions=int(getattr(action_space, "n")) if config.use_actions_mask else None,  # noqa: B009
             allocate=pinned if self.device.type == "cuda" else np.zeros,
         )
         self.learner, self.learner_reason = make_learner(
@@ -245,7 +246,7 @@ class Trainer:
 
     def _failure(self, error: Exception) -> RunFailed:
         failure = RunFailed(self._save_after_failure(error))
-        failure.expected = isinstance(error, NonFiniteError | SimulationError | WorkerError)
+        failure.expected = isinstance(error, EnvError | NonFiniteError | SimulationError | WorkerError)
         return failure
 
     def _train(self) -> None:

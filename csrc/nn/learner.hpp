@@ -38,6 +38,7 @@ struct RolloutView {
   const float *rewards;  // scaled
   const uint8_t *terminated, *truncated;
   float *values, *log_probs, *advantages, *returns;
+  const uint8_t *action_masks = nullptr;  // [num_steps, num_envs, number of actions]; null: all actions are allowed
 };
 
 struct UpdateSettings {
@@ -177,7 +178,7 @@ class Learner {
       const int64_t epoch = k / settings.n_minibatch;
       const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
       const int64_t size = offsets[1] - offsets[0];
-      const Batch batch{{rollout.obs, rollout.actions, rollout.discrete_actions, size}, rollout.log_probs, rollout.advantages,
+      const Batch batch{{rollout.obs, rollout.actions, rollout.discrete_actions, size, rollout.action_masks}, rollout.log_probs, rollout.advantages,
                         rollout.returns, indices_.data() + epoch * samples + offsets[0], size};
       sums.losses.add(compute_gradients(batch, moments_[size_t(k)]));
       sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1, false);
@@ -225,7 +226,9 @@ class Learner {
       return gaussian.log_prob(output, batch.actions + sample * network_.action_size());
     }
     double *log_p = block_scratch_.data() + block * network_.action_size();
-    const double h = log_softmax(output, network_.action_size(), log_p);
+    const uint8_t *mask = batch.mask(sample, network_.action_size());
+    const double h =
+        mask ? masked_log_softmax(output, network_.action_size(), mask, log_p) : log_softmax(output, network_.action_size(), log_p);
     if (entropy) *entropy = h;
     return log_p[batch.discrete_actions[sample]];
   }
@@ -257,7 +260,12 @@ class Learner {
         continue;
       }
       const double *log_p = block_scratch_.data() + block * n_actions;
+      const uint8_t *mask = batch.mask(sample, n_actions);
       for (int64_t j = 0; j < n_actions; ++j) {
+        if (mask && !mask[j]) {  // its log-probability is -inf
+          gradient[j] = 0.0f;
+          continue;
+        }
         const double p = std::exp(log_p[j]), taken = j == batch.discrete_actions[sample] ? 1.0 : 0.0;
         gradient[j] = float(scale * (s.d_log_prob * (taken - p) + loss_.ent_coef * p * (log_p[j] + entropy)));
       }
@@ -332,7 +340,7 @@ class Learner {
     const int64_t samples = r.num_steps * r.num_envs;
     last_values_.resize(size_t(r.num_envs));
     finals_.resize(size_t(r.num_finals));
-    evaluate({r.obs, r.actions, r.discrete_actions, samples}, r.values, r.log_probs);
+    evaluate({r.obs, r.actions, r.discrete_actions, samples, r.action_masks}, r.values, r.log_probs);
     evaluate({r.last_obs, nullptr, nullptr, r.num_envs}, last_values_.data(), nullptr);
     evaluate({r.final_obs, nullptr, nullptr, r.num_finals}, finals_.data(), nullptr);
     final_values_.resize(size_t(samples));

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "nn/types.hpp"
@@ -15,11 +16,14 @@ struct LossSettings {
 };
 
 // Observations [size, n_obs] and what was done there: actions [size, action_size] of a Gaussian policy, or discrete
-// ones [size].
+// ones [size], with masks [size, number of actions] of those that were allowed (null: all).
 struct Rows {
   const float *obs, *actions;
   const int64_t *discrete_actions;
   int64_t size;
+  const uint8_t *action_masks = nullptr;
+
+  const uint8_t *mask(int64_t row, int64_t n_actions) const { return action_masks ? action_masks + row * n_actions : nullptr; }
 };
 
 // A minibatch: `size` rows of these arrays, those that `index` names or (without) the first ones.
@@ -108,6 +112,24 @@ inline double log_softmax(PanelRow logits, int64_t n, double *log_p) {
   for (int64_t j = 0; j < n; ++j) sum += std::exp(double(logits[j]) - largest);
   const double shift = largest + std::log(sum);
   for (int64_t j = 0; j < n; ++j) {
+    log_p[j] = double(logits[j]) - shift;
+    entropy -= std::exp(log_p[j]) * log_p[j];
+  }
+  return entropy;
+}
+
+// The same over the actions that `mask` allows, of which there is one at least; the others' log-probability is -inf.
+inline double masked_log_softmax(PanelRow logits, int64_t n, const uint8_t *mask, double *log_p) {
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  double largest = kNever, sum = 0, entropy = 0;
+  for (int64_t j = 0; j < n; ++j)
+    if (mask[j] && double(logits[j]) > largest) largest = double(logits[j]);
+  for (int64_t j = 0; j < n; ++j)
+    if (mask[j]) sum += std::exp(double(logits[j]) - largest);
+  const double shift = largest + std::log(sum);
+  for (int64_t j = 0; j < n; ++j) {
+    log_p[j] = kNever;
+    if (!mask[j]) continue;
     log_p[j] = double(logits[j]) - shift;
     entropy -= std::exp(log_p[j]) * log_p[j];
   }

@@ -84,6 +84,7 @@ def make_native_or_subproc(
     *,
     num_workers: int | None = None,
     copy: bool = True,
+    action_masks: bool = False,
     **env_kwargs: Any,
 ) -> VecEnv:
     """A MujocoVecEnv; where the native engine cannot serve, a SubprocVecEnv, after one line on stderr that says why.
@@ -95,22 +96,24 @@ def make_native_or_subproc(
         infos: of either.
         num_workers: of SubprocVecEnv.
         copy: of either.
+        action_masks: of SubprocVecEnv; the native tasks have no discrete actions to mask.
         **env_kwargs: for `gymnasium.make`.
     """
     try:
         return MujocoVecEnv(env_id, num_envs, num_threads, infos, copy=copy, **env_kwargs)
     except NotNativeError as error:
         print(f"xcfast: {env_id} is stepped by SubprocVecEnv, not by the native engine: {error}", file=sys.stderr)
-    return SubprocVecEnv([make_env_fn(env_id, **env_kwargs)] * num_envs, num_workers, copy=copy, infos=infos)
+    env_fns = [make_env_fn(env_id, **env_kwargs)] * num_envs
+    return SubprocVecEnv(env_fns, num_workers, copy=copy, infos=infos, action_masks=action_masks)
 
 
 def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: str | None = None) -> VecEnv:
     """The vector environment that `config` asks for, with internal buffers handed out (`copy=False`).
 
     Args:
-        config: its env_id, parallels, vectorize, num_workers and num_threads (0: as many as there are CPUs) are read.
-            Its render_mode is not: an environment that trains does not render. Where MujocoVecEnv cannot serve,
-            SubprocVecEnv does, after one line that says why.
+        config: its env_id, parallels, vectorize, num_workers, num_threads (0: as many as there are CPUs) and
+            use_actions_mask are read. Its render_mode is not: an environment that trains does not render. Where
+            MujocoVecEnv cannot serve, SubprocVecEnv does, after one line that says why.
         num_envs: number of environments instead of `config.parallels`.
         render_mode: for `gymnasium.make`.
 
@@ -118,11 +121,12 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
         The vector environment, not yet reset; the caller's `reset(seed=config.env_seed)` seeds env i with env_seed + i.
 
     Raises:
-        EnvError: the environment cannot be made, or its observations or actions are not supported.
+        EnvError: the environment cannot be made, its observations or actions are not supported, or it has no masks.
     """
     num_envs = config.parallels if num_envs is None else num_envs
     if num_envs < 1:
         raise EnvError(f"num_envs must be at least 1; got {num_envs}")
+    masks = bool(getattr(config, "use_actions_mask", False))
     kwargs: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
     env_fns = [make_env_fn(config.env_id, **kwargs)] * num_envs
     if config.vectorize not in VECTORIZE:
@@ -131,13 +135,13 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
         if config.vectorize == "MujocoVecEnv":
             num_threads, num_workers = getattr(config, "num_threads", 0), config.num_workers or None
             envs: VecEnv = make_native_or_subproc(
-                config.env_id, num_envs, num_threads, num_workers=num_workers, copy=False, **kwargs
+                config.env_id, num_envs, num_threads, num_workers=num_workers, copy=False, action_masks=masks, **kwargs
             )
         elif config.vectorize == "DummyVecEnv":
             mention_native(config.env_id, num_envs)
-            envs = DummyVecEnv(env_fns, copy=False)
+            envs = DummyVecEnv(env_fns, copy=False, action_masks=masks)
         else:
-            envs = SubprocVecEnv(env_fns, config.num_workers or None, copy=False)
+            envs = SubprocVecEnv(env_fns, config.num_workers or None, copy=False, action_masks=masks)
     except WorkerError as error:
         if error.exception_type != EnvError.__name__:
             raise
