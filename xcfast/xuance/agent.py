@@ -343,6 +343,8 @@ class PPO_Agent:
         deterministic: bool = False,
         return_dists: bool = False,
         return_logpi: bool = False,
+        *,
+        action_masks: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Actions for a batch of observations.
 
@@ -351,6 +353,7 @@ class PPO_Agent:
             deterministic: the most likely actions instead of samples, which torch's global generator draws.
             return_dists: whether to return the distributions.
             return_logpi: whether to return the log-probabilities.
+            action_masks: bool [B, n], the actions that are allowed, for a Categorical policy; None: all.
 
         Returns:
             ``actions`` [B, *action_shape] for the environment, within its bounds; ``values`` float32 [B]; ``dists``, a
@@ -361,7 +364,12 @@ class PPO_Agent:
         output = policy.act(obs)
         dists: Any
         if isinstance(policy.actor, CategoricalActor):
+            if action_masks is not None:
+                allowed = torch.from_numpy(np.asarray(action_masks, np.bool_)).to(policy.device)
+                output = output.masked_fill(~allowed, -torch.inf)
             dists = Categorical(logits=output)
+        elif action_masks is not None:
+            raise ValueError("action_masks are for a Categorical policy; this one is Gaussian")
         else:
             dists = Independent(Normal(output, policy.actor.logstd.exp().expand_as(output)), 1)
         raw = policy.actor.mode(output) if deterministic else dists.sample()
