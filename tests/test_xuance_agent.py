@@ -493,7 +493,7 @@ def test_loading_in_the_middle_drops_what_other_weights_collected(make_agent):
 
 
 def test_masks_of_allowed_actions(small):
-    """An agent trains and tests in an environment that raises on a forbidden action, and obeys the masks it is given."""
+    """An agent trains and tests where a forbidden action raises, and obeys the masks that it is given."""
     config = small(env_id="toys:toy/Masked-v0", policy="Categorical_AC", use_actions_mask=True)
     args = arguments(config)
     envs = make_envs(args)
