@@ -166,8 +166,7 @@ class CategoricalActor(nn.Module):
         """Entropy [B]."""
         log_p = _masked(logits, masks).log_softmax(-1)
         if masks is not None:
-            log_p = torch.where(masks, log_p, 0.0)  # those at -inf; 0 · inf would be NaN
-            return -torch.where(masks, log_p.exp() * log_p, 0.0).sum(-1)
+            log_p = torch.where(masks, log_p, 0.0)  # those at -inf add 1 · 0 to the sum; 0 · inf would be NaN
         return -(log_p.exp() * log_p).sum(-1)
 
 
