@@ -3,12 +3,24 @@
 import json
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
+import pytest
+import torch
 import yaml
 from interleave import SMOKE
 from peers import ROOT, Runner
+from test_collector import make
+from test_learner import THREADS, Update, floor
+from test_mujoco import physics_alone
+
+from xcfast.envs import available_cpus
+from xcfast.learner_native import NativeLearner
+from xcfast.policy import ActionMap
 
 SEED = ROOT / "tests" / "data" / "seed_mujoco.yaml"
 ROLLOUTS, ROUNDS = (1, 1) if SMOKE else (3, 4)
@@ -61,6 +73,56 @@ def test_seed_yaml(compare: Any, peer_interpreters: dict[str, str]) -> None:
             detail={name: details[name] for name in shown},
         )
     compare.not_measured(GROUP, [" ".join(rival) for rival in rivals if rival[0] not in peer_interpreters])
+
+
+@pytest.mark.parametrize("env_id", ["Ant-v4", "HalfCheetah-v4"])
+def test_share_of_the_machine(compare: Any, peer_interpreters: dict[str, str], env_id: str) -> None:
+    """Against what the cores could do at most: the physics alone, then the update's matrix products alone."""
+    group, shape = "end to end: share of the machine's limit", f"{env_id}, 16 envs, T=256, {THREADS} threads"
+    if available_cpus() < THREADS:
+        compare.not_measured(group, ["xcfast"], shape=shape, reason=f"needs {THREADS} CPUs")
+        return
+    settings = {**yaml.safe_load(SEED.read_text()), "env_id": env_id}
+    keys = ("vectorize=MujocoVecEnv", f"env_id={env_id}", f"num_threads={THREADS}")
+    rivals = [("xuance", "DummyVecEnv"), ("xuance", "SubprocVecEnv"), ("stable-baselines3", "SubprocVecEnv")]
+    limit = machine_limit(env_id)
+    with ExitStack() as stack:
+        runners = {"xcfast": Runner(sys.executable, "ours.py", str(SEED), *keys)}
+        for name, vectorize in rivals:
+            if name in peer_interpreters:
+                arguments = ("ppo.py", name, vectorize, json.dumps(settings))
+                runners[f"{name} {vectorize}"] = Runner(peer_interpreters[name], *arguments)
+        for runner in runners.values():
+            stack.enter_context(runner)
+        for runner in runners.values():
+            runner.ask(rollouts=1)
+        rates: dict[str, list[float]] = {name: [] for name in ("physics + matrix products alone", *runners)}
+        for _ in range(ROUNDS):
+            rates["physics + matrix products alone"].append(4096 / limit())
+            for name, runner in runners.items():
+                row = runner.ask(rollouts=ROLLOUTS)
+                rates[name].append(row["steps"] / row["seconds"])
+    baseline = "physics + matrix products alone"
+    compare.record(group, rates, baseline=baseline, contender="xcfast", target=0.80, unit="steps/s", shape=shape)
+    compare.not_measured(group, [" ".join(rival) for rival in rivals if rival[0] not in peer_interpreters], shape=shape)
+
+
+def machine_limit(env_id: str) -> Callable[[], float]:
+    """Seconds of 4,096 steps of the seed's YAML with nothing but `mj_step` and `torch.mm`; each call measures."""
+    collector, rollout, _ = make(env_id, "native", THREADS)
+    to_env = ActionMap(collector.envs.single_action_space, "tanh")
+    physics = physics_alone(collector.envs, np.stack([to_env(row) for row in rollout.actions]), THREADS)
+    steps = rollout.rewards.size
+    products = floor(Update(NativeLearner, "seed's YAML", THREADS).flops, THREADS)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        physics()
+        return (time.perf_counter() - start) * 4096 / steps + products.function()
+
+    physics()
+    torch.set_num_threads(1)
+    return seconds
 
 
 def split(rows: list[dict[str, Any]]) -> str:

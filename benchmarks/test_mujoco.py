@@ -10,8 +10,9 @@ import mujoco
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from interleave import SMOKE
+from interleave import SMOKE, Measured
 from mujoco.rollout import Rollout
+from peers import Runner
 
 from xcfast.envs import MujocoVecEnv, available_cpus, make_env_fn
 
@@ -122,6 +123,32 @@ def test_against_gymnasium(compare: Any) -> None:
     )
     native.close()
     theirs.close()
+
+
+def test_against_envpool(compare: Any, peer_interpreters: dict[str, str]) -> None:
+    """The same env version, sync mode, random actions, episodes of at most 1,000 steps that go on into the next."""
+    group, shape = "native step: against EnvPool", f"Ant-v4, {NUM_ENVS} envs, {NUM_THREADS} threads"
+    if "envpool" not in peer_interpreters or available_cpus() < NUM_THREADS:
+        compare.not_measured(group, ["EnvPool", "MujocoVecEnv"], shape=shape)
+        return
+    envs = MujocoVecEnv("Ant-v4", NUM_ENVS, NUM_THREADS, copy=False)
+    actions = actions_for(envs)
+    envs.reset(seed=0)
+
+    def ours() -> float:
+        start = perf_counter()
+        for action in actions:
+            envs.step(action)
+        return (perf_counter() - start) / STEPS
+
+    with Runner(peer_interpreters["envpool"], "steps.py", "Ant-v4", str(NUM_ENVS), str(NUM_THREADS)) as runner:
+
+        def theirs() -> float:
+            return float(runner.ask(vector_steps=VECTOR_STEPS)["seconds"]) / STEPS
+
+        functions = {"EnvPool": Measured(theirs), "MujocoVecEnv": Measured(ours)}
+        compare(group, functions, baseline="EnvPool", kind="at_least", target=1.1, shape=shape, rounds=25)
+    envs.close()
 
 
 @pytest.mark.parametrize("env_id", ["Ant-v4", "HalfCheetah-v4", "Humanoid-v4"])

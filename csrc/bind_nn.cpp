@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -29,7 +30,8 @@ class BoundLearner {
  public:
   BoundLearner(const std::vector<LayerTuple> &layers, int actor_head, int critic_head, int64_t log_std, int64_t n_obs,
                py::array parameters, py::array exp_avg, py::array exp_avg_sq, std::tuple<double, double, double> loss,
-               std::tuple<double, double, double> adam, int64_t max_minibatch, int num_threads, const std::optional<std::string> &variant)
+               std::tuple<double, double, double> adam, int64_t max_minibatch, int num_threads, bool kl_penalty,
+               const std::optional<std::string> &variant)
       : parameters_(parameters), exp_avg_(exp_avg), exp_avg_sq_(exp_avg_sq) {
     const int64_t size = parameters.size();
     if (max_minibatch < 1) throw std::invalid_argument("max_minibatch must be positive; got " + std::to_string(max_minibatch));
@@ -37,8 +39,13 @@ class BoundLearner {
                                 checked<float>(exp_avg_sq, "exp_avg_sq", size, true)};
     learner_ = std::make_unique<nn::Learner>(
         make_network(layers, actor_head, critic_head, log_std, n_obs, size), memory,
-        nn::LossSettings{std::get<0>(loss), std::get<1>(loss), std::get<2>(loss)},
+        nn::LossSettings{std::get<0>(loss), std::get<1>(loss), std::get<2>(loss), kl_penalty},
         nn::AdamSettings{std::get<0>(adam), std::get<1>(adam), std::get<2>(adam)}, max_minibatch, num_threads, find_kernels(variant));
+  }
+
+  double kl_coef() const { return learner_->loss().kl_coef; }
+  void set_kl_coef(double kl_coef) {
+    call([&] { learner_->set_kl_coef(kl_coef); });
   }
 
   py::array gradient(py::object self) { return py::array_t<float>(learner_->network().n_parameters, learner_->gradient(), self); }
@@ -57,8 +64,9 @@ class BoundLearner {
 
   std::vector<double> compute_gradients(const py::array &obs, const py::array &actions, const py::array &log_probs,
                                         const py::array &advantages, const py::array &returns, bool normalize_advantages,
-                                        const std::optional<py::array> &indices, const std::optional<py::array> &action_masks) {
-    const int64_t rows = num_rows(obs);
+                                        const std::optional<py::array> &indices, const std::optional<py::array> &old_outputs,
+                                        const std::optional<py::array> &old_log_std, const std::optional<py::array> &action_masks) {
+    const int64_t rows = num_rows(obs), n_actions = learner_->network().action_size();
     nn::Batch batch{make_rows(obs, actions, rows, action_masks), checked<float>(log_probs, "log_probs", rows),
                     checked<float>(advantages, "advantages", rows), checked<float>(returns, "returns", rows), nullptr, rows};
     if (indices) {
@@ -68,15 +76,21 @@ class BoundLearner {
         if (batch.index[i] < 0 || batch.index[i] >= rows) throw std::invalid_argument("indices must lie within the rows of obs");
     }
     if (batch.size < 1) throw std::invalid_argument("a minibatch needs at least one row");
+    if (learner_->loss().kl_penalty) {
+      const bool gaussian = !learner_->network().categorical();
+      if (!old_outputs || (gaussian && !old_log_std)) throw std::invalid_argument("the penalty needs old_outputs, and old_log_std");
+      batch.old.outputs = checked<float>(*old_outputs, "old_outputs", rows * n_actions);
+      if (gaussian) batch.old.log_std = checked<float>(*old_log_std, "old_log_std", n_actions);
+    }
     nn::LossSums sums;
     call([&] {
       learner_->pack();
       nn::AdvantageMoments moments;
-      if (normalize_advantages) moments = nn::advantage_moments(batch.advantages, batch.index, batch.size);
+      if (normalize_advantages) moments = nn::advantage_sums(batch.advantages, batch.index, batch.size).moments();
       sums = learner_->compute_gradients(batch, moments);
     });
     const double n = double(batch.size);
-    return {sums.policy / n, sums.value / n, sums.entropy / n, sums.approx_kl / n, sums.clipped / n};
+    return {sums.policy / n, sums.value / n, sums.entropy / n, sums.approx_kl / n, sums.clipped / n, sums.kl / n};
   }
 
   double apply(double learning_rate, double max_norm, int64_t step) {
@@ -87,7 +101,73 @@ class BoundLearner {
 
   std::vector<double> update(const py::dict &rollout, double gamma, double gae_lambda, bool normalize_advantages, double max_norm,
                              uint64_t seed, uint32_t iteration, int64_t n_epochs, int64_t n_minibatch, const py::array &learning_rates,
-                             int64_t steps_done) {
+                             int64_t steps_done, double max_approx_kl) {
+    const nn::RolloutView view = make_view(rollout);
+    const int64_t samples = view.num_steps * view.num_envs;
+    if (n_epochs < 1 || n_minibatch < 1 || n_minibatch > samples) throw std::invalid_argument("n_epochs or n_minibatch does not fit");
+    const nn::UpdateSettings settings{gamma,     gae_lambda, normalize_advantages,
+                                      max_norm,  seed,       iteration,
+                                      n_epochs,  n_minibatch, 0,
+                                      checked<double>(learning_rates, "learning_rates", n_epochs * n_minibatch),
+                                      steps_done, max_approx_kl};
+    nn::UpdateSums sums;
+    call([&] {
+      begun_ = {};
+      sums = learner_->update(view, settings);
+    });
+    const double n = double(samples * sums.epochs);
+    return {sums.losses.policy / n,
+            sums.losses.value / n,
+            sums.losses.entropy / n,
+            sums.losses.approx_kl / n,
+            sums.losses.clipped / n,
+            sums.last_kl / double(samples),
+            sums.grad_norm / double(sums.epochs * n_minibatch),
+            double(sums.epochs)};
+  }
+
+  py::array begin_update(const py::dict &rollout, double gamma, double gae_lambda, bool normalize_advantages, uint64_t seed,
+                         uint32_t iteration, int64_t n_epochs, int64_t n_minibatch, int64_t env_offset) {
+    if (n_epochs < 1 || n_minibatch < 1 || env_offset < 0) throw std::invalid_argument("n_epochs, n_minibatch or env_offset does not fit");
+    const nn::RolloutView view = make_view(rollout);
+    const nn::UpdateSettings settings{gamma,    gae_lambda,  normalize_advantages, 0,       seed, iteration,
+                                      n_epochs, n_minibatch, env_offset,           nullptr, 0};
+    call([&] {
+      begun_ = {};
+      learner_->begin(view, settings);
+      begun_ = {view, settings};
+    });
+    begun_rollout_ = rollout;
+    const auto &sums = learner_->advantages();
+    py::array_t<double> result({py::ssize_t(sums.size()), py::ssize_t(3)});
+    static_assert(sizeof(nn::AdvantageSums) == 3 * sizeof(double));
+    std::copy_n(reinterpret_cast<const double *>(sums.data()), 3 * sums.size(), result.mutable_data());
+    return result;
+  }
+
+  std::vector<double> minibatch_gradients(int64_t index, int64_t total, double mean, double square) {
+    nn::LossSums sums;
+    call([&] {
+      const nn::UpdateSettings &settings = begun_.settings;
+      if (index < 0 || index >= settings.n_epochs * settings.n_minibatch || total < 1)
+        throw std::invalid_argument("index must be that of a minibatch of the update that was begun, total positive");
+      nn::Batch batch = learner_->minibatch(begun_.rollout, settings, index);
+      batch.total = total;
+      nn::AdvantageMoments moments;
+      if (settings.normalize_advantages) moments = nn::AdvantageSums{double(total), mean, square}.moments();
+      sums = learner_->compute_gradients(batch, moments);
+    });
+    return {sums.policy, sums.value, sums.entropy, sums.approx_kl, sums.clipped, sums.kl};
+  }
+
+ private:
+  // An update that goes on from call to call; without minibatches before begin_update.
+  struct Begun {
+    nn::RolloutView rollout{};
+    nn::UpdateSettings settings{};
+  };
+
+  nn::RolloutView make_view(const py::dict &rollout) const {
     auto get = [&](const char *name) { return py::array(rollout[name]); };
     const py::array rewards = get("rewards"), final_index = get("final_index"), obs = get("obs"), actions = get("actions");
     if (rewards.ndim() != 2) throw std::invalid_argument("rewards must be [T, N]");
@@ -97,7 +177,6 @@ class BoundLearner {
     view.num_envs = rewards.shape(1);
     view.num_finals = final_index.size();
     const int64_t samples = view.num_steps * view.num_envs;
-    if (n_epochs < 1 || n_minibatch < 1 || n_minibatch > samples) throw std::invalid_argument("n_epochs or n_minibatch does not fit");
     std::optional<py::array> action_masks;
     if (rollout.contains("action_masks")) action_masks = get("action_masks");
     const nn::Rows rows = make_rows(obs, actions, samples, action_masks);
@@ -117,19 +196,9 @@ class BoundLearner {
     view.returns = checked<float>(get("returns"), "returns", samples, true);
     for (int64_t i = 0; i < view.num_finals; ++i)
       if (view.final_index[i] < 0 || view.final_index[i] >= samples) throw std::invalid_argument("final_index must lie within the rollout");
-    const nn::UpdateSettings settings{gamma,     gae_lambda, normalize_advantages,
-                                      max_norm,  seed,       iteration,
-                                      n_epochs,  n_minibatch, 0,
-                                      checked<double>(learning_rates, "learning_rates", n_epochs * n_minibatch),
-                                      steps_done};
-    nn::UpdateSums sums;
-    call([&] { sums = learner_->update(view, settings); });
-    const double n = double(samples * n_epochs);
-    return {sums.losses.policy / n,    sums.losses.value / n,   sums.losses.entropy / n,
-            sums.losses.approx_kl / n, sums.losses.clipped / n, sums.grad_norm / double(n_epochs * n_minibatch)};
+    return view;
   }
 
- private:
   int64_t num_rows(const py::array &obs) const { return obs.size() / learner_->network().n_obs; }
 
   nn::Rows make_rows(const py::array &obs, const py::array &actions, int64_t rows, const std::optional<py::array> &action_masks) const {
@@ -167,6 +236,8 @@ class BoundLearner {
 
   py::array parameters_, exp_avg_, exp_avg_sq_;  // keep the memory alive
   std::unique_ptr<nn::Learner> learner_;
+  Begun begun_;
+  py::dict begun_rollout_;  // keeps the memory alive
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 
@@ -185,11 +256,12 @@ py::array_t<float> activation(int number, const py::array &x, const std::optiona
 void bind_nn(py::module_ &m) {
   py::class_<BoundLearner>(m, "Learner", "The PPO update on all cores; xcfast.learner_native.NativeLearner is its wrapper.")
       .def(py::init<const std::vector<LayerTuple> &, int, int, int64_t, int64_t, py::array, py::array, py::array,
-                    std::tuple<double, double, double>, std::tuple<double, double, double>, int64_t, int,
+                    std::tuple<double, double, double>, std::tuple<double, double, double>, int64_t, int, bool,
                     const std::optional<std::string> &>(),
            py::kw_only(), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"), py::arg("log_std"), py::arg("n_obs"),
            py::arg("parameters"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("loss"), py::arg("adam"), py::arg("max_minibatch"),
-           py::arg("num_threads"), py::arg("variant") = py::none())
+           py::arg("num_threads"), py::arg("kl_penalty") = false, py::arg("variant") = py::none())
+      .def_property("kl_coef", &BoundLearner::kl_coef, &BoundLearner::set_kl_coef, "Weight of the penalty, where there is one.")
       .def_property_readonly(
           "gradient", [](py::object self) { return self.cast<BoundLearner &>().gradient(self); },
           "float32 [parameters], written by compute_gradients and read by apply; the memory itself, not a copy.")
@@ -197,14 +269,25 @@ void bind_nn(py::module_ &m) {
            "values [B], log_probs [B]")
       .def("compute_gradients", &BoundLearner::compute_gradients, py::arg("obs"), py::arg("actions"), py::arg("log_probs"),
            py::arg("advantages"), py::arg("returns"), py::arg("normalize_advantages"), py::arg("indices") = py::none(),
-           py::arg("action_masks") = py::none(),
-           "Means over the minibatch: policy loss, value loss, entropy, KL, clipped fraction. Writes `gradient`.")
+           py::arg("old_outputs") = py::none(), py::arg("old_log_std") = py::none(), py::arg("action_masks") = py::none(),
+           "Means over the minibatch: policy loss, value loss, entropy, approximate KL, clipped fraction, KL of the penalty. Writes "
+           "`gradient`.")
       .def("apply", &BoundLearner::apply, py::arg("learning_rate"), py::arg("max_norm"), py::arg("step"),
            "Limits the norm of `gradient` and makes Adam step number `step`, from 1; returns the norm before that.")
       .def("update", &BoundLearner::update, py::kw_only(), py::arg("rollout"), py::arg("gamma"), py::arg("gae_lambda"),
            py::arg("normalize_advantages"), py::arg("max_norm"), py::arg("seed"), py::arg("iteration"), py::arg("n_epochs"),
            py::arg("n_minibatch"), py::arg("learning_rates"), py::arg("steps_done"),
-           "The whole update; the means of compute_gradients over all samples, and the mean norm.");
+           py::arg("max_approx_kl") = std::numeric_limits<double>::infinity(),
+           "The whole update, up to the first epoch whose mean approximate KL is above max_approx_kl; the means of compute_gradients "
+           "over all samples (KL of the penalty: over those of the last epoch), the mean norm, the number of epochs.")
+      .def("begin_update", &BoundLearner::begin_update, py::kw_only(), py::arg("rollout"), py::arg("gamma"), py::arg("gae_lambda"),
+           py::arg("normalize_advantages"), py::arg("seed"), py::arg("iteration"), py::arg("n_epochs"), py::arg("n_minibatch"),
+           py::arg("env_offset"),
+           "An update in parts, of one rank's envs: float64 [n_epochs * n_minibatch, 3], number, mean and sum of squared "
+           "deviations of the advantages of its part of each minibatch; zeros where they are not to be normalised.")
+      .def("minibatch_gradients", &BoundLearner::minibatch_gradients, py::arg("index"), py::arg("total"), py::arg("mean"), py::arg("square"),
+           "Of this rank's part of a minibatch: the sums of what compute_gradients means over. Writes `gradient`, a sum divided by "
+           "`total`; mean and square are those of the advantages of the whole minibatch.");
   m.def("nn_activation", &activation, py::arg("activation"), py::arg("x"), py::arg("variant") = py::none(),
         "An activation (its number in nn/types.hpp) of float32 [16 n], as rows of 16; for tests of accuracy.");
   m.def("nn_variants", [] {

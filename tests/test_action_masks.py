@@ -21,7 +21,7 @@ from xcfast.envs.action_masks import find_mask_source
 from xcfast.evaluation import Evaluator
 from xcfast.learner_native import make_learner
 from xcfast.normalize import ObservationNormalizer, RewardNormalizer
-from xcfast.policy import ActionMap, CategoricalActor, build_policy
+from xcfast.policy import ActionMap, CategoricalActor, build_policy, masked
 from xcfast.trainer import RunFailed, Trainer
 
 MASKED = {"env_id": "toys:toy/Masked-v0", "policy": "Categorical_AC", "use_actions_mask": True}
@@ -169,8 +169,8 @@ def distribution(rows=200, n=6):
 def test_a_masked_distribution_is_that_of_the_allowed_actions_alone():
     logits, masks, actor = distribution()
     logits.requires_grad_(True)
-    actions = actor.mode(logits, masks)
-    log_probs, entropy = actor.log_prob(logits, actions, masks), actor.entropy(logits, masks)
+    actions = actor.mode(masked(logits, masks))
+    log_probs, entropy = actor.log_prob(masked(logits, masks), actions), actor.entropy(masked(logits, masks))
     (log_probs.sum() + 0.7 * entropy.sum()).backward()
     gradient = logits.grad
     for row in range(len(logits)):
@@ -193,7 +193,7 @@ def test_masked_sampling_inverts_the_cumulative_distribution_of_the_allowed_acti
     tiny = np.nextafter(0.0, 1.0)
     for u in (tiny, 0.1, 0.25, 0.5, 0.9, np.nextafter(1.0, 0.0)):
         noise = torch.full((len(logits),), u, dtype=torch.float64)
-        actions = actor.sample(logits, noise, masks)
+        actions = actor.sample(masked(logits, masks), noise)
         assert masks.gather(1, actions[:, None]).all()
         for row in range(len(logits)):
             allowed = masks[row].nonzero().squeeze(1)
@@ -208,17 +208,17 @@ def test_no_sum_of_probabilities_below_one_lets_a_forbidden_action_pass():
     logits = torch.tensor([[0.1, 0.2, 0.3, 50.0]] * 500).double() + torch.rand(500, 1).double()
     masks = torch.tensor([[True, True, True, False]] * 500)
     noise = torch.full((500,), np.nextafter(1.0, 0.0), dtype=torch.float64)
-    assert (actor.sample(logits, noise, masks) == 2).all()
+    assert (actor.sample(masked(logits, masks), noise) == 2).all()
 
 
 def test_masks_that_allow_all_change_no_bit():
     logits, masks, actor = distribution()
     everything, actions = torch.ones_like(masks), actor.mode(logits)
     noise = torch.rand(len(logits), dtype=torch.float64)
-    assert torch.equal(actor.mode(logits, everything), actions)
-    assert torch.equal(actor.sample(logits, noise, everything), actor.sample(logits, noise))
-    assert torch.equal(actor.log_prob(logits, actions, everything), actor.log_prob(logits, actions))
-    assert torch.equal(actor.entropy(logits, everything), actor.entropy(logits))
+    assert torch.equal(actor.mode(masked(logits, everything)), actions)
+    assert torch.equal(actor.sample(masked(logits, everything), noise), actor.sample(logits, noise))
+    assert torch.equal(actor.log_prob(masked(logits, everything), actions), actor.log_prob(logits, actions))
+    assert torch.equal(actor.entropy(masked(logits, everything)), actor.entropy(logits))
 
 
 # ---- The rollout
@@ -241,16 +241,16 @@ def test_rollout_keeps_and_gathers_masks():
 
 def test_rollout_wants_masks_where_it_has_room_for_them_only():
     step = (np.zeros((2, 3), np.float32), np.zeros(2, np.int64), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool))
-    plain, masked = Rollout(4, 2, (3,), (), np.int64), Rollout(4, 2, (3,), (), np.int64, num_actions=5)
+    plain, with_masks = Rollout(4, 2, (3,), (), np.int64), Rollout(4, 2, (3,), (), np.int64, num_actions=5)
     assert plain.action_masks is None and plain.minibatch(2).action_masks is None
     with pytest.raises(ValueError, match="num_actions"):
         plain.store(*step, action_masks=np.ones((2, 5), bool))
     for masks in (None, np.ones((2, 4), bool), np.ones((2, 5), np.int8)):
         with pytest.raises(ValueError, match=r"action_masks must be bool \[2, 5\]; got"):
-            masked.store(*step, action_masks=masks)
-    assert plain.step == masked.step == 0
+            with_masks.store(*step, action_masks=masks)
+    assert plain.step == with_masks.step == 0
     with pytest.raises(ValueError, match="room"):
-        masked.gather(np.array([0]), plain.minibatch(1))
+        with_masks.gather(np.array([0]), plain.minibatch(1))
 
 
 # ---- Collecting, evaluating, training
@@ -324,11 +324,12 @@ def test_masked_training_learns(small):
         trainer.close()
 
 
-def test_engines_agree_on_a_masked_rollout(small):
+@pytest.mark.parametrize("agent", ["PPO", "PPO_KL"])
+def test_engines_agree_on_a_masked_rollout(small, agent):
     """The same rollout in the torch, native and CUDA learners (the last on the CPU): same weights, to rounding."""
     from xcfast.learner_cuda import CudaLearner
 
-    config = small(**MASKED, ent_coef=0.01, activation="tanh")
+    config = small(**MASKED, agent=agent, ent_coef=0.01, activation="tanh")
     parts = parts_of(config)
     parts.collector.reset(3)
     parts.collector.collect(parts.rollout)

@@ -73,6 +73,12 @@ def test_the_command_of_the_seed(trainer: FakeTrainer) -> None:
     assert Path(config.source).name == "ant.yaml"
 
 
+def test_the_algorithm_may_be_a_flag(trainer: FakeTrainer) -> None:
+    assert config_of(trainer, "--env-id", "Ant-v4", "--method", "ppo_kl").agent == "PPO_KL"
+    assert config_of(trainer, "--env-id", "Ant-v4", "--method", "ppo_kl", "agent=PPO").agent == "PPO"
+    assert config_of(trainer, "--env-id", "Ant-v4", "--method", "ppo").agent == "PPO"
+
+
 @pytest.mark.parametrize(
     ("argv", "file", "env_id"),
     [
@@ -280,7 +286,7 @@ def test_unexpected_failures_keep_their_traceback(trainer: FakeTrainer) -> None:
             "--env: does not fit Ant-v4, whose env_name is MuJoCo; given: box2d",
         ),
         (["--env-id", "Ant-v4", "--env", "atari"], "invalid choice: 'atari'"),
-        (["--env-id", "Ant-v4", "--method", "ppo_kl"], "'ppo_kl' is not available; allowed: ppo"),
+        (["--env-id", "Ant-v4", "--method", "sac"], "'sac' is not available; allowed: ppo, ppo_kl"),
         (["--env-id", "Ant-v4", "--benchmark", "2"], "invalid choice: 2"),
         (["--env-id", "Ant-v4", "--sed", "2"], "--sed"),
     ],

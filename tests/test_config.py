@@ -100,6 +100,32 @@ def test_every_key_of_xuance_is_read_or_named(tmp_path: Path) -> None:
         assert notice.startswith(f"{name} has no effect: ")
 
 
+KL = "agent: PPO_KL\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (KL + "target_kl: 0.01\nkl_coef: 2\nlearner: PPOKL_Learner", []),
+        (KL + "clip_range: 0.1", ["clip_range has no effect: PPO_KL does not clip"]),
+        (KL + "learner: PPO_Learner", ["learner has no effect: agent PPO_KL has PPOKL_Learner"]),
+        ("agent: PPOKL_Agent", ["old names accepted: agent: PPOKL_Agent is PPO_KL"]),
+        ("target_kl: 0.01", ["target_kl has no effect: PPO_KL only"]),
+        ("kl_coef: 2", ["kl_coef has no effect: PPO_KL only"]),
+        ("early_stop_kl: True\ntarget_kl: 0.01", []),
+    ],
+)
+def test_keys_of_the_kl_divergence(tmp_path: Path, text: str, said: list[str]) -> None:
+    config = load_config(write(tmp_path, text))
+    assert len(config.notices) == len(said)
+    for notice, start in zip(config.notices, said, strict=True):
+        assert notice.startswith(start)
+    penalty = "KL" in text.splitlines()[0]
+    assert (config.agent, config.learner) == (("PPO_KL", "PPOKL_Learner") if penalty else ("PPO", "PPO_Learner"))
+    assert load_config(overrides=config.to_dict()).notices == ()  # nobody asked for what another key makes meaningless
+    assert load_config(overrides=config.to_dict()) == config
+
+
 @pytest.mark.parametrize(("name", "default"), OWN_KEYS.items())
 def test_own_keys_have_their_defaults(name: str, default: Any) -> None:
     assert getattr(Config(), name) == default
@@ -295,14 +321,15 @@ ERRORS = [
     ("dl_toolbox: tensorflow", 1, "dl_toolbox", "tensorflow", "torch", None),
     ("dl_backend: tensorlayer", 1, "dl_toolbox", "tensorlayer", "torch", None),
     ("agent: SAC", 1, "agent", "SAC", "PPO", None),
-    ("agent: PPO_KL", 1, "agent", "PPO_KL", "PPO", None),
-    ("learner: PPOKL_Learner", 1, "learner", "PPOKL_Learner", "PPO_Learner", None),
+    ("learner: PPOKL_Learner", 1, "learner", "PPOKL_Learner", "PPO_Learner with PPO", None),
+    ("agent: PPO_KL\nearly_stop_kl: True", 2, "early_stop_kl", "True", "False with agent PPO_KL", None),
+    ("agent: PPO_LK", 1, "agent", "PPO_LK", "PPO, PPO_KL", "PPO_KL"),
+    ("target_kl: 0", 1, "target_kl", "0", "a number > 0", None),
+    ("kl_coef: 2000", 1, "kl_coef", "2000", "a number from 0.001 to 1000", None),
     ("use_actions_mask: True", 1, "use_actions_mask", "True", "False", None),
-    ("distributed_training: True", 1, "distributed_training", "True", "False", None),
-    ("use_ddp: True", 1, "distributed_training", "True", "False", None),
-    ("overlap: True", 1, "overlap", "True", "False", None),
-    ("early_stop_kl: True", 1, "early_stop_kl", "True", "False", None),
-    ("num_ranks: 2", 1, "num_ranks", "2", "1", None),
+    ("num_ranks: 17", 1, "num_ranks", "17", "1 to parallels = 16", None),
+    ("num_ranks: 0", 1, "num_ranks", "0", "an integer >= 1", None),
+    ("distributed_training: 2", 1, "distributed_training", "2", None, None),
     ("device: cpu\nprecision: bf16", 2, "precision", "bf16", "fp32 with device cpu", None),
     ("precision: fp16", 1, "precision", "fp16", "fp32, tf32, bf16", None),
     ("vectorize: Dummy_Atari", 1, "vectorize", "Dummy_Atari", "DummyVecEnv, SubprocVecEnv, MujocoVecEnv", None),
@@ -341,15 +368,6 @@ def test_errors(
         assert allowed in message.partition("; allowed: ")[2]
     if nearest is not None:
         assert message.endswith(f"did you mean {nearest}?")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["agent: PPO_KL", "distributed_training: True", "num_ranks: 2"],
-)
-def test_what_comes_later_says_so(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match="not available yet"):
-        load_config(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(

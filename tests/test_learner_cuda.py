@@ -61,6 +61,7 @@ EVEN = {"n_minibatch": 4}
 UNEVEN = {"n_minibatch": 5, "parallels": 3, "horizon_size": 37, "running_steps": 222}
 CATEGORICAL = {"n_minibatch": 3, "policy": "Categorical_AC", "ent_coef": 0.01, "use_advnorm": False}
 MASKED = {**CATEGORICAL, "use_actions_mask": True}
+PENALTY = {**UNEVEN, "agent": "PPO_KL", "kl_coef": 5.0}
 # Networks whose heads have nothing in common to compute, and one whose heads' first layers are of different widths.
 APART = [
     {"activation": "softmax"},
@@ -71,11 +72,12 @@ APART = [
 ]
 CASES = [("cpu", "off", EVEN), ("cpu", "off", UNEVEN), ("cpu", "off", CATEGORICAL), ("cpu", "default", UNEVEN)]
 CASES += [("cpu", "off", MASKED), ("cpu", "off", {**MASKED, "shared_representation": False})]
+CASES += [("cpu", "off", PENALTY), ("cpu", "off", {**MASKED, "agent": "PPO_KL"})]
 CASES += [("cpu", "off", keys) for keys in APART]
 CASES += [
     pytest.param("cuda", compile, keys, marks=pytest.mark.cuda)
     for compile in ("off", "default", "graph")
-    for keys in (EVEN, UNEVEN, {**CATEGORICAL, "use_grad_clip": False}, MASKED)
+    for keys in (EVEN, UNEVEN, PENALTY, {**CATEGORICAL, "use_grad_clip": False}, {**MASKED, "agent": "PPO_KL"})
 ]
 
 
@@ -270,3 +272,14 @@ def test_pinned_needs_a_device():
     else:
         with pytest.raises(RuntimeError):
             pinned((3, 2))
+
+
+def test_weights_from_outside_are_learned_from(small):
+    """What others write into the policy on the CPU, as loading a model does, is taken in by ``adopt``."""
+    learner, rollout = make(small(compile="off", learning_rate=1e-8))
+    with torch.no_grad():
+        for parameter in learner.policy.parameters():
+            parameter.fill_(0.25)
+    learner.adopt()
+    learner.update(rollout, 0)
+    np.testing.assert_allclose(weights(learner), 0.25, rtol=0, atol=1e-6)

@@ -62,16 +62,25 @@ class Batch:
             self.actions = rng.normal(scale=0.6, size=(rows, n_actions)).astype(np.float32)
             self.masks = None
         with torch.no_grad():
-            log_probs = policy.evaluate(*map(torch.from_numpy, (self.obs, self.actions, *self.only_masks())))[0].numpy()
+            taken = map(torch.from_numpy, (self.obs, self.actions))
+            log_probs = policy.evaluate(*taken, *self.only_masks())[0].numpy()
         ratios = rng.uniform(0.5, 1.6, size=rows)
         for edge in (0.8, 1.2):  # no rounding error may decide on which side of an edge a sample is
             ratios[np.abs(ratios - edge) < 0.01] = edge + 0.01
         self.log_probs = (log_probs - np.log(ratios)).astype(np.float32)
         self.advantages = rng.normal(size=rows).astype(np.float32)
         self.returns = rng.normal(size=rows).astype(np.float32)
+        # The distributions of a policy that collected, some way from this one's.
+        with torch.no_grad():
+            outputs = policy.act(torch.from_numpy(self.obs)).numpy()
+        self.old_outputs = (outputs + rng.normal(scale=0.3, size=outputs.shape)).astype(np.float32)
+        self.old_log_std = None
+        if not discrete:
+            log_std = policy.actor.logstd.detach().numpy()
+            self.old_log_std = (log_std + rng.normal(scale=0.2, size=log_std.shape)).astype(np.float32)
 
     def only_masks(self):
-        return () if self.masks is None else (self.masks,)
+        return () if self.masks is None else (torch.from_numpy(self.masks),)
 
     def arrays(self):
         return self.obs, self.actions, self.log_probs, self.advantages, self.returns
@@ -85,7 +94,10 @@ def torch_gradients(policy, config, batch, dtype=torch.float64):
     )
     if config.use_advnorm:
         advantages = normalized_advantages(advantages)
-    new, entropy, values = twin.evaluate(obs, actions, *map(torch.from_numpy, batch.only_masks()))
+    output, values = twin.heads(obs, *batch.only_masks())
+    new, entropy, kl = twin.actor.log_prob(output, actions), twin.actor.entropy(output), None
+    if config.agent == "PPO_KL":
+        kl = reference_kl(twin, batch, output)
     loss = ppo_loss(
         new,
         entropy,
@@ -93,13 +105,35 @@ def torch_gradients(policy, config, batch, dtype=torch.float64):
         log_probs,
         advantages,
         returns,
-        clip_range=config.clip_range,
+        clip_range=config.ratio_range,
         vf_coef=config.vf_coef,
         ent_coef=config.ent_coef,
+        kl=kl,
+        kl_coef=config.kl_coef,
     )
     loss.loss.backward()
     gradient = np.concatenate([p.grad.numpy().ravel() for p in twin.parameters()])
     return gradient, [float(x) for x in loss[1:]]
+
+
+def reference_kl(policy, batch, output):
+    """KL divergence [B] of the collecting policy's distributions from these, by torch.distributions."""
+    old_output = torch.from_numpy(batch.old_outputs).to(output.dtype)
+    divergence = torch.distributions.kl_divergence
+    if batch.old_log_std is not None:
+        old = distribution(old_output, torch.from_numpy(batch.old_log_std).to(output.dtype))
+        return divergence(old, distribution(output, policy.actor.logstd)).sum(-1)
+    if batch.masks is None:
+        return divergence(distribution(old_output), distribution(output))
+    rows = zip(old_output, output, torch.from_numpy(batch.masks), strict=True)  # over the allowed actions alone
+    return torch.stack([divergence(distribution(old[mask]), distribution(new[mask])) for old, new, mask in rows])
+
+
+def distribution(output, log_std=None):
+    """Of torch.distributions, its dimensions apart."""
+    if log_std is None:
+        return torch.distributions.Categorical(logits=output)
+    return torch.distributions.Normal(output, log_std.exp().expand_as(output))
 
 
 def make_core(policy, config, variant=None, threads=1, rows=64):
@@ -110,12 +144,14 @@ def make_core(policy, config, variant=None, threads=1, rows=64):
         parameters=flat.array,
         exp_avg=moments[0],
         exp_avg_sq=moments[1],
-        loss=(config.clip_range, config.vf_coef, config.ent_coef),
+        loss=(config.ratio_range, config.vf_coef, config.ent_coef),
         adam=(0.9, 0.999, 1e-5),
         max_minibatch=rows,
         num_threads=threads,
+        kl_penalty=config.agent == "PPO_KL",
         variant=variant,
     )
+    core.kl_coef = config.kl_coef
     return core, flat, moments
 
 
@@ -123,7 +159,8 @@ def check_gradients(policy, config, batch, variant=None):
     exact, parts = torch_gradients(policy, config, batch)
     rows = len(batch.obs)
     core, *_ = make_core(policy, config, variant, rows=rows)
-    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm, None, batch.masks)
+    old = batch.old_outputs, batch.old_log_std
+    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm, None, *old, batch.masks)
     # Rounding errors of a chain of n terms grow as sqrt(n) eps; a gradient goes through two chains per layer (over the
     # inputs and over the rows), and an error in the log-probability comes back multiplied by the ratio's slope. Torch
     # in float32 is as far from float64.
@@ -149,10 +186,11 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("agent", ["PPO", "PPO_KL"])
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_gradients_are_autograds(small, network, policy):
-    config = small(ent_coef=0.02, **policy, **NETWORKS[network])
+def test_gradients_are_autograds(small, network, policy, agent):
+    config = small(ent_coef=0.02, agent=agent, **policy, **NETWORKS[network])
     model = make_policy(config)
     check_gradients(model, config, Batch(model, 97, masked=config.use_actions_mask))
 
@@ -174,7 +212,10 @@ def test_gradients_of_every_activation_and_instruction_set(small, activation, va
         {"clip_range": 50.0},
         {"vf_coef": 0.0},
         {"ent_coef": 0.5, "policy": "Categorical_AC"},
+        {"agent": "PPO_KL", "activation_action": None, "kl_coef": 30.0},
+        {"agent": "PPO_KL", "policy": "Categorical_AC", "kl_coef": 0.1, "use_advnorm": False},
         {"ent_coef": 0.5, **MASKED},
+        {"agent": "PPO_KL", "kl_coef": 30.0, **MASKED},
     ],
     ids=str,
 )
@@ -197,8 +238,9 @@ SIZES = st.sampled_from([1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 31, 32, 33, 47])
     critic=st.lists(SIZES, max_size=2),
     shared=st.booleans(),
     policy=st.sampled_from(POLICIES),
+    agent=st.sampled_from(["PPO", "PPO_KL"]),
 )
-def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, policy):
+def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, policy, agent):
     config = load_config(
         overrides={
             **SMALL,
@@ -209,6 +251,7 @@ def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, sh
             "shared_representation": shared,
             "activation": "tanh",  # smooth: no kink for a rounding error to cross
             "ent_coef": 0.01,
+            "agent": agent,
         }
     )
     model = make_policy(config, n_obs, n_actions)
@@ -227,21 +270,24 @@ def test_gradient_vanishes_where_the_clip_binds(small, policy):
         batch.log_probs = (exact - np.log(ratio)).astype(np.float32)
         batch.advantages = np.full(4, advantage, np.float32)
         core, *_ = make_core(model, config)
-        policy_loss, *_, clipped = core.compute_gradients(*batch.arrays(), False)
+        policy_loss, *_, clipped, _ = core.compute_gradients(*batch.arrays(), False)
         assert np.any(core.gradient != 0) == moves
         assert clipped == 1.0
         assert policy_loss == pytest.approx(-advantage * (ratio if moves else np.clip(ratio, 0.8, 1.2)), rel=1e-5)
 
 
-def test_minibatch_by_index_is_the_minibatch(small):
-    config = small()
+@pytest.mark.parametrize("agent", ["PPO", "PPO_KL"])
+def test_minibatch_by_index_is_the_minibatch(small, agent):
+    config = small(agent=agent)
     model = make_policy(config)
     batch = Batch(model, 90)
     core, *_ = make_core(model, config, rows=90)
     indices = np.random.default_rng(1).permutation(90)[:37]
-    losses = core.compute_gradients(*batch.arrays(), True, indices)
+    old_outputs, old_log_std = batch.old_outputs, batch.old_log_std
+    losses = core.compute_gradients(*batch.arrays(), True, indices, old_outputs, old_log_std)
     by_index = core.gradient.copy()
-    assert core.compute_gradients(*(a[indices] for a in batch.arrays()), True) == losses
+    some = [a[indices] for a in batch.arrays()]
+    assert core.compute_gradients(*some, True, None, old_outputs[indices], old_log_std) == losses
     np.testing.assert_array_equal(core.gradient, by_index)
 
 
@@ -369,12 +415,12 @@ def new_learner(cls, config, threads=1, n_obs=7, n_actions=3):
     masks = () if rollout.action_masks is None else (torch.from_numpy(rollout.action_masks.reshape(-1, n_actions)),)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
-        output = policy.act(torch.from_numpy(rollout.obs.reshape(-1, n_obs)))
+        output = policy.act(torch.from_numpy(rollout.obs.reshape(-1, n_obs)), *masks)
         if discrete:
             noise = torch.rand(len(output), generator=generator, dtype=torch.float64)
         else:
             noise = torch.randn(output.shape, generator=generator)
-        rollout.actions[:] = policy.actor.sample(output, noise, *masks).numpy().reshape(rollout.actions.shape)
+        rollout.actions[:] = policy.actor.sample(output, noise).numpy().reshape(rollout.actions.shape)
     rewards = RewardNormalizer(config.parallels, gamma=config.gamma, enabled=config.use_rewnorm)
     return cls(policy.double() if cls is Torch64 else policy, config, rollout, rewards, threads), rollout
 
@@ -394,8 +440,12 @@ def weights(learner):
     return np.concatenate([p.detach().double().numpy().ravel() for p in learner.policy.parameters()])
 
 
-@pytest.mark.parametrize(("policy", "width"), [(POLICIES[0], 256), (POLICIES[1], 64), (MASKED, 64)], ids=str)
-def test_an_iteration_ends_where_torchs_does(small, policy, width):
+@pytest.mark.parametrize(
+    ("policy", "width", "agent"),
+    [(POLICIES[0], 256, "PPO"), (POLICIES[1], 64, "PPO"), (POLICIES[0], 64, "PPO_KL"), (MASKED, 64, "PPO_KL")],
+    ids=str,
+)
+def test_an_iteration_ends_where_torchs_does(small, policy, width, agent):
     """After 128 updates, the distance from float64 is torch's own.
 
     Now and then a rounding error pushes a sample over the edge of the clip range, in either learner, and the weights
@@ -412,7 +462,7 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width):
     }
     distances = []
     for seed in range(3):
-        config = small(seed=seed, ent_coef=1e-3, **policy, **keys, **hidden)
+        config = small(agent=agent, seed=seed, ent_coef=1e-3, **policy, **keys, **hidden)
         start = weights(new_learner(TorchLearner, config)[0])
         ends = []
         for cls in (Torch64, TorchLearner, NativeLearner):
@@ -435,6 +485,8 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width):
         {"use_rewnorm": False},
         {"use_grad_clip": False},
         {"use_advnorm": False},
+        {"agent": "PPO_KL", "kl_coef": 5.0},
+        {"agent": "PPO_KL", "policy": "Categorical_AC", "kl_coef": 5.0, "n_minibatch": 5},
     ],
 )
 def test_settings_reach_the_update(small, keys):
@@ -458,6 +510,7 @@ def test_settings_reach_the_update(small, keys):
 def test_bits_do_not_depend_on_the_number_of_threads(small, policy, n_minibatch):
     config = small(
         policy=policy,
+        agent="PPO_KL" if n_minibatch == 7 else "PPO",
         n_minibatch=n_minibatch,
         representation_hidden_size=[70],
         shared_representation=False,
@@ -494,6 +547,21 @@ def test_two_halves_make_an_update(small):
     np.testing.assert_array_equal(weights(parts), weights(whole))
     assert all(metrics[f"losses/{name}"] == value for name, value in losses.items())
     assert not np.array_equal(weights(whole), start)
+
+
+@pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
+def test_the_first_half_has_the_penalty(small, policy):
+    config = small(agent="PPO_KL", policy=policy, kl_coef=3.0)
+    learner, _ = new_learner(NativeLearner, config)
+    batch = Batch(learner.policy, 33)
+    exact, parts = torch_gradients(learner.policy, config, batch)
+    gradient, losses = learner.compute_gradients(
+        *batch.arrays(), old_outputs=batch.old_outputs, old_log_std=batch.old_log_std
+    )
+    assert np.linalg.norm(gradient - exact) <= 1e-5 * np.linalg.norm(exact)
+    assert losses["kl"] == pytest.approx(parts[-1], rel=1e-5) and losses["kl"] > 0.01
+    with pytest.raises(ValueError, match="the penalty needs old_outputs"):
+        learner.compute_gradients(*batch.arrays())
 
 
 @pytest.mark.parametrize("first", [TorchLearner, NativeLearner])
@@ -692,7 +760,7 @@ def test_masks_of_a_gaussian_policy_are_refused(small):
     model = make_policy(config)
     core, *_ = make_core(model, config)
     with pytest.raises(ValueError, match="of Categorical policies"):
-        core.compute_gradients(*Batch(model, 5).arrays(), True, None, np.ones((5, 3), bool))
+        core.compute_gradients(*Batch(model, 5).arrays(), True, action_masks=np.ones((5, 3), bool))
 
 
 def test_masks_that_allow_all_change_nothing(small):
@@ -702,5 +770,5 @@ def test_masks_that_allow_all_change_nothing(small):
     core, *_ = make_core(model, config)
     losses = core.compute_gradients(*batch.arrays(), True)
     gradient = core.gradient.copy()
-    assert core.compute_gradients(*batch.arrays(), True, None, np.ones((40, 3), bool)) == losses
+    assert core.compute_gradients(*batch.arrays(), True, action_masks=np.ones((40, 3), bool)) == losses
     np.testing.assert_array_equal(core.gradient, gradient)

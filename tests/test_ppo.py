@@ -11,7 +11,7 @@ from xcfast.envs import make_envs
 from xcfast.kernels import reference
 from xcfast.normalize import NonFiniteError, ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
-from xcfast.ppo import TorchLearner, explained_variance, learning_rate, ppo_loss
+from xcfast.ppo import TorchLearner, learning_rate, ppo_loss, value_metrics
 from xcfast.trainer import run
 
 
@@ -67,10 +67,17 @@ def test_learning_rate_schedule(small):
 
 
 def test_explained_variance():
-    returns = np.array([1.0, 2.0, 3.0], np.float32)
-    assert explained_variance(returns, returns) == 1.0
-    assert explained_variance(np.zeros(3, np.float32), returns) == pytest.approx(0.0)
-    assert explained_variance(returns, np.ones(3, np.float32)) == 0.0
+    def explained(values, returns):
+        rollout = Rollout(3, 1, (1,))
+        rollout.values[:, 0], rollout.returns[:, 0] = values, returns
+        metrics = value_metrics(rollout)
+        assert metrics["predict_value"] == pytest.approx(np.mean(values))
+        return metrics["losses/explained_variance"]
+
+    returns = [1.0, 2.0, 4.0]
+    assert explained(returns, returns) == 1.0
+    assert explained([0.0, 0.0, 0.0], returns) == pytest.approx(0.0)
+    assert explained([3.0, 1.0, 2.0], [1.0, 1.0, 1.0]) == 0.0
 
 
 class Parts:

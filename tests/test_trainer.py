@@ -337,7 +337,7 @@ def test_a_stop_during_the_first_evaluation_is_saved_and_resumed(small):
     assert read_csv(Path(whole.log_dir) / "test_scores.csv") == read_csv(Path(resumed.log_dir) / "test_scores.csv")
 
 
-@pytest.mark.parametrize("at", ["_log_iteration", "_save_checkpoint", "_evaluate"])
+@pytest.mark.parametrize("at", ["_iterate", "_save_checkpoint", "_evaluate"])
 def test_a_signal_at_any_point_is_saved(small, at):
     trainer = Trainer(small(logger="none", checkpoint_interval=128), "benchmark", quiet=True)
     original = getattr(trainer, at)
@@ -403,7 +403,7 @@ def test_test_mode_reports_the_best_model(small, capfd):
     assert ckpt.BEST_MODEL in out and "Mean Score" in out
     assert tested.model_dir == str(Path(trained.model_dir).resolve())
     # the network is the model's own, whatever the YAML says now
-    other = run(replace(config, test_episode=3, actor_hidden_size=[8]), mode="test", quiet=True)
+    other = run(replace(config, test_episode=3, actor_hidden_size=[8], parallels=2), mode="test", quiet=True)
     assert other.final_mean == tested.final_mean
     by_path = run(replace(config, test_episode=3), mode="test", resume=trained.model_dir, quiet=True)
     assert by_path.final_mean == tested.final_mean

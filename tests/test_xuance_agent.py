@@ -2,7 +2,6 @@
 
 import csv
 import inspect
-import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -414,20 +413,13 @@ def test_what_cannot_be_run_leaves_no_folder_at_all(make_agent, tmp_path):
 
 
 def test_kl_agent_is_the_configurations_kl(small):
-    """Today the configuration refuses PPO_KL, and the agent says what it says; once it accepts it, the agent trains."""
-    keys = {"agent": "PPO_KL", "learner": "PPOKL_Learner"}
-    args = arguments(small())
+    """The class decides, whatever the configuration's agent is; it may be one of PPO's."""
+    args = arguments(small(), kl_coef=3.0)
     envs = make_envs(args)
-    try:
-        accepted = small(**keys)
-    except ConfigError as refusal:
-        with pytest.raises(ConfigError, match=re.escape(refusal.problem)):
-            PPOKL_Agent(args, envs, quiet=True)
-    else:
-        agent = PPOKL_Agent(args, envs, quiet=True)
-        assert agent.config.agent == accepted.agent == "PPO_KL"
-        agent.train(32)
-        agent.finish()
+    agent = PPOKL_Agent(args, envs, quiet=True)
+    assert (agent.config.agent, agent.config.learner) == ("PPO_KL", "PPOKL_Learner")
+    assert agent.train(32)["losses/kl_coef"] == 3.0
+    agent.finish()
     envs.close()
 
 
@@ -436,10 +428,10 @@ def test_runner_with_an_agent_from_outside(make_agent, small):
     args = arguments(small())
     runner = RunnerDRL(args, envs=agent.train_envs, agent=agent)
     runner.run("benchmark", running_steps=300, eval_interval=150, test_episodes=2)
-    assert agent.current_step == 2 * (150 // 4) * 4
+    assert agent.current_step == 300
     assert {"best_model.pth", "final_train_model.pth"} <= {p.name for p in Path(agent.model_dir_save).iterdir()}
     runner.run("train", running_steps=40)
-    assert agent.current_step == 2 * (150 // 4) * 4 + 40
+    assert agent.current_step == 340
     scores = runner.run("test", model_name="final_train_model.pth", test_episodes=3, n_envs=2)
     assert len(scores) == 3
     with pytest.raises(ValueError, match="mode must be one of train, test, benchmark; got 'play'"):

@@ -132,8 +132,13 @@ class Learner:
         adam: tuple[float, float, float],
         max_minibatch: int,
         num_threads: int,
+        kl_penalty: bool = False,
         variant: str | None = None,
     ) -> None: ...
+    @property
+    def kl_coef(self) -> float: ...
+    @kl_coef.setter
+    def kl_coef(self, arg1: float) -> None: ...
     @property
     def gradient(self) -> Any: ...
     def evaluate(self, obs: Any, actions: Any, action_masks: Any = None) -> tuple[Any, Any]: ...
@@ -146,6 +151,8 @@ class Learner:
         returns: Any,
         normalize_advantages: bool,
         indices: Any = None,
+        old_outputs: Any = None,
+        old_log_std: Any = None,
         action_masks: Any = None,
     ) -> list[float]: ...
     def apply(self, learning_rate: float, max_norm: float, step: int) -> float: ...
@@ -163,7 +170,22 @@ class Learner:
         n_minibatch: int,
         learning_rates: Any,
         steps_done: int,
+        max_approx_kl: float = ...,
     ) -> list[float]: ...
+    def begin_update(
+        self,
+        *,
+        rollout: dict[str, Any],
+        gamma: float,
+        gae_lambda: float,
+        normalize_advantages: bool,
+        seed: int,
+        iteration: int,
+        n_epochs: int,
+        n_minibatch: int,
+        env_offset: int,
+    ) -> Any: ...
+    def minibatch_gradients(self, index: int, total: int, mean: float, square: float) -> list[float]: ...
 
 def nn_activation(activation: int, x: Any, variant: str | None = None) -> Any: ...
 def nn_variants() -> list[str]: ...

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from xcfast.distributed import ALONE, Ranks
 from xcfast.kernels import noise
 from xcfast.normalize import NonFiniteError
 from xcfast.policy import CategoricalActor
@@ -20,16 +21,26 @@ if TYPE_CHECKING:
     from xcfast.rollout import Rollout
 
 
-def check_finite(rollout: Rollout) -> None:
-    """Raise NonFiniteError if an observation after the last step, or the last one before a time limit, is not finite.
+def check_finite(rollout: Rollout, env_offset: int = 0) -> None:
+    """Raise NonFiniteError if a reward, a last observation, or one that a time limit cut off is not finite.
 
-    Those before a step are checked with the statistics, rewards when they are scaled.
+    Observations before a step are checked with the statistics.
+
+    Args:
+        rollout: full.
+        env_offset: global index of its first env.
     """
     num_envs = len(rollout.last_obs)
+    if not np.isfinite(rollout.rewards).all():
+        step, env = np.argwhere(~np.isfinite(rollout.rewards))[0].tolist()
+        reward = rollout.rewards[step, env]
+        raise NonFiniteError(f"reward of env {env_offset + env} at step {step} of the rollout is {reward}")
     for row in _not_finite(rollout.last_obs):
-        raise NonFiniteError(f"observation of env {row} after the last step of the rollout is not finite")
+        env = env_offset + row
+        raise NonFiniteError(f"observation of env {env} after the last step of the rollout is not finite")
     for row in _not_finite(rollout.final_obs):
         step, env = divmod(int(rollout.final_index[row]), num_envs)
+        env += env_offset
         raise NonFiniteError(f"final observation of env {env} at step {step} of the rollout is not finite")
 
 
@@ -76,10 +87,13 @@ class TorchCollector:
         normalizer: ObservationNormalizer,
         action_map: ActionMap,
         seed: int,
+        env_offset: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.envs = envs
         self.policy = policy
-        self.noise = ActionNoise(policy, seed, envs.num_envs)
+        self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset)
+        self._ranks = ranks
         self._normalizer = normalizer
         self._action_map = action_map
         self._obs: np.ndarray | None = None
@@ -96,8 +110,15 @@ class TorchCollector:
 
         Raises:
             NonFiniteError: an env delivered NaN or infinity as an observation.
+            RankError: there are several ranks, and something failed on one.
             WorkerError: an env failed.
         """
+        with self._ranks.together():
+            self._fill(rollout, num_steps)
+        if rollout.full:
+            self._normalizer.commit()
+
+    def _fill(self, rollout: Rollout, num_steps: int | None) -> None:
         if self._obs is None:
             raise RuntimeError("collect() called before reset()")
         obs, normalizer, action_map = self._obs, self._normalizer, self._action_map
@@ -120,14 +141,13 @@ class TorchCollector:
         self._obs = obs
         if rollout.full:
             normalizer.normalize(obs, out=rollout.last_obs)
-            normalizer.commit()
 
     def _sample(self, obs: np.ndarray, noise: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Raw actions for normalised observations [N, ...], both on the CPU."""
         device, policy = self.policy.device, self.policy
-        output = policy.act(torch.from_numpy(obs).to(device))
-        allowed = () if masks is None else (torch.from_numpy(masks).to(device),)
-        return policy.actor.sample(output, torch.from_numpy(noise).to(device), *allowed).cpu().numpy()
+        allowed = None if masks is None else torch.from_numpy(masks).to(device)
+        output = policy.act(torch.from_numpy(obs).to(device), allowed)
+        return policy.actor.sample(output, torch.from_numpy(noise).to(device)).cpu().numpy()
 
     @torch.inference_mode()
     def inference_seconds(self, repeats: int = 50) -> float:

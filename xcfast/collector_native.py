@@ -9,6 +9,7 @@ import torch
 
 from xcfast.collector import ActionNoise, TorchCollector
 from xcfast.config_keys import ConfigError
+from xcfast.distributed import ALONE, Ranks
 from xcfast.envs import MujocoVecEnv
 from xcfast.learner_native import network_spec, unknown_modules
 from xcfast.policy import GaussianActor
@@ -40,17 +41,19 @@ def make_collector(
     policy: ActorCritic,
     normalizer: ObservationNormalizer,
     action_map: ActionMap,
+    ranks: Ranks = ALONE,
     device_policy: ActorCritic | None = None,
     inference: str | None = None,
 ) -> tuple[TorchCollector | NativeCollector, str]:
     """The collector that ``config.collector_backend`` asks for, and the reason for the choice.
 
     Args:
-        config: the run's configuration.
-        envs: to be stepped.
+        config: of the run.
+        envs: this rank's share of the training envs.
         policy: on the CPU.
         normalizer: of the observations.
         action_map: of the envs' action space.
+        ranks: those that collect together.
         device_policy: the same policy on a CUDA device, where the learner keeps one: inference of the torch collector
             runs there if that is faster in a short measurement.
         inference: the type of device that inference ran on before a resume; not measured again, as results differ in
@@ -60,7 +63,7 @@ def make_collector(
         ConfigError: ``native`` is asked for and cannot serve.
     """
     reason_not = reason_not_native(envs, policy)
-    parts = (envs, policy, normalizer, action_map, config.seed)
+    parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
     if config.collector_backend == "torch":
         return _torch_collector(parts, device_policy, inference, "as asked for")
     if reason_not is None:
@@ -72,7 +75,7 @@ def make_collector(
 
 
 def _torch_collector(
-    parts: tuple[VecEnv, ActorCritic, ObservationNormalizer, ActionMap, int],
+    parts: tuple[VecEnv, ActorCritic, ObservationNormalizer, ActionMap, int, int, Ranks],
     device_policy: ActorCritic | None,
     inference: str | None,
     reason: str,
@@ -188,11 +191,14 @@ class NativeCollector:
         normalizer: ObservationNormalizer,
         action_map: ActionMap,
         seed: int,
+        env_offset: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         assert isinstance(envs, MujocoVecEnv)
         self.envs = envs
         self.policy = policy
-        self.noise = ActionNoise(policy, seed, envs.num_envs)
+        self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset)
+        self._ranks = ranks
         self._normalizer = normalizer
         self._loop = EnvLoop(envs, policy, normalizer, action_map)
         self._is_reset = False
@@ -209,13 +215,17 @@ class NativeCollector:
 
         Raises:
             NonFiniteError: an env delivered NaN or infinity as an observation.
+            RankError: there are several ranks, and something failed on one.
             SimulationError: MuJoCo raised an error in an env.
         """
         if not self._is_reset:
             raise RuntimeError("collect() called before reset()")
-        self._loop.collect(rollout, self.noise, rollout.num_steps - rollout.step if num_steps is None else num_steps)
+        steps = rollout.num_steps - rollout.step if num_steps is None else num_steps
+        with self._ranks.together():
+            self._loop.collect(rollout, self.noise, steps)
+            if rollout.full:
+                self._normalizer.normalize(self.envs.observations, out=rollout.last_obs)
         if rollout.full:
-            self._normalizer.normalize(self.envs.observations, out=rollout.last_obs)
             self._normalizer.commit()
 
     def warm_up(self, rollout: Rollout) -> None:

@@ -44,6 +44,9 @@ RESUMABLE_KEYS = (
     "keep_checkpoints",
     "log_dir",
     "model_dir",
+    "distributed_training",
+    "num_ranks",
+    "master_port",
 )
 
 
@@ -123,9 +126,25 @@ def _value_notices(config: Config, given: Layer) -> list[str]:
     # A file with every key is that of an earlier run; there, nobody asked for this value.
     if "compile" in given and config.device == "cpu" and len(given) < len(keys_of(Config)):
         notices.append("compile has no effect on the CPU: the update is native or eager there")
+    if config.agent == "PPO_KL" and given.get("learner", ("PPOKL_Learner",))[0] != "PPOKL_Learner":
+        notices.append("learner has no effect: agent PPO_KL has PPOKL_Learner")
+    # As above, a file with every key is that of an earlier run.
+    if len(given) < len(keys_of(Config)):
+        notices += [f"{name} has no effect: {reason}" for name, reason in _of_the_other_agent(config) if name in given]
     if config.policy == "Categorical_AC" and given.get("activation_action", (None, None))[0]:
         notices.append("activation_action has no effect: it acts on the mean of Gaussian_AC")
     return notices
+
+
+def _of_the_other_agent(config: Config) -> list[tuple[str, str]]:
+    """Keys that are without effect under this agent, and why."""
+    if config.agent == "PPO_KL":
+        return [("clip_range", "PPO_KL does not clip the probability ratio; kl_coef and target_kl limit it")]
+    reason = "PPO_KL only; PPO limits the ratio with clip_range"
+    keys = [("kl_coef", reason)]
+    if not config.early_stop_kl:
+        keys.append(("target_kl", f"{reason}, and stops by it with early_stop_kl: True"))
+    return keys
 
 
 def _fit_machine(config: Config) -> tuple[Config, list[str]]:

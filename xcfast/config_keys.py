@@ -72,8 +72,6 @@ INERT_KEYS = {
     "runner": "there is one runner for every configuration",
     "result_dir": "result files are written to the run folder under log_dir",
     "clip_type": "MindSpore only; grad_clip_norm always limits the global norm",
-    "target_kl": "PPO_KL only; PPO limits the ratio with clip_range",
-    "kl_coef": "PPO_KL only; PPO limits the ratio with clip_range",
     "test_steps": "XuanCe never read it; test_episode sets the length of a test",
     "use_linear_lr_decay": "XuanCe never acted on it; end_factor_lr_decay sets where the learning rate ends",
     "use_tensor_memory": "the engines decide where a rollout lives",

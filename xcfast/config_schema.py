@@ -1,6 +1,7 @@
 """The keys of the configuration: one frozen dataclass whose fields have exactly the YAML's names."""
 
 import functools
+import math
 import re
 import typing
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from xcfast.config_keys import ConfigError, coerce, key, keys_of, nearest_name
+from xcfast.kl import MAX_COEF, MIN_COEF
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
 
@@ -15,7 +17,6 @@ _MAX_SEED = 2**32 - 1
 _DEVICES = "auto, cpu, cuda, cuda:K, gpu"
 _MAX_ENVS = 2**16
 _MAX_BATCH = 2**28  # steps; what a rollout keeps of each are a hundred bytes and more
-_LATER = "not available yet"
 _NO_IMAGES = "image representations are not supported"
 _OTHER_ENV = "not supported; the environments of gymnasium.make with Box or Discrete spaces are"
 _ACTIVATION_RULES: dict[str, Any] = {
@@ -48,14 +49,13 @@ class Config:
     )
     device: str = key("auto", "where the networks live; auto: CUDA where there is one", words=_DEVICES)
     test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark")
-    agent: Literal["PPO"] = key(
-        "PPO", "algorithm", aliases={"PPO_Clip": "PPO"}, refused={"PPO_KL": f"the KL-penalty variant is {_LATER}"}
+    agent: Literal["PPO", "PPO_KL"] = key(
+        "PPO",
+        "algorithm: PPO clips the probability ratio, PPO_KL penalises the KL divergence with an adaptive coefficient",
+        aliases={"PPO_Clip": "PPO", "PPO_Agent": "PPO", "PPOCLIP_Agent": "PPO", "PPOKL_Agent": "PPO_KL"},
     )
-    learner: Literal["PPO_Learner"] = key(
-        "PPO_Learner",
-        "learner of the algorithm",
-        aliases={"PPOCLIP_Learner": "PPO_Learner"},
-        refused={"PPOKL_Learner": f"belongs to agent PPO_KL, which is {_LATER}"},
+    learner: Literal["PPO_Learner", "PPOKL_Learner"] = key(
+        "PPO_Learner", "learner of the algorithm; PPO_KL has PPOKL_Learner", aliases={"PPOCLIP_Learner": "PPO_Learner"}
     )
     seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=_MAX_SEED)
     running_steps: int = key(1_000_000, "environment steps of the whole run, over all environments", low=1)
@@ -131,7 +131,11 @@ class Config:
     )
     vf_coef: float = key(0.25, "weight of the value loss", low=0)
     ent_coef: float = key(0.0, "weight of the entropy bonus", low=0)
-    clip_range: float = key(0.2, "how far the probability ratio may leave 1", low=0, open_low=True)
+    clip_range: float = key(0.2, "how far the probability ratio may leave 1 (agent PPO)", low=0, open_low=True)
+    target_kl: float = key(
+        0.25, "KL divergence that PPO_KL aims at, or that early_stop_kl stops above", low=0, open_low=True
+    )
+    kl_coef: float = key(1.0, "initial weight of PPO_KL's penalty", low=MIN_COEF, high=MAX_COEF)
     gamma: float = key(0.99, "discount factor", low=0, high=1)
     use_gae: bool = key(True, "generalised advantage estimation; False: Monte-Carlo return minus value")
     gae_lambda: float = key(0.95, "lambda of the advantage estimation", low=0, high=1)
@@ -146,7 +150,7 @@ class Config:
         False, "choose among the actions that the environment allows; needs policy Categorical_AC"
     )
     early_stop_kl: bool = key(
-        False, "end the passes over a batch early on a large KL", refused={True: f"stopping by KL is {_LATER}"}
+        False, "no more passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
     )
 
     # Evaluation, logs, files
@@ -168,7 +172,7 @@ class Config:
         "auto", "engine that updates the weights; native runs on the CPU, without LayerNorm"
     )
     num_threads: int = key(
-        0, "threads of native stepping and of the update; 0: as many as this process may use", low=0, high=1024
+        0, "threads of native stepping and of the update, of each process; 0: as many as it may use", low=0, high=1024
     )
     num_workers: int = key(0, "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment", low=0)
     compile: Literal["graph", "default", "off"] = key(
@@ -178,15 +182,15 @@ class Config:
         "fp32", "arithmetic of matrix products in the update; tf32 and bf16 on CUDA alone"
     )
     overlap: bool = key(
-        False, "collect while the update runs", refused={True: f"overlapping collection and update is {_LATER}"}
+        False, "collect the next rollout while the update runs on CUDA, with weights that are one update old"
     )
     distributed_training: bool = key(
-        False, "train on several devices", refused={True: f"distributed training is {_LATER}"}
+        False, "train in several processes: one for each GPU, or num_ranks; under torchrun it is so in any case"
     )
-    master_port: int = key(
-        12355, f"port at which the processes of distributed_training meet, which is {_LATER}", low=1, high=65535
+    master_port: int = key(12355, "port on this machine at which the processes of such a run meet", low=1, high=65535)
+    num_ranks: int = key(
+        1, "processes that train together on this machine, each with its share of the environments", low=1
     )
-    num_ranks: int = key(1, "processes of distributed_training", low=1)
 
     notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
     source: str = field(default="", compare=False, repr=False)
@@ -231,6 +235,11 @@ class Config:
     def num_updates(self) -> int:
         """Gradient steps in the run, K of the learning-rate schedule."""
         return self.num_iterations * self.n_epochs * self.n_minibatch
+
+    @property
+    def ratio_range(self) -> float:
+        """How far from 1 the ratio is clipped: infinite with PPO_KL, which does not clip."""
+        return self.clip_range if self.agent == "PPO" else math.inf
 
     @property
     def checkpoint_every(self) -> int:
@@ -292,6 +301,19 @@ def _settle(config: Config) -> None:
             given=True,
             allowed=f"False with policy {config.policy}",
         )
+    if config.agent == "PPO_KL":
+        settle("learner", "PPOKL_Learner")
+    elif config.learner == "PPOKL_Learner":
+        raise ConfigError(
+            "belongs to agent PPO_KL", key="learner", given=config.learner, allowed=f"PPO_Learner with {config.agent}"
+        )
+    if config.agent == "PPO_KL" and config.early_stop_kl:
+        raise ConfigError(
+            "PPO_KL adapts its penalty to target_kl instead, which it could not where epochs stop there",
+            key="early_stop_kl",
+            given=True,
+            allowed="False with agent PPO_KL",
+        )
     if config.batch_size > _MAX_BATCH:
         raise ConfigError(
             f"a rollout of horizon_size * parallels = {config.batch_size} steps is too large",
@@ -320,5 +342,10 @@ def _settle(config: Config) -> None:
             given=config.env_seed,
             allowed=f"env_seed + parallels - 1 <= {_MAX_SEED}",
         )
-    if config.num_ranks > 1:
-        raise ConfigError(f"distributed training is {_LATER}", key="num_ranks", given=config.num_ranks, allowed="1")
+    if config.num_ranks > config.parallels:
+        raise ConfigError(
+            "more processes than environments to share among them",
+            key="num_ranks",
+            given=config.num_ranks,
+            allowed=f"1 to parallels = {config.parallels}",
+        )

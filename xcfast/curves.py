@@ -26,7 +26,8 @@ Float64 = npt.NDArray[np.float64]
 # Keys that leave the learning of a run as it is: runs that differ in these only are seeds of one setting.
 _NOT_A_SETTING = frozenset(
     "seed env_seed env_id env_name eval_interval test_episode test_mode render render_mode fps logger project_name "
-    "wandb_user_name log_dir model_dir checkpoint_interval keep_checkpoints master_port".split()
+    "wandb_user_name log_dir model_dir checkpoint_interval keep_checkpoints master_port "
+    "num_threads num_workers num_ranks".split()
 )
 _TIMES = ("time/collection_seconds", "time/update_seconds", "time/evaluation_seconds")
 

@@ -142,8 +142,8 @@ class LoadedPolicy:
     @torch.inference_mode()
     def __call__(self, obs: np.ndarray, *masks: np.ndarray) -> np.ndarray:
         """Env actions of raw observations [B, ...], and where the policy takes masks, of masks bool [B, n]."""
-        output = self.policy.act(torch.from_numpy(self.normalizer.normalize(obs)))
-        return self.action_map(self.policy.actor.mode(output, *map(torch.from_numpy, masks)).numpy())
+        output = self.policy.act(torch.from_numpy(self.normalizer.normalize(obs)), *map(torch.from_numpy, masks))
+        return self.action_map(self.policy.actor.mode(output).numpy())
 
     def metadata(self) -> dict[str, str]:
         """What the file says about itself."""
@@ -203,8 +203,7 @@ class PolicyFunction(nn.Module):
         """Actions of observations, among those that a mask bool [B, n] allows."""
         if self.normalizes:
             obs = ((obs.double() - self.mean) / self.std).clamp(-self.clip, self.clip).float()
-        masks = () if action_mask is None else (action_mask,)
-        action = self.policy.actor.mode(self.policy.act(obs), *masks)
+        action = self.policy.actor.mode(self.policy.act(obs, action_mask))
         if self.discrete:
             return action + self.start
         action = action.reshape(-1, *self.shape)

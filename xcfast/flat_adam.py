@@ -79,7 +79,11 @@ class FlatAdam:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned."""
         self.schedule.load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The settings stay those that the steps are taken with; the rate is where the schedule had got to.
+        groups = self.optimizer.state_dict()["param_groups"]
+        for group, saved in zip(groups, state["optimizer"]["param_groups"], strict=True):
+            group |= {name: saved[name] for name in ("lr", "initial_lr") if name in saved}
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self._adopt()
 
     def _show(self) -> None:

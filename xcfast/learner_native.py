@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from xcfast.config_keys import ConfigError
+from xcfast.distributed import ALONE, Ranks
 from xcfast.flat_adam import FlatAdam
+from xcfast.kl import KLControl
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import TorchLearner, explained_variance
+from xcfast.ppo import LOSSES, TorchLearner, epoch_means, joined_moments, minibatch_sizes, value_metrics
 from xcfast.schedule import reason_not_plain_adam
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ _ACTIVATIONS: dict[type[nn.Module], int] = {
     nn.Softmax: 6,
 }
 _OBS = -1
-_LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+_APPROX_KL = LOSSES.index("approx_kl")
 _ROLLOUT_ARRAYS = ("obs", "actions", "terminated", "truncated", "last_obs", "final_obs", "final_index")
 _RESULT_ARRAYS = ("values", "log_probs", "advantages", "returns")
 
@@ -147,6 +149,7 @@ class NativeLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         num_threads: int,
+        ranks: Ranks = ALONE,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
@@ -156,6 +159,7 @@ class NativeLearner:
         from xcfast import _core
 
         self.policy = policy
+        self.ranks = ranks
         self.device = policy.device
         self.num_threads = num_threads
         self._config = config
@@ -164,16 +168,18 @@ class NativeLearner:
         self._exp_avg, self._exp_avg_sq = np.zeros_like(self._flat.array), np.zeros_like(self._flat.array)
         moments = (torch.from_numpy(self._exp_avg), torch.from_numpy(self._exp_avg_sq))
         self._adam = FlatAdam(policy, config, self._flat, *moments, optimizer, scheduler)
+        self._kl = KLControl(config)
         self._scaled_rewards = np.empty(rollout.rewards.shape, np.float32)
         self._core = _core.Learner(
             **network_spec(policy, self._flat),
             parameters=self._flat.array,
             exp_avg=self._exp_avg,
             exp_avg_sq=self._exp_avg_sq,
-            loss=(config.clip_range, config.vf_coef, config.ent_coef),
+            loss=(config.ratio_range, config.vf_coef, config.ent_coef),
             adam=(*self._adam.betas, self._adam.eps),
             max_minibatch=config.minibatch_size,
             num_threads=num_threads,
+            kl_penalty=self._kl.penalizes,
         )
 
     @staticmethod
@@ -210,36 +216,68 @@ class NativeLearner:
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
         position = self._adam.schedule.snapshot()
         rates = self._adam.schedule.ahead(iteration * updates, updates)
+        self._core.kl_coef = self._kl.coef
         masks = {} if rollout.action_masks is None else {"action_masks": rollout.action_masks}
-        means = self._core.update(
-            rollout={
+        arguments: dict[str, Any] = {
+            "rollout": {
                 "rewards": rewards,
                 **{name: getattr(rollout, name) for name in (*_ROLLOUT_ARRAYS, *_RESULT_ARRAYS)},
                 **masks,
             },
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda if config.use_gae else 1.0,
-            normalize_advantages=config.use_advnorm,
-            max_norm=config.grad_clip_norm if config.use_grad_clip else float("inf"),
-            seed=config.seed,
-            iteration=iteration,
-            n_epochs=config.n_epochs,
-            n_minibatch=config.n_minibatch,
-            learning_rates=rates,
-            steps_done=self._adam.steps_done,
-        )
-        metrics = {f"losses/{name}": value for name, value in zip((*_LOSSES, "grad_norm"), means, strict=True)}
-        metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
-        metrics["predict_value"] = float(rollout.values.mean(dtype=np.float64))
-        metrics["learning_rate"] = float(rates[-1])
-        bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
-        if bad:
+            "gamma": config.gamma,
+            "gae_lambda": config.gae_lambda if config.use_gae else 1.0,
+            "normalize_advantages": config.use_advnorm,
+            "seed": config.seed,
+            "iteration": iteration,
+            "n_epochs": config.n_epochs,
+            "n_minibatch": config.n_minibatch,
+        }
+        try:
+            if self.ranks.world_size == 1:
+                steps: dict[str, Any] = {"learning_rates": rates, "steps_done": self._adam.steps_done}
+                means = self._core.update(**arguments, max_norm=self._max_norm, max_approx_kl=self._kl.limit, **steps)
+            else:
+                means = self._update_with_others(arguments, rates)
+            *losses, kl, norm, epochs = means
+            done_updates = int(epochs) * config.n_minibatch
+            metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:-1], losses, strict=True)}
+            metrics["losses/grad_norm"] = norm
+            metrics |= self._kl.metrics(kl, int(epochs))
+            metrics |= value_metrics(rollout, self.ranks)
+            metrics["learning_rate"] = float(rates[done_updates - 1])
+            bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
+            if bad:
+                raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
+        except BaseException:
             for array, old in zip(flat, before, strict=True):
                 array[:] = old
             self._adam.schedule.restore(position)
-            raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
-        self._adam.advance(updates)
+            raise
+        self._adam.advance(done_updates)
+        self._kl.adapt(metrics)
         return metrics
+
+    @property
+    def _max_norm(self) -> float:
+        return self._config.grad_clip_norm if self._config.use_grad_clip else float("inf")
+
+    def _update_with_others(self, arguments: dict[str, Any], rates: np.ndarray) -> list[float]:
+        """The update of several ranks: each minibatch's gradient is summed over them. Means as of ``_core.update``."""
+        config, ranks, core = self._config, self.ranks, self._core
+        moments = core.begin_update(**arguments, env_offset=ranks.rows(config.parallels).start)
+        moments = joined_moments(moments, ranks).tolist()
+        sizes = minibatch_sizes(config)
+        gradient, sums, norms = core.gradient, np.zeros((config.n_epochs, len(LOSSES))), 0.0
+        for k, rate in enumerate(rates.tolist()):
+            _, mean, square = moments[k]
+            epoch, minibatch = divmod(k, len(sizes))
+            sums[epoch] += core.minibatch_gradients(k, sizes[minibatch], mean, square)
+            ranks.sum_(gradient)
+            norms += core.apply(rate, self._max_norm, self._adam.steps_done + k + 1)
+            if minibatch + 1 == len(sizes) and self._kl.exceeded(sums[epoch, _APPROX_KL], config.batch_size, ranks):
+                break
+        means = epoch_means(ranks.sum_(sums), epoch + 1, config.batch_size)
+        return [*means.tolist(), norms / (k + 1), float(epoch + 1)]
 
     def compute_gradients(
         self,
@@ -249,6 +287,8 @@ class NativeLearner:
         advantages: np.ndarray,
         returns: np.ndarray,
         indices: np.ndarray | None = None,
+        old_outputs: np.ndarray | None = None,
+        old_log_std: np.ndarray | None = None,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, dict[str, float]]:
         """The gradient of one minibatch, before its norm is limited.
@@ -260,16 +300,21 @@ class NativeLearner:
             advantages: float32 [B], raw; normalised here if the configuration says so.
             returns: float32 [B].
             indices: int64, the rows to take; default: all.
+            old_outputs: float32 [B, A], with PPO_KL: means or logits of the policy that collected.
+            old_log_std: float32 [A], with PPO_KL: log standard deviations of a Gaussian one.
             action_masks: bool [B, number of actions], the actions that were allowed; default: all.
 
         Returns:
             The flat gradient, float32 [parameters], in the memory that ``apply`` reads; the means of the loss's parts.
         """
         self._flat.adopt()
+        self._core.kl_coef = self._kl.coef
+        old = (old_outputs, old_log_std)
         means = self._core.compute_gradients(
-            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices, action_masks
+            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices, *old, action_masks
         )
-        return self._core.gradient, dict(zip(_LOSSES, means, strict=True))
+        parts = dict(zip(LOSSES, means, strict=True))
+        return self._core.gradient, parts if self._kl.penalizes else {name: parts[name] for name in LOSSES[:-1]}
 
     def apply(self, learning_rate: float) -> float:
         """Limit the norm of the flat gradient and make one Adam step with it.
@@ -280,19 +325,18 @@ class NativeLearner:
         Returns:
             The norm before it was limited.
         """
-        config = self._config
-        max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
-        norm = self._core.apply(learning_rate, max_norm, self._adam.steps_done + 1)
+        norm = self._core.apply(learning_rate, self._max_norm, self._adam.steps_done + 1)
         self._adam.advance(1)
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim.Adam``'s form; its tensors are views of the live state."""
-        return self._adam.state_dict()
+        """As ``TorchLearner.state_dict``; the tensors of the optimiser's state are views of the live one."""
+        return {**self._adam.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` of any learner returned."""
         self._adam.load_state_dict(state)
+        self._kl.load_state_dict(state)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -306,6 +350,7 @@ def make_learner(
     rollout: Rollout,
     reward_normalizer: RewardNormalizer,
     num_threads: int,
+    ranks: Ranks = ALONE,
     device: torch.device | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: LRScheduler | None = None,
@@ -318,6 +363,7 @@ def make_learner(
         rollout: of the shape that will be learned from.
         reward_normalizer: scales its rewards.
         num_threads: of the update.
+        ranks: those that learn together.
         device: where to train; default: the CPU.
         optimizer: the caller's, instead of Adam as the configuration has it.
         scheduler: of that optimiser: stepped once per update, it decides the learning rates.
@@ -325,11 +371,15 @@ def make_learner(
     Raises:
         ConfigError: ``native``, or a precision, is asked for and cannot serve.
     """
+    parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
     if device is not None and device.type == "cuda":
-        return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, optimizer, scheduler)
+        other = None if optimizer is None else reason_not_plain_adam(optimizer, list(policy.parameters()))
+        if other is None:
+            return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
+        if config.learner_backend != "native":
+            return TorchLearner(*parts), f"on the CPU, where the optimizer's parameters are; not on {device}: {other}"
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
-    parts = (policy, config, rollout, reward_normalizer, num_threads, optimizer, scheduler)
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as asked for"
     reason_not = NativeLearner.reason_not(config, policy, optimizer)
@@ -347,9 +397,10 @@ def _make_cuda_learner(
     rollout: Rollout,
     reward_normalizer: RewardNormalizer,
     device: torch.device,
+    ranks: Ranks,
     optimizer: torch.optim.Optimizer | None,
     scheduler: LRScheduler | None,
-) -> tuple[TorchLearner | CudaLearner, str]:
+) -> tuple[CudaLearner, str]:
     from xcfast.learner_cuda import CudaLearner
 
     if config.learner_backend == "native":
@@ -358,9 +409,6 @@ def _make_cuda_learner(
             key="learner_backend",
             given="native",
         )
-    if optimizer is not None and (reason := reason_not_plain_adam(optimizer, list(policy.parameters()))):
-        parts = (policy, config, rollout, reward_normalizer, 1, optimizer, scheduler)
-        return TorchLearner(*parts), f"on the CPU, where the optimizer's parameters are: {reason}"
-    learner = CudaLearner(policy, config, rollout, reward_normalizer, device, optimizer, scheduler)
+    learner = CudaLearner(policy, config, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
     forms = {"graph": "compiled, in CUDA graphs", "default": "compiled", "off": "eager"}
     return learner, "; ".join([f"on {device}, {forms[learner.compile]}", *learner.fallbacks])

@@ -1,6 +1,7 @@
 """Running moments, observation and reward normalisation."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from xcfast import kernels
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+#: Rows [N, ...] of this process's envs to those of all envs, in their order.
+Join = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
 class NonFiniteError(FloatingPointError):
@@ -120,18 +123,27 @@ class ObservationNormalizer:
         clip: Bound of the normalised value.
         epsilon: Added to the variance before its root is taken.
         enabled: Whether to normalise; otherwise observations are only cast to float32 and checked to be finite.
+        join: Where several processes have envs: collects their rows; then all hold the same statistics.
 
     Attributes:
         rms: The committed statistics.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], *, num_envs: int, clip: float = 5.0, epsilon: float = 1e-8, enabled: bool = True
+        self,
+        shape: tuple[int, ...],
+        *,
+        num_envs: int,
+        clip: float = 5.0,
+        epsilon: float = 1e-8,
+        enabled: bool = True,
+        join: Join | None = None,
     ) -> None:
         self.rms = RunningMeanStd(shape, epsilon)
         self.num_envs = num_envs
         self.clip = _positive("clip", clip)
         self.enabled = enabled
+        self._join = join
         self._counts = np.zeros(num_envs, np.int64)
         self._means = np.zeros((num_envs, *self.rms.shape))  # when disabled: 0 until a value is not finite, then NaN
         self._m2s = np.zeros((num_envs, *self.rms.shape))
@@ -165,14 +177,14 @@ class ObservationNormalizer:
         Raises:
             NonFiniteError: An observation since the last commit was not finite; nothing is merged or forgotten.
         """
-        finite = np.isfinite(self._means) & np.isfinite(self._m2s)
+        tracked = self._counts, self._means, self._m2s
+        counts, means, m2s = tracked if self._join is None else map(self._join, tracked)
+        finite = np.isfinite(means) & np.isfinite(m2s)
         if not finite.all():
             env, *element = np.argwhere(~finite)[0].tolist()
             raise NonFiniteError(f"observation of env {env} has a value that is not finite, element {element}")
         if self.enabled:
-            kernels.impl.merge_tracked(
-                self._counts, self._means, self._m2s, self.rms.mean, self.rms.var, self.rms._count
-            )
+            kernels.impl.merge_tracked(counts, means, m2s, self.rms.mean, self.rms.var, self.rms._count)
         self.discard()
 
     def discard(self) -> None:
@@ -232,6 +244,7 @@ class RewardNormalizer:
         clip: Bound of the scaled reward.
         epsilon: Added to the variance before its root is taken.
         enabled: Whether to scale; otherwise rewards are only cast to float32 and checked to be finite.
+        join: Where several processes have envs: collects their rows; then all hold the same statistics.
 
     Attributes:
         rms: Statistics of the discounted returns; scalar.
@@ -239,7 +252,14 @@ class RewardNormalizer:
     """
 
     def __init__(
-        self, num_envs: int, *, gamma: float = 0.99, clip: float = 5.0, epsilon: float = 1e-8, enabled: bool = True
+        self,
+        num_envs: int,
+        *,
+        gamma: float = 0.99,
+        clip: float = 5.0,
+        epsilon: float = 1e-8,
+        enabled: bool = True,
+        join: Join | None = None,
     ) -> None:
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1]; got {gamma}")
@@ -248,6 +268,7 @@ class RewardNormalizer:
         self.gamma = float(gamma)
         self.clip = _positive("clip", clip)
         self.enabled = enabled
+        self._join = join
         self._scratch = np.empty((3, num_envs))
 
     def __call__(self, rewards: npt.ArrayLike, done: npt.ArrayLike, out: Float32 | None = None) -> Float32:
@@ -277,6 +298,16 @@ class RewardNormalizer:
         if not self.enabled:
             np.copyto(out, r, casting="same_kind")
             return out
+        if self._join is not None:
+            self._merge_joined(r, d, self._join)
+            np.clip(
+                r * (1.0 / np.sqrt(self.rms.var + self.rms.epsilon)),
+                -self.clip,
+                self.clip,
+                out=out,
+                casting="same_kind",
+            )
+            return out
         rms = self.rms
         target = out if out.flags.c_contiguous and not np.may_share_memory(out, r) else np.empty(r.shape, np.float32)
         kernels.impl.normalize_rewards(
@@ -285,6 +316,22 @@ class RewardNormalizer:
         if target is not out:
             np.copyto(out, target)
         return out
+
+    def _merge_joined(self, rewards: npt.NDArray[Any], done: npt.NDArray[np.bool_], join: Join) -> None:
+        """What the kernel does before it scales, with the other processes' envs; the same operations in their order."""
+        shift = self.gamma * self.returns + rewards[0]
+        total, square = np.zeros_like(shift), np.zeros_like(shift)
+        for row, ended in zip(rewards, done, strict=True):
+            returns = self.gamma * self.returns + row
+            delta = returns - shift
+            total += delta
+            square += delta * delta
+            self.returns[...] = np.where(ended, 0.0, returns)
+        mean = total / len(rewards)
+        moments = np.stack([shift + mean, np.maximum(square - total * mean, 0.0)], axis=1)
+        means, m2s = np.ascontiguousarray(join(moments).T)
+        counts = np.full(len(means), len(rewards))
+        kernels.impl.merge_tracked(counts, means, m2s, self.rms.mean, self.rms.var, self.rms._count)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of the statistics and the running returns."""

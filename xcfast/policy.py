@@ -116,12 +116,23 @@ class GaussianActor(nn.Module):
         """Entropy [B], summed over dimensions."""
         return (self.logstd + (0.5 + _LOG_SQRT_2PI)).sum().expand(mean.shape[0])
 
+    def frozen(self, mean: Tensor) -> Tensor:
+        """What ``kl`` wants of these distributions when the weights are others: means and log deviations [B, 2 A]."""
+        return torch.cat([mean, self.logstd.expand_as(mean)], -1)
+
+    def kl(self, old: Tensor, mean: Tensor) -> Tensor:
+        """KL(old || these) [B], summed over dimensions, of what ``frozen`` returned."""
+        old_mean, old_logstd = old.chunk(2, -1)
+        shrunk = old_logstd - self.logstd
+        z = (mean - old_mean) * torch.exp(-self.logstd)
+        return (0.5 * (torch.expm1(2.0 * shrunk) + z.square()) - shrunk).sum(-1)
+
 
 class CategoricalActor(nn.Module):
     """Categorical distribution over n actions; the head's output are the logits [B, n].
 
-    Its methods take masks, bool [B, n], of the actions that are allowed, of which there is one at least in each row.
-    The distribution is then over these; None allows all.
+    A logit of -inf is that of an action that is not allowed (``masked``): it is never taken and adds nothing to the
+    entropy or the divergence. Each row has a finite one.
     """
 
     def __init__(
@@ -142,35 +153,40 @@ class CategoricalActor(nn.Module):
         """Logits [B, n]."""
         return self.model(features)
 
-    def sample(self, logits: Tensor, noise: Tensor, masks: Tensor | None = None) -> Tensor:
+    def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Actions int64 [B] by inversion of the cumulative distribution at uniform noise float64 [B] in (0, 1)."""
-        cumulative = _masked(logits, masks).double().softmax(-1).cumsum(-1)
-        below = cumulative < noise.unsqueeze(-1)
-        if masks is None:
-            return below.sum(-1).clamp_(max=logits.shape[-1] - 1)
-        # The first allowed action that reaches the noise; where rounding leaves the sum below it, the last allowed one.
-        places = torch.arange(1, logits.shape[-1] + 1, device=logits.device)
-        last = (places * masks).argmax(-1)
-        reached = masks & ~below
-        return torch.where(reached.any(-1), reached.byte().argmax(-1), last)
+        cumulative = logits.double().softmax(-1).cumsum(-1)
+        reached = (cumulative < noise.unsqueeze(-1)).sum(-1)
+        # Rounding may leave the whole sum below the noise: then it is the last action that is allowed.
+        last = (logits > -math.inf).cumsum(-1).argmax(-1)
+        return torch.minimum(reached, last)
 
-    def mode(self, logits: Tensor, masks: Tensor | None = None) -> Tensor:
+    def mode(self, logits: Tensor) -> Tensor:
         """The most likely action int64 [B]."""
-        return _masked(logits, masks).argmax(-1)
+        return logits.argmax(-1)
 
-    def log_prob(self, logits: Tensor, actions: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Log-probability [B] of actions int64 [B]; that of an action that is not allowed is -inf."""
-        return _masked(logits, masks).log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    def log_prob(self, logits: Tensor, actions: Tensor) -> Tensor:
+        """Log-probability [B] of actions int64 [B]."""
+        return logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
-    def entropy(self, logits: Tensor, masks: Tensor | None = None) -> Tensor:
+    def entropy(self, logits: Tensor) -> Tensor:
         """Entropy [B]."""
-        log_p = _masked(logits, masks).log_softmax(-1)
-        if masks is not None:
-            log_p = torch.where(masks, log_p, 0.0)  # those at -inf add 1 · 0 to the sum; 0 · inf would be NaN
+        log_p = logits.log_softmax(-1)
+        log_p = torch.where(log_p > -math.inf, log_p, 0.0)  # where p is 0, p log p is 0 and not NaN
         return -(log_p.exp() * log_p).sum(-1)
 
+    def frozen(self, logits: Tensor) -> Tensor:
+        """What ``kl`` wants of these distributions when the weights are others: log-probabilities [B, n]."""
+        return logits.log_softmax(-1)
 
-def _masked(logits: Tensor, masks: Tensor | None) -> Tensor:
+    def kl(self, old: Tensor, logits: Tensor) -> Tensor:
+        """KL(old || these) [B], of what ``frozen`` returned."""
+        log_p = logits.log_softmax(-1)
+        return (old.exp() * torch.where(old > -math.inf, old - log_p, 0.0)).sum(-1)
+
+
+def masked(logits: Tensor, masks: Tensor | None) -> Tensor:
+    """Logits [B, n], -inf where masks bool [B, n] are False; None allows all."""
     return logits if masks is None else logits.masked_fill(~masks, -math.inf)
 
 
@@ -216,21 +232,26 @@ class ActorCritic(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def act(self, obs: Tensor) -> Tensor:
-        """The actor head's output: mean [B, A] or logits [B, n]. The critic does not run."""
-        return self.actor(self.representation(obs))
+    def act(self, obs: Tensor, masks: Tensor | None = None) -> Tensor:
+        """The actor head's output: mean [B, A] or ``masked`` logits [B, n]. The critic does not run."""
+        return masked(self.actor(self.representation(obs)), masks)
 
     def value(self, obs: Tensor) -> Tensor:
         """Values [B]. The actor does not run."""
         return self.critic((self.critic_representation or self.representation)(obs))
 
-    def evaluate(self, obs: Tensor, actions: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities [B] of the actions, entropy [B] and values [B]. `masks`: none, or one [B, n]."""
+    def heads(self, obs: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The actor head's output (``act``) and values [B]."""
         features = self.representation(obs)
-        output = self.actor(features)
+        output = masked(self.actor(features), masks)
         if self.critic_representation is not None:
             features = self.critic_representation(obs)
-        return self.actor.log_prob(output, actions, *masks), self.actor.entropy(output, *masks), self.critic(features)
+        return output, self.critic(features)
+
+    def evaluate(self, obs: Tensor, actions: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [B] of the actions, entropy [B] and values [B]."""
+        output, values = self.heads(obs, masks)
+        return self.actor.log_prob(output, actions), self.actor.entropy(output), values
 
 
 def build_policy(config: Config, observation_space: gym.Space, action_space: gym.Space) -> ActorCritic:

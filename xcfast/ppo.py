@@ -1,17 +1,20 @@
-"""PPO-Clip: the loss as a pure function, and the learner that turns a full rollout into new weights."""
+"""PPO: the loss as a pure function, and the learner that turns a full rollout into new weights."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xcfast.distributed import ALONE, Ranks, merged_moments
 from xcfast.gae import compute_gae
+from xcfast.kl import KLControl
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.schedule import ADAM_EPS, Schedule, learning_rate
 
@@ -27,12 +30,14 @@ __all__ = [
     "PPOLoss",
     "TorchLearner",
     "batch_mean",
-    "explained_variance",
     "learning_rate",
     "normalized_advantages",
     "ppo_loss",
 ]
 
+#: Names of a loss's parts, in ``PPOLoss``'s order; the last one is logged with a penalty only.
+LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "kl")
+Sums = TypeVar("Sums", np.ndarray, Tensor)
 _EVALUATION_ROWS = 16384  # rows per forward pass over the rollout: bounds the memory that activations take
 
 
@@ -45,6 +50,7 @@ class PPOLoss(NamedTuple):
     entropy: Tensor
     approx_kl: Tensor
     clipfrac: Tensor
+    kl: Tensor
 
 
 def batch_mean(samples: Tensor) -> Tensor:
@@ -63,9 +69,11 @@ def ppo_loss(
     clip_range: float,
     vf_coef: float,
     ent_coef: float,
+    kl: Tensor | None = None,
+    kl_coef: float | Tensor = 0.0,
     mean: Callable[[Tensor], Tensor] = batch_mean,
 ) -> PPOLoss:
-    """PPO-Clip objective with squared value error and entropy bonus; no side effects.
+    """PPO's objective, clipped or with a KL penalty, with squared value error and entropy bonus; no side effects.
 
     Args:
         log_probs: float [B], log-probability of the actions under the current policy.
@@ -74,29 +82,31 @@ def ppo_loss(
         old_log_probs: float [B], log-probabilities under the policy that collected.
         advantages: float [B], already normalised if they are to be.
         returns: float [B], value targets.
-        clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range].
+        clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range]; infinite: it is not.
         vf_coef: weight of the value loss (mean squared error, no factor 1/2).
         ent_coef: weight of the entropy bonus.
+        kl: float [B], KL divergence from the policy that collected, for a penalty.
+        kl_coef: weight of the penalty; not part of ``policy_loss``.
         mean: average of float [..., B] over the minibatch, [...]; for a B that is padded or only a part of it.
 
     Source:
-        Schulman et al., arXiv 1707.06347, eq. 7 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
+        Schulman et al., arXiv 1707.06347, eq. 7, 8 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
     """
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
     gain = torch.minimum(ratio * advantages, clipped * advantages)
     with torch.no_grad():
-        kl = ratio - 1.0 - log_ratio
+        approximate = ratio - 1.0 - log_ratio
         outside = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
-    # One reduction instead of five: on a GPU each of them would be a kernel of its own.
-    policy_loss, value_loss, mean_entropy, approx_kl, clipfrac = mean(
-        torch.stack([-gain, (values - returns).square(), entropy, kl, outside])
-    ).unbind()
+    penalty = torch.zeros_like(ratio) if kl is None else kl
+    # One reduction instead of six: on a GPU each of them would be a kernel of its own.
+    parts = mean(torch.stack([-gain, (values - returns).square(), entropy, approximate, outside, penalty]))
+    policy_loss, value_loss, mean_entropy, _, _, mean_kl = parts.unbind()
     loss = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
-    return PPOLoss(
-        loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl.detach(), clipfrac.detach()
-    )
+    if kl is not None:
+        loss = loss + kl_coef * mean_kl
+    return PPOLoss(loss, *parts.detach().unbind())
 
 
 def normalized_advantages(advantages: Tensor) -> Tensor:
@@ -105,11 +115,20 @@ def normalized_advantages(advantages: Tensor) -> Tensor:
     return centred / (centred.square().mean().sqrt() + 1e-8)
 
 
+def minibatch_sizes(config: Config) -> list[int]:
+    """Steps in each minibatch of an epoch, over all ranks."""
+    small, larger = divmod(config.batch_size, config.n_minibatch)
+    return [small + (m < larger) for m in range(config.n_minibatch)]
+
+
 class TorchLearner:
     """The update in torch, eager, on CPU or CUDA: any policy. Also the reference for the other learners.
 
     ``update`` reads a full rollout, evaluates it in bulk with the weights that collected it, computes advantages, and
     runs n_epochs x n_minibatch Adam steps. Nothing in the minibatch loop waits for the device; metrics are read once.
+
+    Of several ranks, each computes its part of every minibatch: the sum over its own samples, divided by the size of
+    the whole minibatch. One flat gradient is summed over the ranks; then all make the same step.
     """
 
     name = "torch"
@@ -121,10 +140,12 @@ class TorchLearner:
         rollout: Rollout,
         reward_normalizer: RewardNormalizer,
         num_threads: int,
+        ranks: Ranks = ALONE,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
         self.policy = policy
+        self.ranks = ranks
         self.device = policy.device
         self.num_threads = num_threads
         self._config = config
@@ -139,6 +160,9 @@ class TorchLearner:
         self._scaled_rewards = np.empty((steps, envs), np.float32)
         self._final_values = np.zeros((steps, envs), np.float32)
         self._minibatch = rollout.minibatch(-(-steps * envs // config.n_minibatch))
+        self._gradient = None if ranks.world_size == 1 else self._flat_gradient()
+        self._kl = KLControl(config)
+        self._old: Tensor | None = None  # with a penalty: the collecting policy's distributions [T*N, ...]
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """One PPO iteration on a full rollout; fills its values, log_probs, advantages and returns.
@@ -148,7 +172,8 @@ class TorchLearner:
             iteration: number of the iteration, from 0; it keys the minibatch permutations and the learning rate.
 
         Returns:
-            Metrics, averaged over all samples of all epochs; ``losses/grad_norm`` over the updates.
+            Metrics, averaged over all samples of the epochs that ran; ``losses/grad_norm`` over the updates,
+            ``losses/kl`` over the last epoch.
 
         Raises:
             NonFiniteError: a metric is NaN or infinite; weights and optimiser state are those from before the call.
@@ -167,6 +192,7 @@ class TorchLearner:
             raise
         finally:
             torch.set_num_threads(threads)
+        self._kl.adapt(metrics)
         return metrics
 
     @torch.no_grad()
@@ -174,10 +200,16 @@ class TorchLearner:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
         taken = [_flat(x) for x in (rollout.obs, rollout.actions, rollout.action_masks) if x is not None]
         values, log_probs = rollout.values.reshape(-1), rollout.log_probs.reshape(-1)
+        actor, old = self.policy.actor, []
         for start in range(0, len(values), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            log_p, _, value = self.policy.evaluate(*(self._to_device(array[rows]) for array in taken))
+            obs, actions, *masks = (self._to_device(array[rows]) for array in taken)
+            output, value = self.policy.heads(obs, *masks)
+            log_p = actor.log_prob(output, actions)
             values[rows], log_probs[rows] = value.cpu().numpy(), log_p.cpu().numpy()
+            if self._kl.penalizes:
+                old.append(actor.frozen(output))
+        self._old = torch.cat(old) if old else None
         last_values = self._values(rollout.last_obs)
         final_values = None
         if len(rollout.final_index):
@@ -208,51 +240,96 @@ class TorchLearner:
         config = self._config
         max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
         on_device = None if self.device.type == "cpu" else self._copy_to_device(rollout)
-        sums = torch.zeros(5, device=self.device)
+        minibatches: Iterable[tuple[np.ndarray, np.ndarray]] = self._minibatches(rollout, iteration)
+        moments = None
+        if self.ranks.world_size > 1:
+            minibatches = list(minibatches)
+            moments = self._advantage_moments(rollout, minibatches)
+        sizes = minibatch_sizes(config)
+        sums = torch.zeros((config.n_epochs, len(LOSSES)), device=self.device)
         norms = torch.zeros((), device=self.device)
         update = iteration * config.n_epochs * config.n_minibatch
+        end = update + config.n_epochs * config.n_minibatch
         rate = 0.0
-        for epoch in range(config.n_epochs):
-            indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
+        for epoch, (indices, offsets) in enumerate(minibatches):
             rows = indices if on_device is None else self._to_device(indices)
-            for start, stop in pairwise(offsets.tolist()):
+            for size, (start, stop) in zip(sizes, pairwise(offsets.tolist()), strict=True):
                 rate = self._schedule.begin(update)
-                batch = self._gather(rollout, rows[start:stop], on_device)
-                loss = self._loss(*batch)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.loss.backward()
+                if self._gradient is None:
+                    self.optimizer.zero_grad(set_to_none=True)
+                else:
+                    self._gradient.zero_()
+                if start < stop:
+                    moment = None if moments is None else moments[update % len(moments)]
+                    old = None if self._old is None else self._old[rows[start:stop]]
+                    loss = self._loss(self._gather(rollout, rows[start:stop], on_device), old, moment)
+                    (loss.loss if stop - start == size else loss.loss * ((stop - start) / size)).backward()
+                    sums[epoch] += torch.stack(loss[1:]) * float(stop - start)
+                if self._gradient is not None:
+                    self.ranks.sum_(self._gradient)
                 norms += nn.utils.clip_grad_norm_(self._parameters, max_norm)
                 self.optimizer.step()
                 self._schedule.end()
-                sums += torch.stack(loss[1:]) * float(stop - start)
                 update += 1
-        total = config.n_epochs * config.batch_size
-        updates = config.n_epochs * config.n_minibatch
-        means = [float(value) for value in torch.cat([sums / total, norms[None] / updates]).tolist()]
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "grad_norm")
-        metrics = {f"losses/{name}": value for name, value in zip(names, means, strict=True)}
-        metrics["losses/explained_variance"] = explained_variance(rollout.values, rollout.returns)
-        metrics["predict_value"] = float(rollout.values.mean(dtype=np.float64))
+            epochs = epoch + 1
+            if self._kl.stops_early and self._kl.exceeded(
+                float(sums[epoch, LOSSES.index("approx_kl")]), config.batch_size, self.ranks
+            ):
+                break
+        self._schedule.ahead(update, end - update)  # as if the other epochs had run
+        means = epoch_means(self.ranks.sum_(sums), epochs, config.batch_size)
+        *losses, kl, norm = torch.cat([means, norms[None] / (epochs * config.n_minibatch)]).tolist()
+        metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:-1], losses, strict=True)}
+        metrics["losses/grad_norm"] = norm
+        metrics |= self._kl.metrics(kl, epochs)
+        metrics |= value_metrics(rollout, self.ranks)
         metrics["learning_rate"] = rate
         return metrics
 
-    def _loss(
-        self, obs: Tensor, actions: Tensor, old_log_probs: Tensor, advantages: Tensor, returns: Tensor, *masks: Tensor
-    ) -> PPOLoss:
+    def _minibatches(self, rollout: Rollout, iteration: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Indices and offsets of this rank's part of each epoch's minibatches."""
         config = self._config
-        if config.use_advnorm:
+        env_offset = self.ranks.rows(config.parallels).start
+        for epoch in range(config.n_epochs):
+            yield rollout.minibatch_indices(
+                config.seed, iteration, epoch, config.n_minibatch, env_offset=env_offset, total_envs=config.parallels
+            )
+
+    def _advantage_moments(self, rollout: Rollout, minibatches: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """float64 [n_epochs * n_minibatch, 3]: number, mean, sum of squares of each minibatch, of all ranks."""
+        advantages = rollout.advantages.reshape(-1).astype(np.float64)
+        parts = [advantages[rows[a:b]] for rows, offsets in minibatches for a, b in pairwise(offsets.tolist())]
+        return joined_moments(np.array([moments_of(part) for part in parts]), self.ranks)
+
+    def _loss(self, batch: list[Tensor], old: Tensor | None, moments: np.ndarray | None = None) -> PPOLoss:
+        """The loss of a minibatch, or of this rank's part of it.
+
+        Args:
+            batch: what ``_gather`` returned.
+            old: with a penalty, the distributions of the policy that collected.
+            moments: of the whole minibatch's advantages, where this is a part of it.
+        """
+        config = self._config
+        obs, actions, old_log_probs, advantages, returns, *masks = batch
+        if config.use_advnorm and moments is None:
             advantages = normalized_advantages(advantages)
-        log_probs, entropy, values = self.policy.evaluate(obs, actions, *masks)
+        elif config.use_advnorm and moments is not None:
+            count, mean, square = moments.tolist()
+            advantages = (advantages - mean) / (math.sqrt(square / count) + 1e-8)
+        actor = self.policy.actor
+        output, values = self.policy.heads(obs, *masks)
         return ppo_loss(
-            log_probs,
-            entropy,
+            actor.log_prob(output, actions),
+            actor.entropy(output),
             values,
             old_log_probs,
             advantages,
             returns,
-            clip_range=config.clip_range,
+            clip_range=config.ratio_range,
             vf_coef=config.vf_coef,
             ent_coef=config.ent_coef,
+            kl=None if old is None else actor.kl(old, output),
+            kl_coef=self._kl.coef,
         )
 
     def _gather(self, rollout: Rollout, indices: Any, on_device: list[Tensor] | None) -> list[Tensor]:
@@ -269,14 +346,23 @@ class TorchLearner:
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
+    def _flat_gradient(self) -> Tensor:
+        """The memory of all gradients in one array, so that they are summed over the ranks in one operation."""
+        sizes = [p.numel() for p in self._parameters]
+        flat = torch.zeros(sum(sizes), device=self.device)
+        for parameter, part in zip(self._parameters, flat.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+        return flat
+
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, in ``torch.optim``'s form, and the scheduler's where there is one."""
-        return {"optimizer": self.optimizer.state_dict(), **self._schedule.state_dict()}
+        """The optimiser's state in ``torch.optim``'s form; the scheduler's and the KL penalty's where there are any."""
+        return {"optimizer": self.optimizer.state_dict(), **self._schedule.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._schedule.load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        self._kl.load_state_dict(state)
 
     def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any]], Any]:
         state = [copy.deepcopy(self.optimizer.state.get(p, {})) for p in self._parameters]
@@ -291,12 +377,38 @@ class TorchLearner:
         self._schedule.restore(schedule)
 
 
-def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
-    """1 - Var[returns - values] / Var[returns]; 0 where the returns do not vary."""
-    variance = float(np.var(returns, dtype=np.float64))
-    if variance == 0.0:
-        return 0.0
-    return 1.0 - float(np.var(returns.astype(np.float64) - values)) / variance
+def epoch_means(sums: Sums, epochs: int, samples: int) -> Sums:
+    """Means [parts] of sums [n_epochs, parts] over epochs of that many samples; of the last part the last epoch's."""
+    means = sums[:epochs].sum(0) / (epochs * samples)
+    means[-1] = sums[epochs - 1, -1] / samples
+    return means
+
+
+def value_metrics(rollout: Rollout, ranks: Ranks = ALONE) -> dict[str, float]:
+    """What the values explain of the returns, and their mean; over all ranks.
+
+    ``losses/explained_variance`` is 1 - Var[returns - values] / Var[returns], 0 where the returns do not vary.
+    """
+    values, returns = rollout.values.astype(np.float64), rollout.returns.astype(np.float64)
+    parts = np.array([moments_of(x.reshape(-1)) for x in (returns, returns - values, values)])
+    (_, _, variance), (_, _, unexplained), (_, mean, _) = joined_moments(parts, ranks).tolist()
+    explained = 0.0 if variance == 0.0 else 1.0 - unexplained / variance
+    return {"losses/explained_variance": explained, "predict_value": mean}
+
+
+def moments_of(x: np.ndarray) -> tuple[float, float, float]:
+    """Number, mean and sum of squared deviations of float64 [B]; zeros if it is empty."""
+    if len(x) == 0:
+        return 0.0, 0.0, 0.0
+    mean = float(x.mean())
+    return float(len(x)), mean, float(np.square(x - mean).sum())
+
+
+def joined_moments(parts: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """float64 [..., 3] of ``moments_of``, of this rank's part of something, to those of the whole."""
+    if ranks.world_size == 1:
+        return parts
+    return merged_moments(ranks.join(parts[None], range(ranks.rank, ranks.rank + 1), ranks.world_size))
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from xcfast.config import RESUMABLE_KEYS, Config, ConfigError
 from xcfast.report import say
-from xcfast.results import package_versions
+from xcfast.results import RunFolders, Summary, package_versions
 
 RECENT_EPISODES = 100
 
@@ -54,6 +54,35 @@ class Progress:
         self.best = {"mean": mean, "std": float(scores.std()), "step": step}
         return True
 
+    def summary(self, steps: int, folders: RunFolders, collector: str, learner: str) -> Summary:
+        """What the run achieved.
+
+        Args:
+            steps: env steps trained on.
+            folders: where it wrote.
+            collector: name of the engine.
+            learner: likewise.
+        """
+        best = self.best or {"mean": None, "std": None, "step": None}
+        scores = self.last_scores
+        seconds = self.collection_seconds + self.update_seconds
+        return Summary(
+            steps=steps,
+            collection_seconds=self.collection_seconds,
+            update_seconds=self.update_seconds,
+            evaluation_seconds=self.evaluation_seconds,
+            steps_per_second=steps / seconds if seconds else 0.0,
+            best_mean=best["mean"],
+            best_std=best["std"],
+            best_step=best["step"],
+            final_mean=None if scores is None else float(np.mean(scores)),
+            final_std=None if scores is None else float(np.std(scores)),
+            log_dir=str(folders.log_dir),
+            model_dir=str(folders.model_dir),
+            collector_backend=collector,
+            learner_backend=learner,
+        )
+
 
 def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
     """Warn if a checkpoint was written with other versions.
@@ -61,7 +90,7 @@ def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
     Raises:
         ConfigError: it belongs to a run with other settings, of those that cannot change.
     """
-    mine, theirs = config.to_dict(), saved["config"]
+    mine, theirs = config.to_dict(), {**Config().to_dict(), **saved["config"]}  # keys newer than the run
     changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
     if changed:
         listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)

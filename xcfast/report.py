@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
+from xcfast.distributed import ALONE, Ranks
 from xcfast.envs import MujocoVecEnv, SubprocVecEnv, available_cpus, make_env_fn
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 
@@ -20,18 +22,28 @@ if TYPE_CHECKING:
     from xcfast.results import RunFolders, Summary
 
 
-def num_threads(config: Config) -> int:
-    """Threads of the update: ``num_threads``, or all the CPUs that this process may use, up to OMP_NUM_THREADS."""
+def num_threads(config: Config, sharing: int = 1) -> int:
+    """Threads of the update: ``num_threads``, or this process's part of its CPUs, up to OMP_NUM_THREADS.
+
+    Args:
+        config: of the run.
+        sharing: number of processes that share the CPUs.
+    """
     if config.num_threads:
         return config.num_threads
+    cpus = max(1, available_cpus() // sharing)
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(available_cpus(), int(limit) if limit.isdigit() and int(limit) > 0 else available_cpus())
+    if limit == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+        return cpus  # torchrun sets it where nobody did
+    return min(cpus, int(limit) if limit.isdigit() and int(limit) > 0 else cpus)
 
 
-def resolve_device(config: Config) -> torch.device:
-    """The device of the weights; ``auto`` is CUDA where there is one."""
+def resolve_device(config: Config, ranks: Ranks = ALONE) -> torch.device:
+    """The device of the weights; ``auto`` is CUDA where there is one, and each of several ranks has its own."""
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if ranks.world_size > 1:
+        return torch.device("cuda", ranks.local_rank)
     return torch.device("cuda", int(config.device.partition(":")[2] or 0))
 
 
@@ -41,6 +53,16 @@ def say(text: str, quiet: bool = False, error: bool = False) -> None:
         with suppress(OSError):  # the reader of a pipe may be gone; the run goes on
             tqdm.write(text, file=sys.stderr if error else sys.stdout)
             sys.stdout.flush()
+
+
+def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
+    """Report MuJoCo's warnings, by name and number, those of several processes together."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    if total:
+        listed = ", ".join(f"{name} {count} times" for name, count in total.items())
+        say(f"warning: MuJoCo reported in training: {listed}", error=True)
 
 
 class ProgressBar:
@@ -90,7 +112,7 @@ def describe(config: Config, mode: str) -> str:
     learner = chosen.get(config.learner_backend, config.learner_backend)
     workers = {
         "SubprocVecEnv": f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes",
-        "MujocoVecEnv": f", {num_threads(config)} threads",
+        "MujocoVecEnv": f", {config.num_threads or available_cpus()} threads",
     }
     engines = (config.vectorize + workers.get(config.vectorize, ""), collector, learner)
     return _table(_rows(config, mode, policy, action_map, resolve_device(config), shapes, engines))
@@ -106,6 +128,7 @@ def start_table(
     folders: RunFolders,
     collector: str,
     learner: str,
+    ranks: Ranks = ALONE,
 ) -> str:
     """What will run, with which engines and why, and where the output goes."""
     shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"
@@ -114,7 +137,7 @@ def start_table(
         kind += f", {envs.num_workers} worker processes"
     elif isinstance(envs, MujocoVecEnv):
         kind += f", {envs.num_threads} threads"
-    rows = _rows(config, mode, policy, action_map, device, shapes, (kind, collector, learner))
+    rows = _rows(config, mode, policy, action_map, device, shapes, (kind, collector, learner), ranks)
     rows += [("logs", str(folders.log_dir)), ("models", str(folders.model_dir))]
     return _table(rows)
 
@@ -140,6 +163,7 @@ def _rows(
     device: torch.device,
     shapes: str,
     engines: tuple[str, str, str],
+    ranks: Ranks = ALONE,
 ) -> list[tuple[str, str]]:
     vectorize, collector, learner = engines
     parameters = sum(parameter.numel() for parameter in policy.parameters())
@@ -149,13 +173,19 @@ def _rows(
     updates = f"{config.n_epochs} epochs x {config.n_minibatch} minibatches of {sizes}"
     trained = config.num_iterations * config.batch_size
     evaluation = f"{config.test_episode} episodes every {config.eval_interval:,} steps"
+    several = []
+    if ranks.world_size > 1:
+        nodes = "" if ranks.local_world_size == ranks.world_size else f", {ranks.local_world_size} on this node"
+        some = len(ranks.rows(config.parallels))
+        several = [("ranks", f"{ranks.world_size}{nodes}; {some} envs and the threads below on this one, rank 0")]
     return [
         ("mode", mode),
+        *several,
         ("env", f"{config.env_id}: {shapes} ({action_map.describe()})"),
         ("envs", f"{config.parallels} x {vectorize}"),
         ("collector", collector),
         ("learner", learner),
-        ("device", f"{device}, {num_threads(config)} threads for the update, 1 for inference"),
+        ("device", f"{device}, {num_threads(config, ranks.sharing)} threads for the update, 1 for inference"),
         ("network", f"{parameters:,} parameters: {_network(policy)}"),
         ("rollout", f"{batch} env steps, {updates}"),
         ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} updates"),

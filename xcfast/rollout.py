@@ -13,6 +13,8 @@ Int64 = npt.NDArray[np.int64]
 
 EPISODE_DTYPE = np.dtype([("step", np.int64), ("env", np.int64), ("ret", np.float64), ("length", np.int64)])
 
+_COLLECTED = ("obs", "actions", "rewards", "terminated", "truncated")
+
 
 class Minibatch(NamedTuple):
     """What the loss needs of B steps."""
@@ -119,6 +121,25 @@ class Rollout:
         """int64 [K], flat index t * N + env of the step that each row of `final_obs` belongs to."""
         return self._final_index[: self._num_final]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns copies of the filled rows and of what belongs to them; the running episodes are not among it."""
+        rows = {name: getattr(self, name)[: self.step].copy() for name in _COLLECTED}
+        ends = {name: getattr(self, name).copy() for name in ("final_obs", "final_index", "last_obs")}
+        episodes = {name: self.episodes[name].copy() for name in EPISODE_DTYPE.names or ()}
+        return {"rows": rows, **ends, "episodes": episodes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned, of a rollout of these sizes."""
+        self.clear()
+        rows = {name: np.asarray(x) for name, x in state["rows"].items()}
+        for name, x in rows.items():
+            getattr(self, name)[: len(x)] = x
+        self.last_obs[:] = np.asarray(state["last_obs"])
+        episodes = np.zeros(len(state["episodes"]["ret"]), EPISODE_DTYPE)
+        for name, x in state["episodes"].items():
+            episodes[name] = np.asarray(x)
+        self.advance(len(rows["rewards"]), episodes, np.asarray(state["final_index"]), np.asarray(state["final_obs"]))
+
     def clear(self) -> None:
         """Starts a new rollout. Running episodes go on."""
         self.step = self._num_episodes = self._num_final = 0
@@ -185,7 +206,14 @@ class Rollout:
         self.step += num_steps
 
     def minibatch_indices(
-        self, seed: int, iteration: int, epoch: int, n_minibatch: int, *, env_offset: int = 0
+        self,
+        seed: int,
+        iteration: int,
+        epoch: int,
+        n_minibatch: int,
+        *,
+        env_offset: int = 0,
+        total_envs: int | None = None,
     ) -> tuple[Int64, Int64]:
         """Returns the minibatches of one epoch: each step once, sizes and each env's share differing by at most one.
 
@@ -197,17 +225,19 @@ class Rollout:
             seed: Any int.
             iteration: Number of the rollout, >= 0.
             epoch: Number of the epoch, >= 0.
-            n_minibatch: Number of minibatches, at most T * N.
+            n_minibatch: Number of minibatches, at most T * total_envs.
             env_offset: Global index of the first env.
+            total_envs: Number of envs of all ranks; default: N. Where it is more, a minibatch may be empty here.
 
         Returns:
             indices int64 [T * N], flat t * N + env; offsets int64 [n_minibatch + 1]: minibatch m is
             indices[offsets[m]:offsets[m + 1]].
         """
         total = self.num_steps * self.num_envs
-        if not 1 <= n_minibatch <= total or min(iteration, epoch, env_offset) < 0:
+        most = self.num_steps * (total_envs or self.num_envs)
+        if not 1 <= n_minibatch <= most or min(iteration, epoch, env_offset) < 0:
             raise ValueError(
-                f"n_minibatch must be in [1, {total}] and iteration, epoch, env_offset >= 0; "
+                f"n_minibatch must be in [1, {most}] and iteration, epoch, env_offset >= 0; "
                 f"got {n_minibatch}, {iteration}, {epoch}, {env_offset}"
             )
         indices, offsets = np.empty(total, np.int64), np.empty(n_minibatch + 1, np.int64)

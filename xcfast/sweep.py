@@ -98,9 +98,10 @@ def _sweep(args: argparse.Namespace) -> int:
             from xcfast.study import Study
 
             study = Study(folder / "study.log", args.study, search_space(args.search))
-            settings, ended = map(_noted, study.settings(make)), study.ended
+            settings: Iterator[Setting] = map(_noted, study.settings(make))
+            ended = study.ended
         else:
-            settings = map(_noted, [make(values) for values in grid_points(args.grid)])
+            settings = iter([_noted(make(values)) for values in grid_points(args.grid)])
         print(f"{folder}: {slots.size} jobs at a time, {threads} CPU{'s' * (threads > 1)} each", flush=True)
         done, failed = _run(settings, slots, stop, ended)
     _report(done, folder)

@@ -57,15 +57,19 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         observation_space, action_space = env.observation_space, env.action_space
         env.close()
         policy = build_policy(config, observation_space, action_space)
-        policy.load_state_dict(saved["policy"])
-        policy.to(resolve_device(config))
         normalizer = ObservationNormalizer(
             observation_space.shape or (),
-            num_envs=config.parallels,
+            num_envs=1,
             clip=config.obsnorm_range,
             enabled=config.use_obsnorm,
         )
-        normalizer.load_state_dict(saved["obs_normalizer"])
+        try:
+            policy.load_state_dict(saved["policy"])
+            normalizer.rms.load_state_dict(saved["obs_normalizer"]["rms"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ckpt.CheckpointError(f"{path}: does not fit {config.env_id} as it is here: {reason}") from error
+        policy.to(resolve_device(config))
         action_map = ActionMap(action_space, config.activation_action, bool(saved.get("identity_actions")))
         folders = RunFolders.find(path)
 

@@ -4,6 +4,7 @@ Nothing heavy is imported before the configuration is known to be good.
 """
 
 import argparse
+import os
 import re
 import sys
 import traceback
@@ -50,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             mode = _find_run(args.resume).mode
     except (ConfigError, CheckpointError) as error:
         return _bad_config(error)
-    for line in (*config.notices, *remark):
-        print(line, file=sys.stderr)
+    if _rank() == 0:
+        for line in (*config.notices, *remark):
+            print(line, file=sys.stderr)
+    elif mode == "test":
+        return 0  # rank 0 does it
     return _execute(config, mode, args)
 
 
@@ -70,12 +74,18 @@ def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
     except (RunFailed, WorkerError) as error:
         if isinstance(error, RunFailed) and not error.expected:
             traceback.print_exception(error.__cause__)
-        print(f"xcfast: failed: {error}", file=sys.stderr)
+        if _rank() == 0 or not (isinstance(error, RunFailed) and error.known):
+            print(f"xcfast: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("xcfast: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _rank() -> int:
+    """This process's number under torchrun, else 0."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def choose_mode(benchmark: int | None, test: int | None, config: Config) -> tuple[Mode, tuple[str, ...]]:
@@ -104,6 +114,8 @@ def _build_config(args: argparse.Namespace, path: str | Path | None, overrides: 
         flags |= {"seed": args.seed, "env_seed": args.seed}
     if args.device is not None:
         flags["device"] = args.device
+    if args.method == "ppo_kl":
+        flags["agent"] = "PPO_KL"
     typed = read_overrides(overrides)  # these win over what a flag says about the same key
     flags = {name: value for name, value in flags.items() if name not in typed}
     if args.resume is not None:
@@ -196,7 +208,9 @@ def _resolved(config: Config) -> str:
 def _algorithm(name: str) -> str:
     if name.lower() in ("ppo", "ppo_clip", "ppoclip"):
         return "ppo"
-    raise argparse.ArgumentTypeError(f"{name!r} is not available; allowed: ppo")
+    if name.lower() in ("ppo_kl", "ppokl"):
+        return "ppo_kl"
+    raise argparse.ArgumentTypeError(f"{name!r} is not available; allowed: ppo, ppo_kl")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -211,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("config", nargs="*", metavar="CONFIG | key=value", help="a YAML file, then keys that override it")
     add("--config-path", metavar="FILE", help="the same as CONFIG")
-    add("--method", "--algo", type=_algorithm, default="ppo", help="the algorithm: ppo")
+    add("--method", "--algo", type=_algorithm, default="ppo", help="ppo, or ppo_kl: the same as agent=PPO_KL")
     add("--env", choices=sorted(_FAMILIES), help="family of the task")
     add("--env-id", metavar="ID", help="Gymnasium id; without CONFIG it finds the shipped configuration")
     add("--test", type=int, choices=(0, 1), help="with --benchmark 0: test a saved model")

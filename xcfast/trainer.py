@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,20 @@ import torch
 from xcfast import checkpoint as ckpt
 from xcfast.collector import check_finite
 from xcfast.collector_native import make_collector
-from xcfast.config import Config
+from xcfast.config import Config, ConfigError
+from xcfast.distributed import ALONE, RankError, RankLostError, Ranks, launched
 from xcfast.envs import EnvError, MujocoVecEnv, SimulationError, WorkerError, make_envs
-from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator, evaluation_seeds
+from xcfast.evaluation import EvaluationStopped, Evaluator
 from xcfast.learner_cuda import CudaLearner, pinned
 from xcfast.learner_native import make_learner
-from xcfast.metrics import make_writer
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.progress import Progress, check_same_run
-from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, start_table
-from xcfast.results import Mode, ResultFiles, RunFolders, Summary, package_versions, write_json
+from xcfast.report import ProgressBar, describe, end_table, num_threads, resolve_device, say, say_warnings, start_table
+from xcfast.results import Mode, RunFolders, Summary, write_json
 from xcfast.rollout import Rollout
+from xcfast.run_log import RunLog, gathered_episodes
+from xcfast.run_state import RunState
 from xcfast.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -43,13 +46,16 @@ class RunFailed(RuntimeError):
 
     Attributes:
         expected: whether the message tells all there is to know; otherwise the cause's traceback does.
+        known: whether all ranks have failed with it, if there are several.
     """
 
-    expected = True
+    def __init__(self, message: str, expected: bool = True, known: bool = True) -> None:
+        super().__init__(message)
+        self.expected, self.known = expected, known
 
 
 def run(config: Config, mode: Mode | None = None, resume: str | Path | None = None, quiet: bool = False) -> Summary:
-    """Do what the command line does.
+    """Do what the command line does; starts further processes where the configuration asks for several ranks.
 
     Args:
         config: from ``load_config``.
@@ -68,11 +74,31 @@ def run(config: Config, mode: Mode | None = None, resume: str | Path | None = No
         from xcfast.testing import run_test
 
         return run_test(config, resume, quiet)
-    trainer = Trainer(config, mode, resume, quiet)
+    if not launched() and (config.distributed_training or config.num_ranks > 1):
+        from xcfast.launch import launch, ranks_to_start
+
+        num_ranks = ranks_to_start(config)
+        if num_ranks > 1:
+            return launch(config, mode, resume, quiet, num_ranks)
+    ranks = Ranks.start(cuda=resolve_device(config).type == "cuda")
     try:
-        return trainer.run()
-    finally:
-        trainer.close()
+        trainer = Trainer(config, mode, resume, quiet, ranks=ranks)
+        try:
+            summary = trainer.run()
+        finally:
+            trainer.close()
+    except RankError as error:  # before the first iteration
+        ranks.close()
+        if isinstance(error.__cause__, ConfigError | EnvError | ckpt.CheckpointError):
+            raise error.__cause__ from None
+        raise RunFailed(str(error), expected=error.__cause__ is None) from error.__cause__
+    except BaseException as error:
+        known = isinstance(error, RunFailed) and error.known
+        with suppress(RuntimeError):  # this error is the one to report
+            ranks.close(None if known else f"{type(error).__name__}: {error}")
+        raise
+    ranks.close()
+    return summary
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,9 @@ class Trainer:
     ``run()`` trains to the end, or until it is asked to stop. Whoever has a loop of their own calls ``advance()`` for
     some steps at a time instead, ``add_scores()`` after evaluations, and ``finish()``.
 
+    Of several ranks, each has its share of the envs and holds the same networks, statistics and counters. Rank 0
+    evaluates, logs and saves.
+
     Attributes:
         begun: whether the envs' first episodes have begun.
         episodes_done: int64 [N], episodes that each env has finished in rollouts that were learned from.
@@ -112,52 +141,66 @@ class Trainer:
         resume: Path | None = None,
         quiet: bool = False,
         parts: Parts = Parts(),
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.quiet = config, quiet
-        self._parts = parts
+        several = ranks.world_size > 1 or config.num_ranks > 1 or config.distributed_training or launched()
+        if several and parts != Parts():
+            raise ConfigError(
+                "envs, policy and optimizer that a script makes serve one process; "
+                "several are started by python -m xcfast.train, or by torchrun in front of it",
+                key="num_ranks" if config.num_ranks > 1 else "distributed_training",
+            )
+        self.config, self.ranks, self._parts = config, ranks, parts
+        self.quiet = quiet or not ranks.is_main
+        self.rows = ranks.rows(config.parallels)  # global indices of this rank's envs
         self.mode: Mode = mode or "benchmark"
+        self._given_mode = mode
         self.progress = Progress()
         self._stop = StopRequest()
         self.begun = resume is not None
         self._started = time.perf_counter()
         self._rollout_seconds = 0.0
         self._threads = torch.get_num_threads()
-        self._closers: list[Callable[[], object]] = []
+        self._closers = ExitStack()
+        self._collected: dict[str, Any] | None = None
 
-        checkpoint_file = saved = None
-        if resume is not None:
-            self.folders = RunFolders.find(resume)
-            self.mode = mode or self.folders.mode
-            checkpoint_file = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
-            saved = ckpt.load_checkpoint(checkpoint_file)
         try:
-            self._build(saved or {})
-            if saved is None:
-                self.folders = RunFolders.create(config, self.mode, parts.below_env)
-            resume_step = None if saved is None else int(saved["step"])
-            self.writer = make_writer(config, self.folders.log_dir, resume_step=resume_step)
-            self._closers.append(self.writer.close)
-            self.results = ResultFiles(self.folders, config, self.mode, str(self.device), resume_step)
-            if not quiet:
-                say(
-                    start_table(
-                        config,
-                        self.mode,
-                        self.policy,
-                        self.action_map,
-                        self.device,
-                        self.envs,
-                        self.folders,
-                        f"{self.collector.name} ({self.collector_reason})",
-                        f"{self.learner.name} ({self.learner_reason})",
-                    )
-                )
-            if saved is not None and checkpoint_file is not None:
-                self._restore(saved, checkpoint_file)
-                say(f"resuming {checkpoint_file} at step {self.step}", quiet)
+            with ranks.together():
+                checkpoint_file, saved = self._read(resume) if ranks.is_main and resume is not None else (None, None)
+            checkpoint_file, saved = ranks.broadcast((checkpoint_file, saved))
+            with ranks.together():
+                self._build(saved or {})
+                if ranks.is_main and saved is None:
+                    self.folders = RunFolders.create(config, self.mode, parts.below_env)
+            self.folders = ranks.broadcast(self.folders if ranks.is_main else None)
+            self.mode = ranks.broadcast(self.mode)
+            with ranks.together():
+                resume_step = None if saved is None else int(saved["step"])
+                self.log = None
+                if ranks.is_main:
+                    self.log = RunLog(config, self.folders, self.mode, str(self.device), resume_step, self.quiet)
+                    self._closers.callback(self.log.close)
+                    shown = (self.policy, self.action_map, self.device, self.envs, self.folders)
+                    collector = f"{self.collector.name} ({self.collector_reason})"
+                    learner = f"{self.learner.name} ({self.learner_reason})"
+                    say(start_table(config, self.mode, *shown, collector, learner, ranks), self.quiet)
+                if saved is not None and checkpoint_file is not None:
+                    self._restore(saved, checkpoint_file)
+            for tensor in (*self.policy.parameters(), *self.policy.buffers()):  # equal by their seed; to be sure
+                ranks.broadcast_(tensor.detach())
+            self.adopt_weights()
+            if self._collected is not None and isinstance(self.learner, CudaLearner):
+                self.learner.behaviour = self._collected["weights"]
         except BaseException:
             self.close()
             raise
+
+    def _read(self, resume: Path) -> tuple[Path, dict[str, Any]]:
+        self.folders = RunFolders.find(resume)
+        if self._given_mode is None:
+            self.mode = self.folders.mode
+        path = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
+        return path, ckpt.load_checkpoint(path)
 
     @property
     def step(self) -> int:
@@ -166,12 +209,12 @@ class Trainer:
 
     def _build(self, saved: dict[str, Any]) -> None:
         config, parts = self.config, self._parts
-        self.device = resolve_device(config)
+        self.device = resolve_device(config, self.ranks)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if parts.envs is None:
-            self.envs = make_envs(config)
-            self._closers.append(self.envs.close)
+            self.envs = make_envs(config, num_envs=len(self.rows), sharing=self.ranks.sharing)
+            self._closers.callback(self.envs.close)
         else:
             self.envs = parts.envs
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
@@ -179,11 +222,12 @@ class Trainer:
         self.action_map = ActionMap(action_space, config.activation_action, bool(saved.get("identity_actions")))
         self._inference = saved.get("engines", {}).get("inference")
         num_envs, obs_shape = self.envs.num_envs, observation_space.shape or ()
+        join = None if self.ranks.world_size == 1 else self._all_envs
         self.obs_normalizer = ObservationNormalizer(
-            obs_shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
+            obs_shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm, join=join
         )
         self.reward_normalizer = RewardNormalizer(
-            num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm
+            num_envs, gamma=config.gamma, clip=config.rewnorm_range, enabled=config.use_rewnorm, join=join
         )
         self.episodes_done = np.zeros(num_envs, np.int64)
         discrete = self.action_map.discrete
@@ -196,35 +240,72 @@ class Trainer:
             num_actions=int(getattr(action_space, "n")) if config.use_actions_mask else None,  # noqa: B009
             allocate=pinned if self.device.type == "cuda" else np.zeros,
         )
+        torch.set_num_threads(1)  # the env loop's inference, and what is compiled; the update sets its own
         self.learner, self.learner_reason = make_learner(
             config,
             self.policy,
             self.rollout,
             self.reward_normalizer,
-            num_threads(config),
+            num_threads(config, self.ranks.sharing),
+            self.ranks,
             self.device,
             parts.optimizer,
             parts.scheduler,
         )
         self._connect()
-        self._closers.append(lambda: self.evaluator.close())
-        torch.set_num_threads(1)  # the env loop's inference; the learner takes all of them for the update
+        self._closers.callback(lambda: self.evaluator.close())
+        self._background: ThreadPoolExecutor | None = None
+        if config.overlap:
+            self._overlap()
+
+    def _overlap(self) -> None:
+        """Make what collects while the update runs: a thread, and a second rollout with the same running episodes."""
+        if not isinstance(self.learner, CudaLearner) or self.ranks.world_size > 1:
+            raise ConfigError(
+                "collection and update can overlap where the update runs on one CUDA device",
+                key="overlap",
+                given=True,
+                allowed="False",
+            )
+        first = self.rollout
+        shape = (first.num_steps, first.num_envs, first.obs_shape, first.action_shape, first.actions.dtype)
+        self._spare = Rollout(*shape, allocate=pinned if self.device.type == "cuda" else np.zeros)
+        self._spare.episode_returns, self._spare.episode_lengths = first.episode_returns, first.episode_lengths
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="xcfast-collect")
+        self._closers.callback(self._background.shutdown)
 
     def _connect(self) -> None:
         """Make what applies the action map."""
-        parts = (self.policy, self.obs_normalizer, self.action_map)
-        on_device = self.learner.device_policy if isinstance(self.learner, CudaLearner) else None
+        config, parts = self.config, (self.policy, self.obs_normalizer, self.action_map)
+        on_device = None
+        if isinstance(self.learner, CudaLearner) and not config.overlap:  # its weights change while others collect
+            on_device = self.learner.device_policy
         self.collector, self.collector_reason = make_collector(
-            self.config, self.envs, *parts, on_device, self._inference
+            config, self.envs, *parts, self.ranks, on_device, self._inference
         )
-        self.evaluator = Evaluator(self.config, *parts, should_stop=lambda: self._stop.requested)
+        self.evaluator = Evaluator(config, *parts, should_stop=lambda: self._stop.requested)
+        self._run_state = RunState(
+            config,
+            self.ranks,
+            self.policy,
+            self.learner,
+            self.obs_normalizer,
+            self.reward_normalizer,
+            self.collector,
+            self.rollout,
+            self.progress,
+        )
+
+    def _all_envs(self, rows: np.ndarray) -> np.ndarray:
+        return self.ranks.join(rows, self.rows, self.config.parallels)
 
     def start(self) -> None:
         """Begin the first episodes, and give the observation statistics a start unless they have one; only once."""
         if self.begun:
             return
         self.begun = True
-        self.collector.reset([self.config.env_seed + i for i in range(self.envs.num_envs)])
+        with self.ranks.together():
+            self.collector.reset([self.config.env_seed + i for i in self.rows])
         if self.config.use_obsnorm and self.obs_normalizer.rms.count == 0:
             self.collector.warm_up(self.rollout)
 
@@ -239,15 +320,17 @@ class Trainer:
             try:
                 self._train()
             except Exception as error:
-                raise self._failure(error) from error
+                raise self._failure(error) from (error.__cause__ if isinstance(error, RankError) else error)
             finally:
-                self.results.close(self._elapsed_seconds)
+                if self.log is not None:
+                    self.log.end(self._elapsed_seconds)
             return self._finish()
 
     def _failure(self, error: Exception) -> RunFailed:
-        failure = RunFailed(self._save_after_failure(error))
-        failure.expected = isinstance(error, EnvError | NonFiniteError | SimulationError | WorkerError)
-        return failure
+        known = self.ranks.world_size == 1 or isinstance(error, RankError | NonFiniteError)
+        cause = error.__cause__ if isinstance(error, RankError) else error
+        expected = isinstance(cause, EnvError | NonFiniteError | SimulationError | WorkerError | RankLostError | None)
+        return RunFailed(self._save_after_failure(error, known), expected, known)
 
     def _train(self) -> None:
         """The loop. It ends between two iterations, where a checkpoint can be taken, perhaps with an evaluation due."""
@@ -257,9 +340,9 @@ class Trainer:
             self.progress.evaluation_due = self.mode == "benchmark"
         with ProgressBar(config.num_iterations * config.batch_size, self.step, enabled=not self.quiet) as bar:
             while True:
-                if self.progress.evaluation_due and not self._stop.requested:
+                if self.progress.evaluation_due and not self._stopping():
                     self._evaluate()
-                if self._finished or self._stop.requested:
+                if self._finished or self._stopping():
                     break
                 if self._passed(config.checkpoint_every):
                     self._save_checkpoint()
@@ -267,6 +350,13 @@ class Trainer:
                 due = self._finished or self._passed(config.eval_interval)
                 self.progress.evaluation_due = due and self.mode == "benchmark"
                 bar.update(self.step, self.progress.recent_returns)
+
+    def _stopping(self) -> bool:
+        """Whether a signal has come to any rank: all of them stop after the same iteration."""
+        stopping = self.ranks.any_(self._stop.requested)
+        if stopping and not self._stop.requested:
+            self._stop.signal_name = "a signal to another rank"
+        return stopping
 
     @property
     def _finished(self) -> bool:
@@ -286,6 +376,8 @@ class Trainer:
         Raises:
             RunFailed: something broke.
         """
+        if self._background is not None:
+            raise ConfigError("overlap is for whole runs", key="overlap", given=True, allowed="False")
         num_envs = self.envs.num_envs
         begin = self.step + self.rollout.step * num_envs
         logged: dict[str, float] = {}
@@ -312,6 +404,11 @@ class Trainer:
         self.obs_normalizer.discard()
         self.collector.reset(None)
 
+    def adopt_weights(self) -> None:
+        """Tell the learner that others have written into the policy."""
+        if isinstance(self.learner, CudaLearner):
+            self.learner.adopt()
+
     def use_identity_actions(self, identity: bool) -> None:
         """Whether actions go to the envs as the policy makes them; see ``ActionMap``. Episodes must then start anew."""
         if identity == self.action_map.identity:
@@ -328,8 +425,9 @@ class Trainer:
         path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
         if self.progress.iteration > 0 and not path.exists():
             self._save_checkpoint()
-        self.results.close(self._elapsed_seconds)
-        summary = self._summary()
+        if self.log is not None:
+            self.log.end(self._elapsed_seconds)
+        summary = self.progress.summary(self.step, self.folders, self.collector.name, self.learner.name)
         write_json(self.folders.log_dir / "summary.json", summary.to_dict())
         return summary
 
@@ -338,14 +436,12 @@ class Trainer:
         saved = self._save_checkpoint()
         if self._finished:
             saved = self._save(ckpt.FINAL_MODEL) and saved
-        summary = self._summary()
-        write_json(self.folders.log_dir / "summary.json", summary.to_dict())
+        summary = self.progress.summary(self.step, self.folders, self.collector.name, self.learner.name)
+        if self.ranks.is_main:
+            write_json(self.folders.log_dir / "summary.json", summary.to_dict())
         if not saved:
             raise RunFailed(f"step {self.step} was reached but could not be saved; see the warnings above")
-        warnings = self.envs.warning_counts if isinstance(self.envs, MujocoVecEnv) else {}
-        if warnings:
-            listed = ", ".join(f"{name} {count} times" for name, count in warnings.items())
-            say(f"warning: MuJoCo reported in training: {listed}", error=True)
+        say_warnings(self.ranks.gather(self.envs.warning_counts if isinstance(self.envs, MujocoVecEnv) else {}) or [])
         if not self.quiet:
             say(end_table(summary, self._stop.signal_name))
         return summary
@@ -356,22 +452,42 @@ class Trainer:
         With ``num_steps`` that do not fill the rollout, only their collection, and nothing is returned.
         """
         start = time.perf_counter()
-        self.collector.collect(self.rollout, num_steps)
+        if not self.rollout.full:  # with overlap, it was collected during the last update
+            self.collector.collect(self.rollout, num_steps)
         self._rollout_seconds += time.perf_counter() - start
         if not self.rollout.full:
             return {}
-        check_finite(self.rollout)
+        with self.ranks.together():
+            check_finite(self.rollout, self.rows.start)
         collected = time.perf_counter()
-        metrics = self.learner.update(self.rollout, self.progress.iteration)
-        updated = time.perf_counter()
+        collecting = None
+        if self._background is not None and self.progress.iteration + 1 < self.config.num_iterations:
+            collecting = self._background.submit(self.collector.collect, self._spare)
+        try:
+            metrics = self.learner.update(self.rollout, self.progress.iteration)
+            updated = time.perf_counter()
+        finally:
+            if collecting is not None:
+                wait([collecting])
+        if isinstance(self.learner, CudaLearner) and self._background is not None:
+            self.learner.publish()
+            self._rollout_seconds += time.perf_counter() - updated
         self.progress.collection_seconds += self._rollout_seconds
         self.progress.update_seconds += updated - collected
-        self._log_episodes()
+        episodes, step = gathered_episodes(self.rollout, self.ranks, self.rows.start), self.step
+        self.progress.recent_returns.extend(episodes["ret"].tolist())
         self.progress.iteration += 1
-        scalars = self._log_iteration(metrics, self._rollout_seconds, updated - collected)
-        self.writer.flush()
+        self.episodes_done += np.bincount(self.rollout.episodes["env"], minlength=self.envs.num_envs)
+        scalars = metrics
+        if self.log is not None:
+            self.log.episodes(episodes, step)
+            seconds = self._rollout_seconds + updated - collected
+            scalars = self.log.iteration(metrics, self.progress, episodes, self.step, seconds)
         self.rollout.clear()
         self._rollout_seconds = 0.0
+        if collecting is not None:
+            self.rollout, self._spare = self._spare, self.rollout
+            collecting.result()  # its error, if it failed
         return scalars
 
     def _passed(self, interval: int) -> bool:
@@ -379,14 +495,18 @@ class Trainer:
         return self.progress.iteration > 0 and self.step // interval > (self.step - self.config.batch_size) // interval
 
     def _evaluate(self) -> None:
-        start = time.perf_counter()
-        try:
-            scores = self.evaluator(self.progress.evaluations)
-        except EvaluationStopped:  # it stays due, and a resumed run begins with it
+        start, scores = time.perf_counter(), None
+        with self.ranks.together():
+            if self.ranks.is_main:
+                with suppress(EvaluationStopped):  # it stays due, and a resumed run begins with it
+                    scores = self.evaluator(self.progress.evaluations)
+        scores = self.ranks.broadcast(scores)
+        if scores is None:
             return
         if self.add_scores(scores, self.step, time.perf_counter() - start):
             self._save(ckpt.BEST_MODEL)
-            self.results.new_best(float(scores.mean()), float(scores.std()), self.step)
+            if self.log is not None:
+                self.log.new_best(scores, self.step)
 
     def add_scores(self, scores: np.ndarray, step: int, seconds: float) -> bool:
         """Log an evaluation, in benchmark mode to the result files too; returns whether it is the best so far.
@@ -397,67 +517,21 @@ class Trainer:
             seconds: how long it took.
         """
         is_best = self.progress.add_evaluation(scores, step, seconds)
-        mean, std = float(scores.mean()), float(scores.std())
-        self.results.add_scores(step, scores, self._elapsed_seconds)
-        tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
-        self.writer.scalars(tags, step)
-        self.writer.flush()
-        say(f"step {step:>9,}  score {mean:10.2f} +- {std:.2f}", self.quiet)
+        if self.log is not None:
+            self.log.evaluation(scores, step, self._elapsed_seconds)
         return is_best
 
-    def _log_episodes(self) -> None:
-        """XuanCe's two curves per env, at the step at which the episode ended."""
-        num_envs = self.envs.num_envs
-        for row, env, episode_return, length in self.rollout.episodes.tolist():
-            self.episodes_done[env] += 1
-            self.progress.recent_returns.append(episode_return)
-            tags = {
-                f"Train-Episode-Rewards/rank_0/env-{env}": episode_return,
-                f"Episode-Steps/rank_0/env-{env}": float(length),
-            }
-            self.writer.scalars(tags, self.step + (row + 1) * num_envs)
-
-    def _log_iteration(self, metrics: dict[str, float], collection: float, update: float) -> dict[str, float]:
-        scalars = {
-            **metrics,
-            "actor_loss": metrics["losses/policy_loss"],
-            "critic_loss": metrics["losses/value_loss"],
-            "entropy": metrics["losses/entropy"],
-            "clip_ratio": metrics["losses/clipfrac"],
-            "charts/SPS": self.config.batch_size / (collection + update),
-            "time/collection_seconds": self.progress.collection_seconds,
-            "time/update_seconds": self.progress.update_seconds,
-            "time/evaluation_seconds": self.progress.evaluation_seconds,
-        }
-        episodes = self.rollout.episodes
-        if len(episodes):
-            scalars["charts/episodic_return"] = float(episodes["ret"].mean())
-            scalars["charts/episodic_length"] = float(episodes["length"].mean())
-        self.writer.scalars(scalars, self.step)
-        return scalars
-
-    def _state(self, with_envs: bool = True) -> dict[str, Any]:
-        """Everything that decides how the run goes on; taken between iterations."""
-        return {
-            "config": self.config.to_dict(),
-            "mode": self.mode,
-            "step": self.step,
-            "iteration": self.progress.iteration,
-            "engines": {
-                "collector": self.collector.name,
-                "learner": self.learner.name,
-                "inference": self.collector.policy.device.type,
-            },
-            "versions": package_versions(),
-            "policy": self.policy.state_dict(),
-            "identity_actions": self.action_map.identity,
-            "learner": self.learner.state_dict(),
-            "obs_normalizer": self.obs_normalizer.state_dict(),
-            "reward_normalizer": self.reward_normalizer.state_dict(),
-            "collector": self.collector.state_dict(with_envs),
-            "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
-            "progress": {**self.progress.state_dict(), "elapsed_seconds": self._elapsed_seconds},
-        }
+    def _state(self, with_envs: bool = True) -> dict[str, Any] | None:
+        """What a checkpoint holds; None on other ranks than 0."""
+        state = self._run_state.gather(self._elapsed_seconds, with_envs)
+        if state is None:
+            return None
+        own: dict[str, Any] = {"mode": self.mode, "identity_actions": self.action_map.identity}
+        if (
+            with_envs and self.rollout.full and isinstance(self.learner, CudaLearner)
+        ):  # collected during the last update
+            own["collected"] = {"rollout": self.rollout.state_dict(), "weights": self.learner.behaviour}
+        return {**state, **own}
 
     def _restore(self, saved: dict[str, Any], path: Path) -> None:
         """Go on from a checkpoint.
@@ -466,44 +540,38 @@ class Trainer:
             ConfigError: it belongs to a run with other settings.
             CheckpointError: its contents do not fit this run's network or environments.
         """
-        check_same_run(self.config, saved, path)
+        if self.ranks.is_main:
+            check_same_run(self.config, saved, path)
         try:
-            self._load(saved)
+            with_envs = self._run_state.load(saved)
+            self._collected = saved.get("collected") if with_envs else None
+            if self._collected is not None:
+                self.rollout.load_state_dict(self._collected["rollout"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ckpt.CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
-        for aside in ckpt.set_aside_after(self.folders.model_dir, self.step):
-            say(f"of a later step, so set aside: {aside}", self.quiet)
-
-    def _load(self, saved: dict[str, Any]) -> None:
-        self.policy.load_state_dict(saved["policy"])
-        self.learner.load_state_dict(saved["learner"])
-        self.obs_normalizer.load_state_dict(saved["obs_normalizer"])
-        self.reward_normalizer.load_state_dict(saved["reward_normalizer"])
-        self.progress.load_state_dict(saved["progress"])
-        if self.collector.load_state_dict(saved["collector"]):
-            self.rollout.episode_returns[:] = np.asarray(saved["episodes"]["returns"])
-            self.rollout.episode_lengths[:] = np.asarray(saved["episodes"]["lengths"])
-        else:
-            self.reward_normalizer.returns[:] = 0.0
-            seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.progress.iteration, self.envs.num_envs)
-            self.collector.reset(seeds)
+        if self.ranks.is_main:
+            for aside in ckpt.set_aside_after(self.folders.model_dir, self.step):
+                say(f"of a later step, so set aside: {aside}", self.quiet)
+        if not with_envs:
             say("the state of these environments is not in the checkpoint: all episodes start anew", self.quiet)
+        say(f"resuming {path} at step {self.step}", self.quiet)
 
     def _save_checkpoint(self) -> bool:
         saved = self._save(ckpt.checkpoint_path(self.folders.model_dir, self.step).name)
-        if saved:
+        if saved and self.ranks.is_main:
             ckpt.prune_checkpoints(self.folders.model_dir, self.config.keep_checkpoints)
         return saved
 
     def _save(self, name: str) -> bool:
         """Write a model file; a full disk is reported and does not end the run."""
+        saved = True
         try:
             self.save(self.folders.model_dir / name)
         except ckpt.CheckpointError as error:
             say(f"warning: {error}", error=True)
-            return False
-        return True
+            saved = False
+        return bool(self.ranks.broadcast(saved))
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; in a rollout's middle, or with closed envs, one whose resumption starts new episodes.
@@ -511,48 +579,34 @@ class Trainer:
         Raises:
             CheckpointError: it cannot be written.
         """
-        ckpt.save_checkpoint(path, self._state(with_envs=self.rollout.step == 0 and not self.envs.closed))
+        whole = self.rollout.step == 0 or self._background is not None
+        state = self._state(with_envs=whole and not self.envs.closed)
+        if state is not None:
+            ckpt.save_checkpoint(path, state)
 
-    def _save_after_failure(self, error: Exception) -> str:
+    def _save_after_failure(self, error: Exception, known: bool) -> str:
         """Save the weights from before the failed iteration; returns the sentence to fail with."""
         self.obs_normalizer.discard()
         path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
         message = f"stopped at step {self.step}: {error}"
+        if not known:  # other ranks wait for something else, or have ended: their part of the state is out of reach
+            return f"rank {self.ranks.rank} {message}\nCheckpoints, if there was time for one: {self.folders.model_dir}"
         if self.progress.iteration == 0:
             return f"{message}\nNothing had been trained yet"
-        if path.exists():
+        if self.ranks.broadcast(path.exists()):  # the others may not see rank 0's files
             return f"{message}\nThe last good state is in {path}"
+        # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
+        state = self._state(with_envs=False)
         try:
-            # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
-            ckpt.save_checkpoint(path, self._state(with_envs=False))
+            if state is not None:
+                ckpt.save_checkpoint(path, state)
         except ckpt.CheckpointError as failure:
             return f"{message}\n{failure}"
         return f"{message}\nThe last good weights are in {path}"
 
-    def _summary(self) -> Summary:
-        progress = self.progress
-        best = progress.best or {"mean": None, "std": None, "step": None}
-        scores = progress.last_scores
-        seconds = progress.collection_seconds + progress.update_seconds
-        return Summary(
-            steps=self.step,
-            collection_seconds=progress.collection_seconds,
-            update_seconds=progress.update_seconds,
-            evaluation_seconds=progress.evaluation_seconds,
-            steps_per_second=self.step / seconds if seconds else 0.0,
-            best_mean=best["mean"],
-            best_std=best["std"],
-            best_step=best["step"],
-            final_mean=None if scores is None else float(np.mean(scores)),
-            final_std=None if scores is None else float(np.std(scores)),
-            log_dir=str(self.folders.log_dir),
-            model_dir=str(self.folders.model_dir),
-            collector_backend=self.collector.name,
-            learner_backend=self.learner.name,
-        )
-
     def close(self) -> None:
         """Close the envs that are the run's own, and files, and give torch its threads back; safe to call twice."""
-        while self._closers:
-            self._closers.pop()()
-        torch.set_num_threads(self._threads)
+        try:
+            self._closers.close()
+        finally:
+            torch.set_num_threads(self._threads)

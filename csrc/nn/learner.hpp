@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels/gae.hpp"
@@ -39,6 +40,9 @@ struct RolloutView {
   const uint8_t *terminated, *truncated;
   float *values, *log_probs, *advantages, *returns;
   const uint8_t *action_masks = nullptr;  // [num_steps, num_envs, number of actions]; null: all actions are allowed
+
+  // What was seen and done, of which a batch takes `size` rows.
+  Rows rows(int64_t size) const { return {obs, actions, discrete_actions, size, action_masks}; }
 };
 
 struct UpdateSettings {
@@ -50,11 +54,15 @@ struct UpdateSettings {
   int64_t n_epochs, n_minibatch, env_offset;
   const double *learning_rates;  // [n_epochs * n_minibatch]
   int64_t steps_done;            // Adam steps before this update
+  // An epoch whose mean is larger is the last one.
+  double max_approx_kl = std::numeric_limits<double>::infinity();
 };
 
 struct UpdateSums {
   LossSums losses;
   double grad_norm = 0;
+  int64_t epochs = 0;  // that ran
+  double last_kl = 0;  // of the penalty, over the last one's samples
 };
 
 class Learner {
@@ -85,7 +93,7 @@ class Learner {
     const size_t blocks = size_t(kChunk / kMinBlock + 1);
     block_sums_.resize(blocks);
     block_log_std_.resize(blocks * size_t(network_.log_std < 0 ? 0 : network_.action_size()));
-    block_scratch_.resize(blocks * size_t(network_.action_size()));
+    block_scratch_.resize(2 * blocks * size_t(network_.action_size()));
     squares_.resize(parts_.size());
   }
   Learner(const Learner &) = delete;
@@ -93,14 +101,17 @@ class Learner {
 
   const Network &network() const { return network_; }
   float *gradient() const { return gradient_.data(); }
+  const LossSettings &loss() const { return loss_; }
+  void set_kl_coef(double kl_coef) { loss_.kl_coef = kl_coef; }
 
   // To be called after the parameters were changed from outside.
   void pack() {
     pool_.run(int64_t(parts_.size()), [&](int64_t task) { weights_.pack(parameters_.values, parts_[size_t(task)]); });
   }
 
-  // Values, and with `log_probs` also log-probabilities of the actions, of `rows` rows.
-  void evaluate(const Rows &rows, float *values, float *log_probs) {
+  // Values, and with `log_probs` also log-probabilities of the actions, with `outputs` [*, action_size] also the actor
+  // head's outputs, of `rows` rows.
+  void evaluate(const Rows &rows, float *values, float *log_probs, float *outputs = nullptr) {
     for (int64_t start = 0; start < rows.size; start += capacity_) {
       const int64_t size = std::min(capacity_, rows.size - start);
       const Gaussian gaussian = this->gaussian();
@@ -111,16 +122,20 @@ class Learner {
           values[start + i] = *work_.output(network_.critic_head, i);
           if (log_probs) log_probs[start + i] = float(log_prob(gaussian, rows, start + i, i, block));
         }
+        if (outputs)
+          from_panels(work_.output(network_.actor_head, row), work_.stride(), network_.action_size(), count,
+                      outputs + (start + row) * network_.action_size());
       });
     }
   }
 
   // The gradient of the loss of a minibatch, into gradient(). Advantages are normalised with `moments`.
   LossSums compute_gradients(const Batch &batch, const AdvantageMoments &moments) {
-    const Gaussian gaussian = this->gaussian();
+    const Gaussian gaussian = this->gaussian(loss_.kl_penalty ? batch.old.log_std : nullptr);
     const int64_t log_stds = network_.log_std < 0 ? 0 : network_.action_size();
     std::vector<double> d_log_std(size_t(log_stds), 0.0);
     LossSums sums;
+    if (batch.size == 0) std::fill(gradient(), gradient() + network_.n_parameters, 0.0f);
     for (int64_t start = 0; start < batch.size; start += capacity_) {
       const int64_t size = std::min(capacity_, batch.size - start);
       const int64_t blocks = run_blocks(size, [&](int64_t block, int64_t row, int64_t count) {
@@ -170,20 +185,40 @@ class Learner {
 
   // The whole update on a full rollout.
   UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings) {
-    pack();
-    prepare(rollout, settings);
-    const int64_t updates = settings.n_epochs * settings.n_minibatch, samples = rollout.num_steps * rollout.num_envs;
+    begin(rollout, settings);
+    const int64_t samples = rollout.num_steps * rollout.num_envs;
     UpdateSums sums;
-    for (int64_t k = 0; k < updates; ++k) {
-      const int64_t epoch = k / settings.n_minibatch;
-      const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
-      const int64_t size = offsets[1] - offsets[0];
-      const Batch batch{{rollout.obs, rollout.actions, rollout.discrete_actions, size, rollout.action_masks}, rollout.log_probs, rollout.advantages,
-                        rollout.returns, indices_.data() + epoch * samples + offsets[0], size};
-      sums.losses.add(compute_gradients(batch, moments_[size_t(k)]));
-      sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1, false);
+    while (sums.epochs < settings.n_epochs) {
+      LossSums losses;
+      int64_t k = sums.epochs++ * settings.n_minibatch;
+      for (; k < sums.epochs * settings.n_minibatch; ++k) {
+        const Batch batch = minibatch(rollout, settings, k);
+        const AdvantageMoments moments = settings.normalize_advantages ? advantages_[size_t(k)].moments() : AdvantageMoments{};
+        losses.add(compute_gradients(batch, moments));
+        sums.grad_norm += apply(settings.learning_rates[k], settings.max_norm, settings.steps_done + k + 1, false);
+      }
+      sums.losses.add(losses);
+      sums.last_kl = losses.kl;
+      if (losses.approx_kl > settings.max_approx_kl * double(samples)) break;
     }
     return sums;
+  }
+
+  // The update in parts, for a caller that joins the parts of several ranks between them: begin; then for each
+  // minibatch compute_gradients(minibatch(...), moments) and apply.
+  void begin(const RolloutView &rollout, const UpdateSettings &settings) {
+    pack();
+    prepare(rollout, settings);
+  }
+  // Of each minibatch of the update that was begun; zeros where advantages are not normalised.
+  const std::vector<AdvantageSums> &advantages() const { return advantages_; }
+  // This rank's part of minibatch k.
+  Batch minibatch(const RolloutView &rollout, const UpdateSettings &settings, int64_t k) const {
+    const int64_t epoch = k / settings.n_minibatch, samples = rollout.num_steps * rollout.num_envs;
+    const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
+    const int64_t size = offsets[1] - offsets[0];
+    return {rollout.rows(size), rollout.log_probs, rollout.advantages, rollout.returns,
+            indices_.data() + epoch * samples + offsets[0], size, {old_outputs_.data(), old_log_std_.data()}};
   }
 
  private:
@@ -192,8 +227,9 @@ class Learner {
   static constexpr int64_t kBlock = 64;        // rows of a task, where there are enough
   static constexpr int64_t kMinBlock = 16;     // and where there are not
 
-  Gaussian gaussian() const {
-    return network_.log_std < 0 ? Gaussian(nullptr, 0) : Gaussian(parameters_.values + network_.log_std, network_.action_size());
+  Gaussian gaussian(const float *old_log_std = nullptr) const {
+    if (network_.categorical()) return Gaussian(nullptr, 0);
+    return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);
   }
 
   // Splits rows into blocks and calls fn(block, first row, rows); returns the number of blocks. A multiple of eight of
@@ -225,10 +261,8 @@ class Learner {
       if (entropy) *entropy = gaussian.entropy();
       return gaussian.log_prob(output, batch.actions + sample * network_.action_size());
     }
-    double *log_p = block_scratch_.data() + block * network_.action_size();
-    const uint8_t *mask = batch.mask(sample, network_.action_size());
-    const double h =
-        mask ? masked_log_softmax(output, network_.action_size(), mask, log_p) : log_softmax(output, network_.action_size(), log_p);
+    double *log_p = block_scratch_.data() + 2 * block * network_.action_size();
+    const double h = log_softmax(output, network_.action_size(), batch.mask(sample, network_.action_size()), log_p);
     if (entropy) *entropy = h;
     return log_p[batch.discrete_actions[sample]];
   }
@@ -255,19 +289,27 @@ class Learner {
       sums.clipped += s.clipped;
       *work_.gradient(network_.critic_head, i) = float(loss_.vf_coef * 2.0 * error * scale);
       const PanelRow output = head(network_.actor_head, i), gradient(work_.gradient(network_.actor_head, i), work_.stride());
+      const float *old = loss_.kl_penalty ? batch.old.outputs + sample * n_actions : nullptr;
       if (d_log_std) {
         gaussian.log_prob_gradient(output, batch.actions + sample * n_actions, s.d_log_prob * scale, gradient, d_log_std);
+        if (old) sums.kl += gaussian.kl(output, old, loss_.kl_coef * scale, gradient, d_log_std);
         continue;
       }
-      const double *log_p = block_scratch_.data() + block * n_actions;
+      const double *log_p = block_scratch_.data() + 2 * block * n_actions;
+      double *old_log_p = block_scratch_.data() + (2 * block + 1) * n_actions;
       const uint8_t *mask = batch.mask(sample, n_actions);
+      if (old) {
+        log_softmax(old, n_actions, mask, old_log_p);
+        sums.kl += categorical_kl(old_log_p, log_p, n_actions);
+      }
       for (int64_t j = 0; j < n_actions; ++j) {
         if (mask && !mask[j]) {  // its log-probability is -inf
           gradient[j] = 0.0f;
           continue;
         }
         const double p = std::exp(log_p[j]), taken = j == batch.discrete_actions[sample] ? 1.0 : 0.0;
-        gradient[j] = float(scale * (s.d_log_prob * (taken - p) + loss_.ent_coef * p * (log_p[j] + entropy)));
+        const double penalty = old ? loss_.kl_coef * (p - std::exp(old_log_p[j])) : 0.0;
+        gradient[j] = float(scale * (s.d_log_prob * (taken - p) + loss_.ent_coef * p * (log_p[j] + entropy) + penalty));
       }
     }
     if (d_log_std)  // the entropy's gradient by each of them is 1
@@ -340,7 +382,13 @@ class Learner {
     const int64_t samples = r.num_steps * r.num_envs;
     last_values_.resize(size_t(r.num_envs));
     finals_.resize(size_t(r.num_finals));
-    evaluate({r.obs, r.actions, r.discrete_actions, samples, r.action_masks}, r.values, r.log_probs);
+    if (loss_.kl_penalty) {
+      old_outputs_.resize(size_t(samples * network_.action_size()));
+      const int64_t log_stds = network_.categorical() ? 0 : network_.action_size();
+      old_log_std_.resize(size_t(log_stds));
+      if (log_stds) std::copy_n(parameters_.values + network_.log_std, log_stds, old_log_std_.data());
+    }
+    evaluate(r.rows(samples), r.values, r.log_probs, loss_.kl_penalty ? old_outputs_.data() : nullptr);
     evaluate({r.last_obs, nullptr, nullptr, r.num_envs}, last_values_.data(), nullptr);
     evaluate({r.final_obs, nullptr, nullptr, r.num_finals}, finals_.data(), nullptr);
     final_values_.resize(size_t(samples));
@@ -351,15 +399,15 @@ class Learner {
     indices_.resize(size_t(settings.n_epochs * samples));
     offsets_.resize(size_t(settings.n_epochs * (settings.n_minibatch + 1)));
     steps_.resize(size_t(settings.n_epochs * r.num_steps));
-    moments_.assign(size_t(settings.n_epochs * settings.n_minibatch), AdvantageMoments{});
+    advantages_.assign(size_t(settings.n_epochs * settings.n_minibatch), AdvantageSums{});
     pool_.run(settings.n_epochs, [&](int64_t epoch) {
       int64_t *indices = indices_.data() + epoch * samples, *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1);
       minibatch_indices_unchecked(settings.seed, settings.iteration, uint32_t(epoch), r.num_steps, r.num_envs, settings.n_minibatch,
                                   settings.env_offset, indices, offsets, steps_.data() + epoch * r.num_steps);
       if (!settings.normalize_advantages) return;
       for (int64_t m = 0; m < settings.n_minibatch; ++m)
-        moments_[size_t(epoch * settings.n_minibatch + m)] =
-            advantage_moments(r.advantages, indices + offsets[m], offsets[m + 1] - offsets[m]);
+        advantages_[size_t(epoch * settings.n_minibatch + m)] =
+            advantage_sums(r.advantages, indices + offsets[m], offsets[m + 1] - offsets[m]);
     });
   }
 
@@ -379,8 +427,9 @@ class Learner {
   std::vector<LossSums> block_sums_;
   std::vector<double> block_log_std_, block_scratch_, squares_;
   std::vector<float> last_values_, finals_, final_values_;
+  std::vector<float> old_outputs_, old_log_std_;  // of the policy that collected
   std::vector<int64_t> indices_, offsets_, steps_;
-  std::vector<AdvantageMoments> moments_;
+  std::vector<AdvantageSums> advantages_;
 };
 
 }  // namespace xc::nn

@@ -1,5 +1,5 @@
-// Distributions and the PPO-Clip loss of a block of rows, with the gradient of the heads' outputs: xcfast/ppo.py
-// documents the loss, xcfast/policy.py the distributions. Scalar double arithmetic: it is a thousandth of the update.
+// Distributions and the loss of a block of rows, with the gradient of the heads' outputs: xcfast/ppo.py documents the
+// loss, xcfast/policy.py the distributions. Scalar double arithmetic: it is a thousandth of the update.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,15 @@
 namespace xc::nn {
 
 struct LossSettings {
-  double clip_range, vf_coef, ent_coef;
+  double clip_range, vf_coef, ent_coef;  // an infinite clip_range: the ratio is not clipped
+  bool kl_penalty = false;               // kl_coef times KL(old || new) is added
+  double kl_coef = 0;
+};
+
+// The policy that collected, in the form of its head's outputs [*, action_size], and the log standard deviations
+// [action_size] of a Gaussian one. Needed for the penalty alone.
+struct OldPolicy {
+  const float *outputs = nullptr, *log_std = nullptr;
 };
 
 // Observations [size, n_obs] and what was done there: actions [size, action_size] of a Gaussian policy, or discrete
@@ -31,16 +39,18 @@ struct Batch : Rows {
   const float *log_probs, *advantages, *returns;
   const int64_t *index;
   int64_t total;  // samples that the mean is over: size, or that of all ranks together
+  OldPolicy old{};
 };
 
 struct LossSums {
-  double policy = 0, value = 0, entropy = 0, approx_kl = 0, clipped = 0;
+  double policy = 0, value = 0, entropy = 0, approx_kl = 0, clipped = 0, kl = 0;
   void add(const LossSums &other) {
     policy += other.policy;
     value += other.value;
     entropy += other.entropy;
     approx_kl += other.approx_kl;
     clipped += other.clipped;
+    kl += other.kl;
   }
 };
 
@@ -48,14 +58,21 @@ struct AdvantageMoments {
   double mean = 0, inverse_std = 1;
 };
 
-// (A - mean) / (std + 1e-8), population standard deviation.
-inline AdvantageMoments advantage_moments(const float *advantages, const int64_t *index, int64_t size) {
+// Number, mean and sum of squared deviations of a minibatch's advantages, or of one rank's part of it, which may be
+// empty.
+struct AdvantageSums {
+  double count = 0, mean = 0, square = 0;
+  // (A - mean) / (std + 1e-8), population standard deviation.
+  AdvantageMoments moments() const { return {mean, 1.0 / (std::sqrt(square / count) + 1e-8)}; }
+};
+inline AdvantageSums advantage_sums(const float *advantages, const int64_t *index, int64_t size) {
+  if (size == 0) return {};
   auto at = [&](int64_t i) { return double(advantages[index ? index[i] : i]); };
   double sum = 0, square = 0;
   for (int64_t i = 0; i < size; ++i) sum += at(i);
   const double mean = sum / double(size);
   for (int64_t i = 0; i < size; ++i) square += (at(i) - mean) * (at(i) - mean);
-  return {mean, 1.0 / (std::sqrt(square / double(size)) + 1e-8)};
+  return {double(size), mean, square};
 }
 
 // A row of a panel-laid activation.
@@ -69,14 +86,18 @@ class PanelRow {
   int64_t stride_;
 };
 
-// Diagonal Gaussian with shared log standard deviations.
+// Diagonal Gaussian with shared log standard deviations; `old_log_std` are those of the one that collected, for kl.
 class Gaussian {
  public:
-  Gaussian(const float *log_std, int64_t size) : size_(size) {
+  Gaussian(const float *log_std, int64_t size, const float *old_log_std = nullptr) : size_(size) {
     constexpr double kLogSqrt2Pi = 0.91893853320467274178;
     for (int64_t j = 0; j < size; ++j) {
       inverse_std_.push_back(std::exp(-double(log_std[j])));
       constant_ += double(log_std[j]) + kLogSqrt2Pi;
+      if (!old_log_std) continue;
+      const double shrunk = double(old_log_std[j]) - double(log_std[j]);
+      excess_variance_.push_back(std::expm1(2.0 * shrunk));
+      old_kl_ += 0.5 * excess_variance_.back() - shrunk;
     }
     entropy_ = constant_ + 0.5 * double(size);
   }
@@ -98,42 +119,50 @@ class Gaussian {
       d_log_std[j] += d_log_prob * (z * z - 1.0);
     }
   }
+  // KL(old || this). d_kl times its gradient is added to what log_prob_gradient left.
+  double kl(PanelRow mean, const float *old_mean, double d_kl, PanelRow gradient, double *d_log_std) const {
+    double square = 0;
+    for (int64_t j = 0; j < size_; ++j) {
+      const double inverse = inverse_std_[size_t(j)], z = (double(mean[j]) - double(old_mean[j])) * inverse;
+      square += z * z;
+      gradient[j] = float(double(gradient[j]) + d_kl * z * inverse);
+      d_log_std[j] -= d_kl * (excess_variance_[size_t(j)] + z * z);
+    }
+    return 0.5 * square + old_kl_;
+  }
 
  private:
   int64_t size_;
-  std::vector<double> inverse_std_;
-  double constant_ = 0, entropy_ = 0;
+  std::vector<double> inverse_std_, excess_variance_;  // old variance / variance - 1
+  double constant_ = 0, entropy_ = 0, old_kl_ = 0;      // KL of equal means
 };
 
-// Categorical distribution of one row of logits. scratch [n] receives the log-probabilities.
-inline double log_softmax(PanelRow logits, int64_t n, double *log_p) {
-  double largest = logits[0], sum = 0, entropy = 0;
-  for (int64_t j = 1; j < n; ++j) largest = double(logits[j]) > largest ? double(logits[j]) : largest;
-  for (int64_t j = 0; j < n; ++j) sum += std::exp(double(logits[j]) - largest);
+// Categorical distribution of one row of logits over the actions that `mask` allows (null: all), of which there is one at least: log_p [n]
+// receives the log-probabilities, -inf for the others. Returns the entropy.
+template <class Row>
+double log_softmax(const Row &logits, int64_t n, const uint8_t *mask, double *log_p) {
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  double largest = kNever, sum = 0, entropy = 0;
+  for (int64_t j = 0; j < n; ++j)
+    if ((!mask || mask[j]) && double(logits[j]) > largest) largest = double(logits[j]);
+  for (int64_t j = 0; j < n; ++j)
+    if (!mask || mask[j]) sum += std::exp(double(logits[j]) - largest);
   const double shift = largest + std::log(sum);
   for (int64_t j = 0; j < n; ++j) {
+    log_p[j] = kNever;
+    if (mask && !mask[j]) continue;
     log_p[j] = double(logits[j]) - shift;
     entropy -= std::exp(log_p[j]) * log_p[j];
   }
   return entropy;
 }
 
-// The same over the actions that `mask` allows, of which there is one at least; the others' log-probability is -inf.
-inline double masked_log_softmax(PanelRow logits, int64_t n, const uint8_t *mask, double *log_p) {
-  constexpr double kNever = -std::numeric_limits<double>::infinity();
-  double largest = kNever, sum = 0, entropy = 0;
+// KL(old || new) of two of them, over the same actions.
+inline double categorical_kl(const double *old_log_p, const double *log_p, int64_t n) {
+  double kl = 0;
   for (int64_t j = 0; j < n; ++j)
-    if (mask[j] && double(logits[j]) > largest) largest = double(logits[j]);
-  for (int64_t j = 0; j < n; ++j)
-    if (mask[j]) sum += std::exp(double(logits[j]) - largest);
-  const double shift = largest + std::log(sum);
-  for (int64_t j = 0; j < n; ++j) {
-    log_p[j] = kNever;
-    if (!mask[j]) continue;
-    log_p[j] = double(logits[j]) - shift;
-    entropy -= std::exp(log_p[j]) * log_p[j];
-  }
-  return entropy;
+    if (!std::isinf(log_p[j])) kl += std::exp(old_log_p[j]) * (old_log_p[j] - log_p[j]);
+  return kl;
 }
 
 // The clipped surrogate of one sample: its value, and the gradient by the log-probability (zero where the clip binds).

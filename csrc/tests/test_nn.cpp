@@ -88,12 +88,12 @@ struct Result {
 };
 
 Result run_update(const Network &network, const std::vector<float> &start, const Data &data, int64_t n_minibatch, int threads,
-                  const Kernels &kernels) {
+                  const Kernels &kernels, const LossSettings &loss = {0.2, 0.25, 0.01}, double max_approx_kl = INFINITY) {
   const size_t samples = size_t(data.num_steps * data.num_envs);
   Result r{start, std::vector<float>(samples), std::vector<float>(samples), std::vector<float>(samples), std::vector<float>(samples), {}};
   std::vector<float> exp_avg(start.size()), exp_avg_sq(start.size());
   const int64_t minibatch = (int64_t(samples) + n_minibatch - 1) / n_minibatch;
-  Learner learner(network, {r.parameters.data(), exp_avg.data(), exp_avg_sq.data()}, {0.2, 0.25, 0.01}, {}, minibatch, threads, kernels);
+  Learner learner(network, {r.parameters.data(), exp_avg.data(), exp_avg_sq.data()}, loss, {}, minibatch, threads, kernels);
   const std::vector<double> rates(size_t(2 * n_minibatch), 1e-3);
   const RolloutView view{data.num_steps,
                          data.num_envs,
@@ -111,7 +111,7 @@ Result run_update(const Network &network, const std::vector<float> &start, const
                          r.log_probs.data(),
                          r.advantages.data(),
                          r.returns.data()};
-  r.sums = learner.update(view, {0.99, 0.95, true, 0.5, 7, 3, 2, n_minibatch, 0, rates.data(), 0});
+  r.sums = learner.update(view, {0.99, 0.95, true, 0.5, 7, 3, 2, n_minibatch, 0, rates.data(), 0, max_approx_kl});
   return r;
 }
 
@@ -120,19 +120,38 @@ void test_update_is_the_same_on_any_number_of_threads(Rng &rng) {
   const std::vector<float> start = normal(rng, network.n_parameters, 0.3f);
   const Data data(rng, network);
   const int64_t samples = data.num_steps * data.num_envs, n_minibatch = std::min(samples, pick(rng, {1, 2, 7}));
+  const LossSettings loss = rng() % 2 ? LossSettings{0.2, 0.25, 0.01} : LossSettings{INFINITY, 0.25, 0.01, true, 2.0};
   for (const Kernels *kernels : available_kernels()) {
-    const Result one = run_update(network, start, data, n_minibatch, 1, *kernels);
+    const Result one = run_update(network, start, data, n_minibatch, 1, *kernels, loss);
     bool finite = true;
     for (float x : one.parameters) finite &= std::isfinite(x);
     CHECK(finite);
     CHECK(!same_bits(one.parameters, start));
+    CHECK(one.sums.epochs == 2);
+    CHECK(loss.kl_penalty ? std::fabs(one.sums.last_kl) > 0 : one.sums.last_kl == 0);
     for (int threads : {2, 5}) {
-      const Result many = run_update(network, start, data, n_minibatch, threads, *kernels);
+      const Result many = run_update(network, start, data, n_minibatch, threads, *kernels, loss);
       CHECK(same_bits(many.parameters, one.parameters));
       CHECK(same_bits(many.returns, one.returns));
       CHECK(many.sums.losses.policy == one.sums.losses.policy && many.sums.grad_norm == one.sums.grad_norm);
+      CHECK(many.sums.losses.kl == one.sums.losses.kl);
     }
   }
+}
+
+// The first of two epochs is the last where its mean approximate KL is above the limit, and only there.
+void test_epochs_stop_above_the_limit(Rng &rng) {
+  const Network network = random_network(rng);
+  const std::vector<float> start = normal(rng, network.n_parameters, 0.3f);
+  const Data data(rng, network);
+  const int64_t samples = data.num_steps * data.num_envs, n_minibatch = std::min<int64_t>(samples, 3);
+  if (n_minibatch < 2) return;  // the only gradient step of an epoch sees no KL
+  const LossSettings loss{0.2, 0.25, 0.01};
+  const Result stopped = run_update(network, start, data, n_minibatch, 2, best_kernels(), loss, 0);
+  const double kl = stopped.sums.losses.approx_kl / double(samples);
+  CHECK(stopped.sums.epochs == 1 && kl > 0);
+  CHECK(run_update(network, start, data, n_minibatch, 2, best_kernels(), loss, 0.9 * kl).sums.epochs == 1);
+  CHECK(run_update(network, start, data, n_minibatch, 2, best_kernels(), loss, 1.1 * kl).sums.epochs == 2);
 }
 
 // The loss of a minibatch in plain double arithmetic.
@@ -164,24 +183,42 @@ double reference_loss(const Network &network, const std::vector<double> &paramet
       outputs.push_back(y);
     }
     const std::vector<double> &head = outputs[size_t(network.actor_head)];
-    double log_prob = 0, entropy = 0;
+    double log_prob = 0, entropy = 0, kl = 0;
     if (network.categorical()) {
-      double sum = 0;
-      for (double logit : head) sum += std::exp(logit);
+      const int64_t n = network.action_size();
+      const float *old = loss.kl_penalty ? batch.old.outputs + i * n : nullptr;
+      std::vector<double> logits, old_logits;  // of the allowed actions
+      for (int64_t j = 0; j < n; ++j) {
+        if (batch.action_masks && !batch.action_masks[i * n + j]) continue;
+        logits.push_back(head[size_t(j)]);
+        if (old) old_logits.push_back(double(old[j]));
+      }
+      double sum = 0, old_sum = 0;
+      for (double logit : logits) sum += std::exp(logit);
+      for (double logit : old_logits) old_sum += std::exp(logit);
       log_prob = head[size_t(batch.discrete_actions[i])] - std::log(sum);
-      for (double logit : head) entropy -= std::exp(logit) / sum * (logit - std::log(sum));
+      for (double logit : logits) entropy -= std::exp(logit) / sum * (logit - std::log(sum));
+      for (size_t j = 0; j < old_logits.size(); ++j) {
+        const double p = std::exp(old_logits[j]) / old_sum, q = std::exp(logits[j]) / sum;
+        kl += p * std::log(p / q);
+      }
     } else {
       for (int64_t j = 0; j < network.action_size(); ++j) {
         const double log_std = parameters[size_t(network.log_std + j)];
         const double z = (double(batch.actions[i * network.action_size() + j]) - head[size_t(j)]) * std::exp(-log_std);
         log_prob -= 0.5 * z * z + log_std + 0.5 * std::log(2 * M_PI);
         entropy += log_std + 0.5 + 0.5 * std::log(2 * M_PI);
+        if (!loss.kl_penalty) continue;
+        const double old_log_std = batch.old.log_std[j], apart = double(batch.old.outputs[i * network.action_size() + j]) - head[size_t(j)];
+        const double variance = std::exp(2 * log_std), old_variance = std::exp(2 * old_log_std);
+        kl += log_std - old_log_std + (old_variance + apart * apart) / (2 * variance) - 0.5;
       }
     }
     const double ratio = std::exp(log_prob - double(batch.log_probs[i])), advantage = batch.advantages[i];
     const double clamped = std::min(std::max(ratio, 1 - loss.clip_range), 1 + loss.clip_range);
     const double error = outputs[size_t(network.critic_head)][0] - double(batch.returns[i]);
     total += -std::min(ratio * advantage, clamped * advantage) + loss.vf_coef * error * error - loss.ent_coef * entropy;
+    total += loss.kl_coef * kl;
   }
   return total / double(batch.size);
 }
@@ -198,8 +235,14 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
   std::vector<int64_t> discrete;
   for (int64_t i = 0; i < rows; ++i) discrete.push_back(int64_t(rng() % uint64_t(network.action_size())));
   const bool categorical = network.categorical();
-  const Rows inputs{obs.data(), categorical ? nullptr : actions.data(), categorical ? discrete.data() : nullptr, rows};
-  const LossSettings loss{1e3, 0.5, 0.05};  // never clipped: no edges either
+  std::vector<uint8_t> masks;
+  for (int64_t i = 0; i < rows * network.action_size(); ++i)
+    masks.push_back(discrete[size_t(i / network.action_size())] == i % network.action_size() || rng() % 2);
+  const uint8_t *mask = categorical && rng() % 2 ? masks.data() : nullptr;
+  const Rows inputs{obs.data(), categorical ? nullptr : actions.data(), categorical ? discrete.data() : nullptr, rows, mask};
+  LossSettings loss{1e3, 0.5, 0.05};  // never clipped: no edges either
+  if (rng() % 2) loss = {INFINITY, 0.5, 0.05, true, 0.7};
+  const auto old_outputs = normal(rng, rows * network.action_size()), old_log_std = normal(rng, network.action_size(), 0.3f);
   for (const Kernels *kernels : available_kernels()) {
     std::vector<float> parameters = start, exp_avg(start.size()), exp_avg_sq(start.size());
     std::vector<float> values(static_cast<size_t>(rows)), log_probs(static_cast<size_t>(rows));
@@ -207,7 +250,7 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
     learner.pack();
     learner.evaluate(inputs, values.data(), log_probs.data());
     for (float &x : log_probs) x += 0.1f;
-    const Batch batch{inputs, log_probs.data(), advantages.data(), returns.data(), nullptr, rows};
+    const Batch batch{inputs, log_probs.data(), advantages.data(), returns.data(), nullptr, rows, {old_outputs.data(), old_log_std.data()}};
     learner.compute_gradients(batch, {});
     std::vector<double> direction(start.size()), up(start.size()), down(start.size());
     double slope = 0, scale = 0;
@@ -254,6 +297,7 @@ int main(int argc, char **argv) {
   Rng rng(seed);
   for (int round = 0; round < 40 && failures == 0; ++round) {
     test_update_is_the_same_on_any_number_of_threads(rng);
+    test_epochs_stop_above_the_limit(rng);
     test_gradient_is_the_slope_of_the_loss(rng);
     test_forward_pass_of_any_number_of_rows(rng);
   }

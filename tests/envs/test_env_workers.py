@@ -202,7 +202,7 @@ def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
 def start_script(body: str) -> "subprocess.Popen[str]":
     script = textwrap.dedent(
         """
-        import os, sys, time
+        import os, signal, sys, time
         sys.path[:0] = PATH
         from functools import partial
         import numpy as np
@@ -259,7 +259,8 @@ def test_control_c_reaches_only_the_parent() -> None:
     envs = SubprocVecEnv([Toy, Toy, Toy, partial(Toy, length=10**9)], 2)
     envs.reset(seed=0)
     show(*envs.get_attr("pid"))
-    steps = 0
+    # A shell ignores SIGINT for what it starts in the background, tests among it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while True:
             envs.step(actions)

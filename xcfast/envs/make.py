@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import gymnasium
 from gymnasium.spaces import Discrete
 
+from xcfast.envs.cpus import available_cpus
 from xcfast.envs.dummy import DummyVecEnv
 from xcfast.envs.errors import EnvError, WorkerError
 from xcfast.envs.mujoco import MujocoVecEnv
@@ -107,7 +108,9 @@ def make_native_or_subproc(
     return SubprocVecEnv(env_fns, num_workers, copy=copy, infos=infos, action_masks=action_masks)
 
 
-def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: str | None = None) -> VecEnv:
+def make_envs(
+    config: EnvConfig, *, num_envs: int | None = None, render_mode: str | None = None, sharing: int = 1
+) -> VecEnv:
     """The vector environment that `config` asks for, with internal buffers handed out (`copy=False`).
 
     Args:
@@ -116,6 +119,7 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
             MujocoVecEnv cannot serve, SubprocVecEnv does, after one line that says why.
         num_envs: number of environments instead of `config.parallels`.
         render_mode: for `gymnasium.make`.
+        sharing: number of processes that share this one's CPUs; where all CPUs are wanted, it takes its part.
 
     Returns:
         The vector environment, not yet reset; the caller's `reset(seed=config.env_seed)` seeds env i with env_seed + i.
@@ -131,9 +135,11 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
     env_fns = [make_env_fn(config.env_id, **kwargs)] * num_envs
     if config.vectorize not in VECTORIZE:
         raise EnvError(f"vectorize must be one of {', '.join(VECTORIZE)}; got {config.vectorize!r}")
+    part = None if sharing == 1 else max(1, available_cpus() // sharing)
+    num_workers = config.num_workers or part
     try:
         if config.vectorize == "MujocoVecEnv":
-            num_threads, num_workers = getattr(config, "num_threads", 0), config.num_workers or None
+            num_threads = getattr(config, "num_threads", 0) or part
             envs: VecEnv = make_native_or_subproc(
                 config.env_id, num_envs, num_threads, num_workers=num_workers, copy=False, action_masks=masks, **kwargs
             )
@@ -141,7 +147,7 @@ def make_envs(config: EnvConfig, *, num_envs: int | None = None, render_mode: st
             mention_native(config.env_id, num_envs)
             envs = DummyVecEnv(env_fns, copy=False, action_masks=masks)
         else:
-            envs = SubprocVecEnv(env_fns, config.num_workers or None, copy=False, action_masks=masks)
+            envs = SubprocVecEnv(env_fns, num_workers, copy=False, action_masks=masks)
     except WorkerError as error:
         if error.exception_type != EnvError.__name__:
             raise

@@ -285,8 +285,8 @@ class PPO_Agent:
         trainer = self._trainer
         if trainer is not None:
             best = trainer.add_scores(scores, self.current_step, time.perf_counter() - start)
-            if best and trainer.mode == "benchmark":
-                trainer.results.new_best(float(scores.mean()), float(scores.std()), self.current_step)
+            if best and trainer.mode == "benchmark" and trainer.log is not None:
+                trainer.log.new_best(scores, self.current_step)
         return [float(score) for score in scores]
 
     def save_model(self, model_name: str, model_path: str | Path | None = None) -> None:
@@ -323,6 +323,8 @@ class PPO_Agent:
         with torch.no_grad():
             for name, value in self.policy.state_dict().items():
                 value.copy_(saved.policy[name])
+        if self._trainer is not None:
+            self._trainer.adopt_weights()
         if saved.obs_rms is not None:
             self.obs_rms.load_state_dict(saved.obs_rms)
         if self._trainer is not None:
@@ -361,15 +363,15 @@ class PPO_Agent:
         """
         policy, normalizer, action_map = self._acting()
         obs = torch.from_numpy(normalizer.normalize(np.asarray(observations))).to(policy.device)
-        output = policy.act(obs)
+        masks = None
+        if action_masks is not None:
+            if not isinstance(policy.actor, CategoricalActor):
+                raise ValueError("action_masks are for a Categorical policy; this one is Gaussian")
+            masks = torch.from_numpy(np.asarray(action_masks, np.bool_)).to(policy.device)
+        output = policy.act(obs, masks)
         dists: Any
         if isinstance(policy.actor, CategoricalActor):
-            if action_masks is not None:
-                allowed = torch.from_numpy(np.asarray(action_masks, np.bool_)).to(policy.device)
-                output = output.masked_fill(~allowed, -torch.inf)
             dists = Categorical(logits=output)
-        elif action_masks is not None:
-            raise ValueError("action_masks are for a Categorical policy; this one is Gaussian")
         else:
             dists = Independent(Normal(output, policy.actor.logstd.exp().expand_as(output)), 1)
         raw = policy.actor.mode(output) if deterministic else dists.sample()

@@ -151,13 +151,14 @@ class RunnerDRL:
         agent, settings = self.agent, self._settings
         episodes = test_episodes or settings.test_episode
         per_round = max(1, (eval_interval or settings.eval_interval) // self.n_envs)
-        rounds = max(1, (running_steps or settings.running_steps) // self.n_envs) // per_round
+        left = max(1, (running_steps or settings.running_steps) // self.n_envs)
         test_envs = self._make_envs(episodes)
         try:
             best = float("-inf")
-            for done in range(rounds + 1):
-                if done > 0:
-                    agent.train(per_round)
+            for begun in (False, *[True] * -(-left // per_round)):
+                if begun:
+                    agent.train(min(per_round, left))
+                    left -= per_round
                 scores = agent.test(test_episodes=episodes, test_envs=test_envs, close_envs=False)
                 if np.mean(scores) > best:
                     best = float(np.mean(scores))

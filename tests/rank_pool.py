@@ -1,0 +1,237 @@
+"""Processes that act as the ranks of one job after another, so that torch is imported once for a whole module."""
+
+import functools
+import multiprocessing
+import os
+import signal
+import socket
+import traceback
+
+import numpy as np
+import torch
+
+from xcfast.distributed import Ranks
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Pool:
+    """``pool(num_ranks, job, *args)``: what ``job(*args)`` returned on each rank; an exception is returned as such."""
+
+    def __init__(self, size):
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def __call__(self, num_ranks, job, *args, **kwargs):
+        port = free_port()
+        for rank, pipe in enumerate(self.pipes[:num_ranks]):
+            pipe.send((rank, num_ranks, port, functools.partial(job, *args, **kwargs)))
+        results = []
+        for pipe in self.pipes[:num_ranks]:
+            assert pipe.poll(100), "a rank does not answer"
+            results.append(pipe.recv())
+        return results
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def _serve(pipe):
+    torch.set_num_threads(1)
+    while True:
+        rank, num_ranks, port, job = pipe.recv()
+        number = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+        os.environ.update({name: str(value) for name, value in number.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+        try:
+            result = job()
+        except Exception as error:
+            error.__traceback__ = None
+            result = RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        pipe.send(result)
+
+
+# --- jobs
+
+
+def with_ranks(work, *args):
+    """``work(ranks, *args)`` within a process group."""
+    ranks = Ranks.start(cuda=False)
+    try:
+        return work(ranks, *args)
+    finally:
+        ranks.close()
+
+
+def exchange(ranks):
+    """Something of every collective operation."""
+    rows = ranks.rows(7)
+    part = np.arange(7.0)[rows.start : rows.stop, None] * [1.0, np.pi]
+    total = np.full(3, 10.0**ranks.rank, np.float32)
+    tensor = torch.full((2,), float(ranks.rank))
+    return {
+        "rank": ranks.rank,
+        "sharing": ranks.sharing,
+        "sum": ranks.sum_(total),
+        "same": ranks.sum_(total) is total,
+        "broadcast": ranks.broadcast_(tensor).tolist(),
+        "join": ranks.join(part, rows, 7),
+        "join_tensor": ranks.join(torch.tensor([ranks.rank]), range(ranks.rank, ranks.rank + 1), ranks.world_size),
+        "gather": ranks.gather({"rank": ranks.rank}),
+        "object": ranks.broadcast(f"of {ranks.rank}"),
+        "any": (ranks.any_(ranks.rank == 1), ranks.any_(False)),
+    }
+
+
+def fail_on(ranks, failing):
+    """What each rank raises where some fail in a block; afterwards they still understand each other."""
+    message = cause = None
+    try:
+        with ranks.together():
+            if ranks.rank in failing:
+                raise ValueError(f"broken {ranks.rank}")
+    except Exception as error:
+        message, cause = f"{type(error).__name__}: {error}", type(error.__cause__).__name__
+    return message, cause, int(ranks.sum_(np.ones(1, np.int64))[0])
+
+
+def iterate(ranks, config, iterations=1, resume=None):
+    """The first iterations of a run: its first rollout, and what all ranks should hold at the end."""
+    from xcfast.trainer import Trainer
+
+    trainer = Trainer(config, "train", resume, quiet=True, ranks=ranks)
+    try:
+        if resume is None:
+            trainer.start()
+        first = None
+        collect = trainer.collector.collect
+
+        def recorded(rollout, num_steps=None):
+            nonlocal first
+            collect(rollout)
+            if first is None:
+                names = ("obs", "actions", "rewards", "terminated", "truncated", "last_obs")
+                first = {name: getattr(rollout, name).copy() for name in names}
+                first["counters"] = trainer.collector.noise.counters.copy()
+
+        metrics = []
+        update = trainer.learner.update
+        trainer.learner.update = lambda *parts: metrics.append(update(*parts)) or metrics[-1]
+        trainer.collector.collect = recorded
+        for _ in range(iterations):
+            trainer._iterate()
+        adam = trainer.learner.state_dict()["optimizer"]["state"]
+        return {
+            "first": first,
+            "weights": {name: value.numpy().copy() for name, value in trainer.policy.state_dict().items()},
+            "adam": [(float(one["step"]), one["exp_avg"].numpy().copy()) for one in adam.values()],
+            "obs": trainer.obs_normalizer.rms.state_dict(),
+            "rewards": trainer.reward_normalizer.rms.state_dict(),
+            "returns": trainer.reward_normalizer.returns.copy(),
+            "step": trainer.step,
+            "metrics": metrics,
+        }
+    finally:
+        trainer.close()
+
+
+def whole_run(config, resume=None, stop_on=None, break_on=None):
+    """``run``, in which one rank gets a signal, or one rank's envs break, in the third iteration."""
+    from xcfast import trainer
+    from xcfast.errors import CheckpointError  # noqa: F401
+
+    rank = int(os.environ["RANK"])
+    iterate_once = trainer.Trainer._iterate
+
+    def patched(self):
+        if self.progress.iteration == 2 and rank == stop_on:
+            signal.raise_signal(signal.SIGTERM)
+        if self.progress.iteration == 2 and rank == break_on:
+
+            def step(actions):
+                raise ValueError("the simulator broke")
+
+            self.envs.step = step
+        iterate_once(self)
+
+    trainer.Trainer._iterate = patched
+    try:
+        return trainer.run(config, "train", resume, quiet=True).to_dict()
+    except trainer.RunFailed as error:
+        return str(error), error.expected, error.known
+    finally:
+        trainer.Trainer._iterate = iterate_once
+
+
+def cuda_update(ranks, config):
+    """What ``iterate`` returns of one update by the learner for CUDA devices, which runs on the CPU as well."""
+    from xcfast import trainer as module
+    from xcfast.learner_cuda import CudaLearner
+
+    make_learner = module.make_learner
+    device = torch.device("cpu")
+    module.make_learner = lambda config, policy, rollout, rewards, threads, ranks, *_: (
+        CudaLearner(policy, config, rollout, rewards, device, ranks),
+        "on the CPU",
+    )
+    try:
+        return iterate(ranks, config)
+    finally:
+        module.make_learner = make_learner
+
+
+class _Evaluate(torch.nn.Module):
+    """A policy's evaluation as a module's forward, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, obs, actions):
+        return self.policy.evaluate(obs, actions)
+
+
+def gradients(ranks, config):
+    """Of one minibatch, the whole rollout: ours, out of Adam's first moment, and DistributedDataParallel's."""
+    import copy
+
+    from xcfast.ppo import ppo_loss
+    from xcfast.trainer import Trainer
+
+    trainer = Trainer(config, "train", None, quiet=True, ranks=ranks)
+    try:
+        trainer.start()
+        before = copy.deepcopy(trainer.policy)
+        trainer.collector.collect(trainer.rollout)
+        trainer.learner.update(trainer.rollout, 0)
+        state = trainer.learner.state_dict()["optimizer"]["state"]
+        ours = [one["exp_avg"].numpy() / 0.1 for one in state.values()]
+
+        rollout, rows = trainer.rollout, ranks.rows(config.parallels)
+        everyone = ranks.join(np.ascontiguousarray(rollout.advantages.T), rows, config.parallels).astype(np.float64)
+        advantages = ((rollout.advantages - everyone.mean()) / (everyone.std() + 1e-8)).astype(np.float32)
+        parts = (rollout.obs, rollout.actions, rollout.log_probs, advantages, rollout.returns)
+        obs, actions, log_probs, advantages, returns = (
+            torch.from_numpy(x.reshape(-1, *x.shape[2:]).copy()) for x in parts
+        )
+        model = torch.nn.parallel.DistributedDataParallel(_Evaluate(before))
+        new_log_probs, entropy, values = model(obs, actions)
+        coefficients = {name: getattr(config, name) for name in ("clip_range", "vf_coef", "ent_coef")}
+        loss = ppo_loss(new_log_probs, entropy, values, log_probs, advantages, returns, **coefficients).loss
+        # It averages over the ranks; ours sum over samples and divide by their number.
+        (loss * (len(rows) * ranks.world_size / config.parallels)).backward()
+        return ours, [p.grad.numpy() for p in before.parameters()]
+    finally:
+        trainer.close()

@@ -1,0 +1,173 @@
+"""Starting the ranks of a run on this machine, through torch.distributed's launcher: what torchrun does, from here.
+
+``python -m xcfast.launch JOB`` is one of these ranks. Ranks are fresh interpreters, so a script needs no main guard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+import traceback
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xcfast.config import Config, ConfigError
+from xcfast.distributed import check_gpus
+from xcfast.errors import CheckpointError
+from xcfast.report import resolve_device, say
+
+if TYPE_CHECKING:
+    from xcfast.results import Mode, Summary
+
+# How long the launcher lets ranks end by themselves after a signal: they finish the iteration and save.
+_STOP_SECONDS = "600"
+
+
+def ranks_to_start(config: Config) -> int:
+    """How many processes a run is to have on this machine.
+
+    Raises:
+        ConfigError: there are too few GPUs, or none and no number of processes.
+    """
+    if resolve_device(config).type == "cuda":
+        import torch
+
+        wanted = config.num_ranks
+        if config.distributed_training and wanted == 1:
+            wanted = min(torch.cuda.device_count(), config.parallels)
+        check_gpus(wanted)
+        return wanted
+    if config.distributed_training and config.num_ranks == 1:
+        raise ConfigError(
+            "starts one process for each GPU, and there is none; num_ranks sets how many train on the CPU",
+            key="distributed_training",
+            given=True,
+            allowed="False, or num_ranks of at least 2",
+        )
+    return config.num_ranks
+
+
+def launch(config: Config, mode: Mode | None, resume: Path | None, quiet: bool, num_ranks: int) -> Summary:
+    """Run a configuration in that many processes, and wait for them; arguments and exceptions as ``xcfast.run``."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from xcfast.envs import EnvError
+    from xcfast.results import Summary
+    from xcfast.trainer import RunFailed
+
+    with tempfile.TemporaryDirectory(prefix="xcfast-") as folder:
+        job = Path(folder) / "job.json"
+        resumed = None if resume is None else str(resume)
+        arguments = {"config": config.to_dict(), "mode": mode, "resume": resumed, "quiet": quiet}
+        job.write_text(json.dumps(arguments), encoding="utf-8")
+        setup = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_ranks,
+            run_id=str(uuid.uuid4()),
+            rdzv_backend="static",
+            rdzv_endpoint=f"127.0.0.1:{_free_port(config.master_port, quiet)}",
+            rdzv_configs={"rank": 0, "timeout": 600},
+            max_restarts=0,
+        )
+        failed = 0
+        with _environment():
+            try:
+                elastic_launch(setup, sys.executable)("-m", "xcfast.launch", str(job))
+            except ChildFailedError as error:
+                # Where one was killed, the others have failed for want of it.
+                killed = [
+                    one for one, failure in error.failures.items() if failure.exitcode < 0 and not _read(job, one)
+                ]
+                failed = killed[0] if killed else error.get_first_failure()[0]
+                reason = error.failures[failed].message or f"exit status {error.failures[failed].exitcode}"
+            except SignalException as error:  # the ranks got it too, and have saved
+                reason = str(error)
+        outcome = _read(job, failed)
+        if "steps" in outcome:
+            return Summary(**outcome)
+        known: dict[str, type[Exception]] = {one.__name__: one for one in (ConfigError, CheckpointError, EnvError)}
+        if outcome:
+            raise known.get(outcome["error"], RunFailed)(outcome["message"])
+        raise RunFailed(f"rank {failed} ended without a word ({reason}); --resume goes on from the last checkpoint")
+
+
+def main() -> int:
+    """One rank; writes what came of it beside the job's file. Returns the exit status."""
+    from xcfast.envs import EnvError
+    from xcfast.trainer import RunFailed, run
+
+    path = Path(sys.argv[1])
+    job = json.loads(path.read_text(encoding="utf-8"))
+    outcome: dict[str, Any]
+    try:
+        resume = None if job["resume"] is None else Path(job["resume"])
+        outcome = run(Config.from_dict(job["config"]), job["mode"], resume, job["quiet"]).to_dict()
+    except (ConfigError, CheckpointError, EnvError, RunFailed) as error:
+        if isinstance(error, RunFailed) and not error.expected:
+            traceback.print_exception(error.__cause__)
+        outcome = {"error": type(error).__name__, "message": str(error)}
+    _outcome(path, int(os.environ["RANK"])).write_text(json.dumps(outcome), encoding="utf-8")
+    return 1 if "error" in outcome else 0
+
+
+def _outcome(job: Path, rank: int) -> Path:
+    return job.with_name(f"rank_{rank}.json")
+
+
+def _read(job: Path, rank: int) -> dict[str, Any]:
+    try:
+        return json.loads(_outcome(job, rank).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # killed before it was written
+        return {}
+
+
+def _free_port(wanted: int, quiet: bool) -> int:
+    """``master_port``, or another one where it is taken, perhaps by another run: nobody else needs to know it."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            if not port:
+                say(f"master_port {wanted} is taken; the processes meet at {probe.getsockname()[1]}", quiet)
+            return int(probe.getsockname()[1])
+    raise ConfigError("no port is free", key="master_port", given=wanted)
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """What the launcher and the ranks need to find in the environment."""
+    changed = {
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
+        "PYTHONSAFEPATH": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _STOP_SECONDS),
+    }
+    if sys.platform == "linux":
+        changed["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
+    before = {name: os.environ.get(name) for name in changed}
+    log = logging.getLogger("torch.distributed.elastic")
+    level = log.level
+    os.environ.update(changed)
+    log.setLevel(logging.CRITICAL)  # what failed is told in one place, by the exception
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
