@@ -50,8 +50,9 @@ class BoundLearner {
 
   py::array gradient(py::object self) { return py::array_t<float>(learner_->network().n_parameters, learner_->gradient(), self); }
 
-  std::tuple<py::array, py::array> evaluate(const py::array &obs, const py::array &actions) {
-    nn::Rows rows = make_rows(obs, actions, num_rows(obs));
+  std::tuple<py::array, py::array> evaluate(const py::array &obs, const py::array &actions,
+                                            const std::optional<py::array> &action_masks) {
+    nn::Rows rows = make_rows(obs, actions, num_rows(obs), action_masks);
     py::array_t<float> values(rows.size), log_probs(rows.size);
     float *v = values.mutable_data(), *p = log_probs.mutable_data();
     call([&] {
@@ -64,9 +65,9 @@ class BoundLearner {
   std::vector<double> compute_gradients(const py::array &obs, const py::array &actions, const py::array &log_probs,
                                         const py::array &advantages, const py::array &returns, bool normalize_advantages,
                                         const std::optional<py::array> &indices, const std::optional<py::array> &old_outputs,
-                                        const std::optional<py::array> &old_log_std) {
+                                        const std::optional<py::array> &old_log_std, const std::optional<py::array> &action_masks) {
     const int64_t rows = num_rows(obs), n_actions = learner_->network().action_size();
-    nn::Batch batch{make_rows(obs, actions, rows), checked<float>(log_probs, "log_probs", rows),
+    nn::Batch batch{make_rows(obs, actions, rows, action_masks), checked<float>(log_probs, "log_probs", rows),
                     checked<float>(advantages, "advantages", rows), checked<float>(returns, "returns", rows), nullptr, rows};
     if (indices) {
       batch.total = batch.size = indices->size();
@@ -176,10 +177,13 @@ class BoundLearner {
     view.num_envs = rewards.shape(1);
     view.num_finals = final_index.size();
     const int64_t samples = view.num_steps * view.num_envs;
-    const nn::Rows rows = make_rows(obs, actions, samples);
+    std::optional<py::array> action_masks;
+    if (rollout.contains("action_masks")) action_masks = get("action_masks");
+    const nn::Rows rows = make_rows(obs, actions, samples, action_masks);
     view.obs = rows.obs;
     view.actions = rows.actions;
     view.discrete_actions = rows.discrete_actions;
+    view.action_masks = rows.action_masks;
     view.rewards = checked<float>(rewards, "rewards", samples);
     view.last_obs = checked<float>(get("last_obs"), "last_obs", view.num_envs * n_obs);
     view.final_obs = checked<float>(get("final_obs"), "final_obs", view.num_finals * n_obs);
@@ -197,10 +201,11 @@ class BoundLearner {
 
   int64_t num_rows(const py::array &obs) const { return obs.size() / learner_->network().n_obs; }
 
-  nn::Rows make_rows(const py::array &obs, const py::array &actions, int64_t rows) const {
+  nn::Rows make_rows(const py::array &obs, const py::array &actions, int64_t rows, const std::optional<py::array> &action_masks) const {
     const nn::Network &network = learner_->network();
     nn::Rows made{checked<float>(obs, "obs", rows * network.n_obs), nullptr, nullptr, rows};
     if (!network.categorical()) {
+      if (action_masks) throw std::invalid_argument("action_masks are of Categorical policies; this one is Gaussian");
       made.actions = checked<float>(actions, "actions", rows * network.action_size());
       return made;
     }
@@ -208,6 +213,12 @@ class BoundLearner {
     for (int64_t i = 0; i < rows; ++i)
       if (made.discrete_actions[i] < 0 || made.discrete_actions[i] >= network.action_size())
         throw std::invalid_argument("actions must be in [0, " + std::to_string(network.action_size()) + "); got " +
+                                    std::to_string(made.discrete_actions[i]));
+    if (!action_masks) return made;
+    made.action_masks = reinterpret_cast<const uint8_t *>(checked<bool>(*action_masks, "action_masks", rows * network.action_size()));
+    for (int64_t i = 0; i < rows; ++i)
+      if (!made.mask(i, network.action_size())[made.discrete_actions[i]])
+        throw std::invalid_argument("action_masks must allow the actions that were taken; row " + std::to_string(i) + " forbids " +
                                     std::to_string(made.discrete_actions[i]));
     return made;
   }
@@ -254,10 +265,11 @@ void bind_nn(py::module_ &m) {
       .def_property_readonly(
           "gradient", [](py::object self) { return self.cast<BoundLearner &>().gradient(self); },
           "float32 [parameters], written by compute_gradients and read by apply; the memory itself, not a copy.")
-      .def("evaluate", &BoundLearner::evaluate, py::arg("obs"), py::arg("actions"), "values [B], log_probs [B]")
+      .def("evaluate", &BoundLearner::evaluate, py::arg("obs"), py::arg("actions"), py::arg("action_masks") = py::none(),
+           "values [B], log_probs [B]")
       .def("compute_gradients", &BoundLearner::compute_gradients, py::arg("obs"), py::arg("actions"), py::arg("log_probs"),
            py::arg("advantages"), py::arg("returns"), py::arg("normalize_advantages"), py::arg("indices") = py::none(),
-           py::arg("old_outputs") = py::none(), py::arg("old_log_std") = py::none(),
+           py::arg("old_outputs") = py::none(), py::arg("old_log_std") = py::none(), py::arg("action_masks") = py::none(),
            "Means over the minibatch: policy loss, value loss, entropy, approximate KL, clipped fraction, KL of the penalty. Writes "
            "`gradient`.")
       .def("apply", &BoundLearner::apply, py::arg("learning_rate"), py::arg("max_norm"), py::arg("step"),

@@ -371,15 +371,6 @@ def test_errors(
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["use_actions_mask: True"],
-)
-def test_what_comes_later_says_so(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match="not available yet"):
-        load_config(write(tmp_path, text))
-
-
-@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("gamma: [0.9", "broken YAML"),

@@ -200,6 +200,22 @@ def test_the_kl_divergence_is_that_of_all_ranks(pool, native, learner):
 _OF_ENVS = ("last_obs", "counters")
 
 
+@pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
+def test_masks_on_two_ranks(pool, native, learner):
+    masked = {"env_id": "toys:toy/Masked-v0", "vectorize": "DummyVecEnv", "use_actions_mask": True}
+    backend = {"learner_backend": "auto" if learner == "cuda" else learner, "compile": "off"}
+    config = native(**masked, **backend, policy="Categorical_AC", use_obsnorm=False, agent="PPO_KL", ent_coef=0.01)
+    iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
+    one = iterate(ALONE, config)
+    results = good(pool(2, with_ranks, iterate, config))
+    actions = np.concatenate([result["first"]["actions"] for result in results], axis=1)
+    np.testing.assert_array_equal(actions, one["first"]["actions"])
+    bound = config.n_epochs * config.n_minibatch * config.learning_rate * 0.5 * 4 * np.finfo(np.float32).eps / ADAM_EPS
+    for result in results:
+        for name, weights in result["weights"].items():
+            np.testing.assert_allclose(weights, one["weights"][name], rtol=0, atol=bound)
+
+
 def test_no_two_envs_share_a_trajectory(pool, native):
     results = good(pool(4, with_ranks, rank_pool.iterate, native(parallels=8)))
     actions = np.concatenate([result["first"]["actions"] for result in results], axis=1)

@@ -96,6 +96,42 @@ def test_every_kind_of_policy_goes_round(small, keys):
         assert all(policy.action_space.contains(action) for action in actions)
 
 
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_masks_are_a_second_input(small, format):
+    keys = {"env_id": "toys:toy/Masked-v0", "policy": "Categorical_AC", "use_actions_mask": True}
+    summary = run(small(running_steps=128, logger="none", **keys), mode="train", quiet=True)
+    done = export_policy(summary.log_dir, format=format)
+    assert done.difference == 0
+    rng = np.random.default_rng(2)
+    obs, masks = rng.normal(size=(64, 3)).astype(np.float32), np.eye(5, dtype=bool)[rng.integers(5, size=64)]
+    masks[::2, 1] = True
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
+        actions = session.run(None, {"obs": obs, "action_mask": masks})[0]
+        said = session.get_modelmeta().custom_metadata_map
+    else:
+        files = {"metadata.json": ""}
+        program = torch.export.load(done.path, extra_files=files)
+        actions = program.module()(torch.from_numpy(obs), torch.from_numpy(masks)).numpy()
+        said = json.loads(files["metadata.json"])
+    assert json.loads(said["mask_input"]) == {"name": "action_mask", "dtype": "bool", "shape": ["B", 5]}
+    assert masks[np.arange(64), actions].all()
+    np.testing.assert_array_equal(actions, LoadedPolicy(done.path.with_suffix(".pth"))(obs, masks))
+
+
+def test_the_round_trip_finds_masks_that_are_ignored(small, monkeypatch):
+    keys = {"env_id": "toys:toy/Masked-v0", "policy": "Categorical_AC", "use_actions_mask": True}
+    summary = run(small(running_steps=128, logger="none", **keys), mode="train", quiet=True)
+    forward = PolicyFunction.forward
+
+    def unmasked(self, obs, action_mask=None):
+        return forward(self, obs, action_mask | True)
+
+    monkeypatch.setattr(PolicyFunction, "forward", unmasked)
+    with pytest.raises(ExportError, match="is not the policy's"):
+        export_policy(summary.log_dir, format="torch")
+
+
 def test_a_discrete_space_may_start_anywhere(small, monkeypatch):
     import toys
     from gymnasium.spaces import Discrete

@@ -20,6 +20,8 @@ from xcfast.policy import build_policy
 from xcfast.ppo import TorchLearner, normalized_advantages, ppo_loss
 
 EPS = float(np.finfo(np.float32).eps)
+MASKED = {"policy": "Categorical_AC", "use_actions_mask": True}
+POLICIES = [{"policy": "Gaussian_AC"}, {"policy": "Categorical_AC"}, MASKED]
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
 
 
@@ -37,19 +39,31 @@ def make_policy(config, n_obs=7, n_actions=3):
     return policy
 
 
+def random_masks(rng, *shape):
+    """Bool [*shape], some True in each row."""
+    masks = rng.random(shape) < 0.4
+    np.put_along_axis(masks, rng.integers(shape[-1], size=shape)[..., :1], True, axis=-1)
+    return masks
+
+
 class Batch:
     """A minibatch with ratios inside and outside the clip range and advantages of both signs."""
 
-    def __init__(self, policy, rows, seed=0, n_obs=7, n_actions=3):
+    def __init__(self, policy, rows, seed=0, n_obs=7, n_actions=3, masked=False):
         rng = np.random.default_rng(seed)
         discrete = not hasattr(policy.actor, "logstd")
         self.obs = rng.normal(size=(rows, n_obs)).astype(np.float32)
         if discrete:
             self.actions = rng.integers(n_actions, size=rows)
+            self.masks = random_masks(rng, rows, n_actions) if masked else None
+            if masked:
+                np.put_along_axis(self.masks, self.actions[:, None], True, axis=-1)
         else:
             self.actions = rng.normal(scale=0.6, size=(rows, n_actions)).astype(np.float32)
+            self.masks = None
         with torch.no_grad():
-            log_probs = policy.evaluate(torch.from_numpy(self.obs), torch.from_numpy(self.actions))[0].numpy()
+            taken = map(torch.from_numpy, (self.obs, self.actions))
+            log_probs = policy.evaluate(*taken, *self.only_masks())[0].numpy()
         ratios = rng.uniform(0.5, 1.6, size=rows)
         for edge in (0.8, 1.2):  # no rounding error may decide on which side of an edge a sample is
             ratios[np.abs(ratios - edge) < 0.01] = edge + 0.01
@@ -65,6 +79,9 @@ class Batch:
             log_std = policy.actor.logstd.detach().numpy()
             self.old_log_std = (log_std + rng.normal(scale=0.2, size=log_std.shape)).astype(np.float32)
 
+    def only_masks(self):
+        return () if self.masks is None else (torch.from_numpy(self.masks),)
+
     def arrays(self):
         return self.obs, self.actions, self.log_probs, self.advantages, self.returns
 
@@ -77,14 +94,10 @@ def torch_gradients(policy, config, batch, dtype=torch.float64):
     )
     if config.use_advnorm:
         advantages = normalized_advantages(advantages)
-    output, values = twin.heads(obs)
+    output, values = twin.heads(obs, *batch.only_masks())
     new, entropy, kl = twin.actor.log_prob(output, actions), twin.actor.entropy(output), None
     if config.agent == "PPO_KL":
-        kl = torch.distributions.kl_divergence(
-            distribution(*(None if x is None else torch.from_numpy(x).to(dtype) for x in old_arrays(batch))),
-            distribution(output, getattr(twin.actor, "logstd", None)),
-        )
-        kl = kl if kl.ndim == 1 else kl.sum(-1)
+        kl = reference_kl(twin, batch, output)
     loss = ppo_loss(
         new,
         entropy,
@@ -103,11 +116,20 @@ def torch_gradients(policy, config, batch, dtype=torch.float64):
     return gradient, [float(x) for x in loss[1:]]
 
 
-def old_arrays(batch):
-    return batch.old_outputs, batch.old_log_std
+def reference_kl(policy, batch, output):
+    """KL divergence [B] of the collecting policy's distributions from these, by torch.distributions."""
+    old_output = torch.from_numpy(batch.old_outputs).to(output.dtype)
+    divergence = torch.distributions.kl_divergence
+    if batch.old_log_std is not None:
+        old = distribution(old_output, torch.from_numpy(batch.old_log_std).to(output.dtype))
+        return divergence(old, distribution(output, policy.actor.logstd)).sum(-1)
+    if batch.masks is None:
+        return divergence(distribution(old_output), distribution(output))
+    rows = zip(old_output, output, torch.from_numpy(batch.masks), strict=True)  # over the allowed actions alone
+    return torch.stack([divergence(distribution(old[mask]), distribution(new[mask])) for old, new, mask in rows])
 
 
-def distribution(output, log_std):
+def distribution(output, log_std=None):
     """Of torch.distributions, its dimensions apart."""
     if log_std is None:
         return torch.distributions.Categorical(logits=output)
@@ -137,7 +159,8 @@ def check_gradients(policy, config, batch, variant=None):
     exact, parts = torch_gradients(policy, config, batch)
     rows = len(batch.obs)
     core, *_ = make_core(policy, config, variant, rows=rows)
-    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm, None, *old_arrays(batch))
+    old = batch.old_outputs, batch.old_log_std
+    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm, None, *old, batch.masks)
     # Rounding errors of a chain of n terms grow as sqrt(n) eps; a gradient goes through two chains per layer (over the
     # inputs and over the rows), and an error in the log-probability comes back multiplied by the ratio's slope. Torch
     # in float32 is as far from float64.
@@ -164,12 +187,12 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("agent", ["PPO", "PPO_KL"])
-@pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_gradients_are_autograds(small, network, policy, agent):
-    config = small(policy=policy, ent_coef=0.02, agent=agent, **NETWORKS[network])
+    config = small(ent_coef=0.02, agent=agent, **policy, **NETWORKS[network])
     model = make_policy(config)
-    check_gradients(model, config, Batch(model, 97))
+    check_gradients(model, config, Batch(model, 97, masked=config.use_actions_mask))
 
 
 @pytest.mark.parametrize("variant", _core.nn_variants())
@@ -191,13 +214,15 @@ def test_gradients_of_every_activation_and_instruction_set(small, activation, va
         {"ent_coef": 0.5, "policy": "Categorical_AC"},
         {"agent": "PPO_KL", "activation_action": None, "kl_coef": 30.0},
         {"agent": "PPO_KL", "policy": "Categorical_AC", "kl_coef": 0.1, "use_advnorm": False},
+        {"ent_coef": 0.5, **MASKED},
+        {"agent": "PPO_KL", "kl_coef": 30.0, **MASKED},
     ],
     ids=str,
 )
 def test_gradients_of_loss_settings(small, keys):
     config = small(**keys)
     model = make_policy(config)
-    check_gradients(model, config, Batch(model, 61))
+    check_gradients(model, config, Batch(model, 61, masked=config.use_actions_mask))
 
 
 SIZES = st.sampled_from([1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 31, 32, 33, 47])
@@ -212,14 +237,14 @@ SIZES = st.sampled_from([1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 31, 32, 33, 47])
     actor=st.lists(SIZES, max_size=2),
     critic=st.lists(SIZES, max_size=2),
     shared=st.booleans(),
-    discrete=st.booleans(),
+    policy=st.sampled_from(POLICIES),
     agent=st.sampled_from(["PPO", "PPO_KL"]),
 )
-def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, discrete, agent):
+def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, shared, policy, agent):
     config = load_config(
         overrides={
             **SMALL,
-            "policy": "Categorical_AC" if discrete else "Gaussian_AC",
+            **policy,
             "representation_hidden_size": trunk,
             "actor_hidden_size": actor,
             "critic_hidden_size": critic,
@@ -230,7 +255,8 @@ def test_gradients_of_any_sizes(rows, n_obs, n_actions, trunk, actor, critic, sh
         }
     )
     model = make_policy(config, n_obs, n_actions)
-    check_gradients(model, config, Batch(model, rows, n_obs=n_obs, n_actions=n_actions))
+    masked = config.use_actions_mask
+    check_gradients(model, config, Batch(model, rows, n_obs=n_obs, n_actions=n_actions, masked=masked))
 
 
 @pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
@@ -257,7 +283,7 @@ def test_minibatch_by_index_is_the_minibatch(small, agent):
     batch = Batch(model, 90)
     core, *_ = make_core(model, config, rows=90)
     indices = np.random.default_rng(1).permutation(90)[:37]
-    old_outputs, old_log_std = old_arrays(batch)
+    old_outputs, old_log_std = batch.old_outputs, batch.old_log_std
     losses = core.compute_gradients(*batch.arrays(), True, indices, old_outputs, old_log_std)
     by_index = core.gradient.copy()
     some = [a[indices] for a in batch.arrays()]
@@ -372,6 +398,7 @@ def fill(rollout, seed=0, n_actions=3):
             terminated,
             truncated,
             final_obs=rng.normal(size=(cut, *rollout.obs_shape)) if cut else None,
+            action_masks=None if rollout.action_masks is None else random_masks(rng, envs, n_actions),
         )
     rollout.last_obs[:] = rng.normal(size=rollout.last_obs.shape)
     return rollout
@@ -382,10 +409,13 @@ def new_learner(cls, config, threads=1, n_obs=7, n_actions=3):
     policy = build_policy(config, *spaces(n_obs, n_actions, config.policy == "Categorical_AC"))
     discrete = config.policy == "Categorical_AC"
     shape, dtype = ((), np.int64) if discrete else ((n_actions,), np.float32)
-    rollout = fill(Rollout(config.num_steps, config.parallels, (n_obs,), shape, dtype), config.seed, n_actions)
+    num_actions = n_actions if config.use_actions_mask else None
+    empty = Rollout(config.num_steps, config.parallels, (n_obs,), shape, dtype, num_actions=num_actions)
+    rollout = fill(empty, config.seed, n_actions)
+    masks = () if rollout.action_masks is None else (torch.from_numpy(rollout.action_masks.reshape(-1, n_actions)),)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
-        output = policy.act(torch.from_numpy(rollout.obs.reshape(-1, n_obs)))
+        output = policy.act(torch.from_numpy(rollout.obs.reshape(-1, n_obs)), *masks)
         if discrete:
             noise = torch.rand(len(output), generator=generator, dtype=torch.float64)
         else:
@@ -412,7 +442,8 @@ def weights(learner):
 
 @pytest.mark.parametrize(
     ("policy", "width", "agent"),
-    [("Gaussian_AC", 256, "PPO"), ("Categorical_AC", 64, "PPO"), ("Gaussian_AC", 64, "PPO_KL")],
+    [(POLICIES[0], 256, "PPO"), (POLICIES[1], 64, "PPO"), (POLICIES[0], 64, "PPO_KL"), (MASKED, 64, "PPO_KL")],
+    ids=str,
 )
 def test_an_iteration_ends_where_torchs_does(small, policy, width, agent):
     """After 128 updates, the distance from float64 is torch's own.
@@ -431,7 +462,7 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width, agent):
     }
     distances = []
     for seed in range(3):
-        config = small(policy=policy, agent=agent, seed=seed, ent_coef=1e-3, **keys, **hidden)
+        config = small(agent=agent, seed=seed, ent_coef=1e-3, **policy, **keys, **hidden)
         start = weights(new_learner(TorchLearner, config)[0])
         ends = []
         for cls in (Torch64, TorchLearner, NativeLearner):
@@ -449,6 +480,7 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width, agent):
     [
         {},
         {"policy": "Categorical_AC", "ent_coef": 0.01},
+        {**MASKED, "ent_coef": 0.01},
         {"use_gae": False},
         {"use_rewnorm": False},
         {"use_grad_clip": False},
@@ -702,3 +734,41 @@ def test_discrete_actions_are_checked(small):
     core, *_ = make_core(model, config)
     with pytest.raises(ValueError, match="actions must be in"):
         core.compute_gradients(*batch.arrays(), True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action_masks": np.ones((5, 2), bool)}, "action_masks must be"),
+        ({"action_masks": np.ones((5, 3), np.uint8)}, "action_masks must be"),
+        ({"action_masks": np.array([[True, True, False]] * 5)}, "row 2 forbids 2"),
+    ],
+    ids=["shape", "dtype", "forbidden"],
+)
+def test_masks_are_checked(small, change, message):
+    config = small(**MASKED)
+    model = make_policy(config)
+    batch = Batch(model, 5)
+    batch.actions[:] = [0, 1, 2, 0, 1]
+    core, *_ = make_core(model, config)
+    with pytest.raises(ValueError, match=message):
+        core.compute_gradients(*batch.arrays(), True, **change)
+
+
+def test_masks_of_a_gaussian_policy_are_refused(small):
+    config = small()
+    model = make_policy(config)
+    core, *_ = make_core(model, config)
+    with pytest.raises(ValueError, match="of Categorical policies"):
+        core.compute_gradients(*Batch(model, 5).arrays(), True, action_masks=np.ones((5, 3), bool))
+
+
+def test_masks_that_allow_all_change_nothing(small):
+    config = small(policy="Categorical_AC", ent_coef=0.02)
+    model = make_policy(config)
+    batch = Batch(model, 40)
+    core, *_ = make_core(model, config)
+    losses = core.compute_gradients(*batch.arrays(), True)
+    gradient = core.gradient.copy()
+    assert core.compute_gradients(*batch.arrays(), True, action_masks=np.ones((40, 3), bool)) == losses
+    np.testing.assert_array_equal(core.gradient, gradient)

@@ -203,7 +203,8 @@ def test_minibatch_errors(arguments):
 @pytest.mark.parametrize("action_dtype", [np.float32, np.int64])
 def test_gather(implementation, action_dtype):
     rng = np.random.default_rng(2)
-    rollout = Rollout(16, 5, (27,), (), action_dtype)
+    rollout = Rollout(16, 5, (27,), (), action_dtype, num_actions=3)
+    rollout.action_masks[...] = rng.random(rollout.action_masks.shape) < 0.5
     for x in (rollout.obs, rollout.actions, rollout.log_probs, rollout.advantages, rollout.returns):
         x[...] = rng.normal(size=x.shape) * 100
     indices = rng.integers(0, 80, 33)

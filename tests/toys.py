@@ -55,6 +55,56 @@ class Choice(gym.Env):
         return self._obs, float(action == right), True, False, {}
 
 
+class Masked(gym.Env):
+    """Allows some of five actions at each step, says so in the info, and raises on any other.
+
+    Everything follows from (seed, episode, step). Reward 1 for the allowed action with the highest number.
+    """
+
+    observation_space = Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = Discrete(5)
+
+    def __init__(self, key="action_mask", dead_end=None):
+        self._key, self._dead_end = key, dead_end
+        self.place = [0, 0, 0]  # seed, episode, step
+
+    @staticmethod
+    def at(seed, episode, step):
+        """Observation, mask, and whether the episode ends by the next step."""
+        rng = np.random.default_rng((seed, episode, step))
+        mask = rng.random(5) < 0.3
+        mask[rng.integers(5)] = True
+        return rng.normal(size=3) + mask[:3], mask, rng.random() < 0.15
+
+    def reset(self, *, seed=None, options=None):
+        self.place = [self.place[0], self.place[1] + 1, 0] if seed is None else [seed, 0, 0]
+        return self._now()
+
+    def _now(self):
+        obs, self.mask, self._ends = self.at(*self.place)
+        if self.place[2] == self._dead_end:
+            self.mask = np.zeros(5, bool)
+        return obs, {self._key: self.mask.astype(np.int8)} if self._key else {}
+
+    def step(self, action):
+        if not self.mask[action]:
+            raise ValueError(f"action {action} is forbidden")
+        reward, terminated = float(action == np.flatnonzero(self.mask)[-1]), bool(self._ends)
+        self.place[2] += 1
+        obs, info = self._now()
+        return obs, reward, terminated, self.place[2] == 12, info
+
+
+class MaskedByMethod(Masked):
+    """As ``Masked``, with a method instead of an entry in the info."""
+
+    def __init__(self):
+        super().__init__(key=None)
+
+    def action_masks(self):
+        return self.mask
+
+
 class Poisoned(RewardOne):
     """Delivers NaN as an observation after ``healthy`` steps."""
 
@@ -114,6 +164,10 @@ gym.register("toy/RewardOne-v0", RewardOne, max_episode_steps=20)
 gym.register("toy/Endless-v0", RewardOne)
 gym.register("toy/Target-v0", Target)
 gym.register("toy/Choice-v0", Choice)
+gym.register("toy/Masked-v0", Masked)
+gym.register("toy/MaskedAvail-v0", Masked, kwargs={"key": "avail_actions"})
+gym.register("toy/MaskedByMethod-v0", MaskedByMethod)
+gym.register("toy/DeadEnd-v0", Masked, kwargs={"dead_end": 2})
 gym.register("toy/Poisoned-v0", Poisoned, max_episode_steps=10_000)
 gym.register("toy/PoisonedReward-v0", Poisoned, max_episode_steps=10_000, kwargs={"poison": "reward"})
 gym.register("toy/Raises-v0", Raises, max_episode_steps=10_000)

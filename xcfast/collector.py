@@ -126,23 +126,27 @@ class TorchCollector:
         while rollout.step < end:
             row = rollout.obs[rollout.step]
             normalizer.normalize_and_track(obs, out=row)
-            actions = self._sample(row, self.noise.next())
+            masks = None
+            if rollout.action_masks is not None:
+                masks = rollout.action_masks[rollout.step]
+                masks[:] = self.envs.action_masks
+            actions = self._sample(row, self.noise.next(), masks)
             obs, rewards, terminated, truncated, infos = self.envs.step(action_map(actions))
             final_obs = None
             timed_out = truncated & ~terminated
             if timed_out.any():
                 final_obs = normalizer.normalize(np.stack(infos["final_obs"][timed_out]))
-            rollout.store(
-                row, actions.reshape(rollout.actions.shape[1:]), rewards, terminated, truncated, final_obs=final_obs
-            )
+            actions = actions.reshape(rollout.actions.shape[1:])
+            rollout.store(row, actions, rewards, terminated, truncated, final_obs=final_obs, action_masks=masks)
         self._obs = obs
         if rollout.full:
             normalizer.normalize(obs, out=rollout.last_obs)
 
-    def _sample(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def _sample(self, obs: np.ndarray, noise: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Raw actions for normalised observations [N, ...], both on the CPU."""
         device, policy = self.policy.device, self.policy
-        output = policy.act(torch.from_numpy(obs).to(device))
+        allowed = None if masks is None else torch.from_numpy(masks).to(device)
+        output = policy.act(torch.from_numpy(obs).to(device), allowed)
         return policy.actor.sample(output, torch.from_numpy(noise).to(device)).cpu().numpy()
 
     @torch.inference_mode()

@@ -178,7 +178,9 @@ class NativeCollector:
     """Collects with a native vector env in one C++ call on its threads; ``TorchCollector`` is its reference.
 
     Outputs of the network differ from torch's by rounding. A Gaussian action differs as little; a Categorical one is
-    the same but where the noise lies as near to a cumulative probability as rounding moves it. Each thread takes its envs through all steps without waiting for the others. The result does not depend on the
+    the same but where the noise lies as near to a cumulative probability as rounding moves it.
+
+    Each thread takes its envs through all steps without waiting for the others. The result does not depend on the
     number of threads, nor on how a rollout is divided into calls. State is interchangeable with ``TorchCollector``'s.
     """
 

@@ -17,7 +17,6 @@ _MAX_SEED = 2**32 - 1
 _DEVICES = "auto, cpu, cuda, cuda:K, gpu"
 _MAX_ENVS = 2**16
 _MAX_BATCH = 2**28  # steps; what a rollout keeps of each are a hundred bytes and more
-_LATER = "not available yet"
 _NO_IMAGES = "image representations are not supported"
 _OTHER_ENV = "not supported; the environments of gymnasium.make with Box or Discrete spaces are"
 _ACTIVATION_RULES: dict[str, Any] = {
@@ -148,7 +147,9 @@ class Config:
     obsnorm_range: float = key(5.0, "normalised observations are clipped to +- this", low=0, open_low=True)
     use_rewnorm: bool = key(True, "scale rewards by the running deviation of the discounted return")
     rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True)
-    use_actions_mask: bool = key(False, "mask actions", refused={True: f"action masks are {_LATER}"})
+    use_actions_mask: bool = key(
+        False, "choose among the actions that the environment allows; needs policy Categorical_AC"
+    )
     early_stop_kl: bool = key(
         False, "no more passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
     )
@@ -294,6 +295,13 @@ def _settle(config: Config) -> None:
         )
     if config.policy == "Categorical_AC":
         settle("activation_action", None)
+    elif config.use_actions_mask:
+        raise ConfigError(
+            "action masks are of discrete actions",
+            key="use_actions_mask",
+            given=True,
+            allowed=f"False with policy {config.policy}",
+        )
     if config.agent == "PPO_KL":
         settle("learner", "PPOKL_Learner")
     elif config.learner == "PPOKL_Learner":

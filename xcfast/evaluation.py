@@ -99,7 +99,8 @@ class Evaluator:
                 if self._video is not None:
                     self._video.add(envs.render())
                 normalized = torch.from_numpy(self._normalizer.normalize(obs)).to(policy.device)
-                actions = policy.actor.mode(policy.act(normalized)).cpu().numpy()
+                masks = torch.from_numpy(envs.action_masks).to(policy.device) if config.use_actions_mask else None
+                actions = policy.actor.mode(policy.act(normalized, masks)).cpu().numpy()
                 obs, _, _, _, infos = envs.step(self._action_map(actions))
                 if "episode" in infos:
                     for env in np.flatnonzero(infos["_episode"]):

@@ -1,7 +1,8 @@
 """``python -m xcfast.export RUN --format onnx|torch``: one file from the env's raw observation to the env's action.
 
 The file holds everything between the two: normaliser, network, most likely action, map to the bounds. Its input ``obs``
-is float32 [B, *observation shape], B free; its output ``action`` has the action space's dtype, [B, *action shape].
+is float32 [B, *observation shape], B free; its output ``action`` has the action space's dtype, [B, *action shape]. That
+of a policy with action masks has a second input, ``action_mask``, bool [B, number of actions].
 Inside it observations are normalised in float64, as in training, since float32 would lose digits where a mean is large
 beside its deviation; the network is float32. Before the file gets its name it is run and compared with the policy.
 """
@@ -132,15 +133,24 @@ class LoadedPolicy:
             raise CheckpointError(f"{path}: does not fit {config.env_id} as it is here: {reason}") from error
         self.action_map = ActionMap(self.action_space, config.activation_action, bool(saved.get("identity_actions")))
 
+    @property
+    def mask_size(self) -> int | None:
+        """Number of actions in a mask, where the policy takes masks."""
+        space = self.action_space
+        return int(space.n) if self.config.use_actions_mask and isinstance(space, gym.spaces.Discrete) else None
+
     @torch.inference_mode()
-    def __call__(self, obs: np.ndarray) -> np.ndarray:
-        """Env actions of raw observations [B, ...]."""
-        output = self.policy.act(torch.from_numpy(self.normalizer.normalize(obs)))
+    def __call__(self, obs: np.ndarray, *masks: np.ndarray) -> np.ndarray:
+        """Env actions of raw observations [B, ...], and where the policy takes masks, of masks bool [B, n]."""
+        output = self.policy.act(torch.from_numpy(self.normalizer.normalize(obs)), *map(torch.from_numpy, masks))
         return self.action_map(self.policy.actor.mode(output).numpy())
 
     def metadata(self) -> dict[str, str]:
         """What the file says about itself."""
+        mask = {"name": "action_mask", "dtype": "bool", "shape": ["B", self.mask_size]}
+        masked = {} if self.mask_size is None else {"mask_input": json.dumps(mask)}
         return {
+            **masked,
             "producer": f"xcfast {__version__}",
             "env_id": self.config.env_id,
             "step": str(self.step),
@@ -176,6 +186,7 @@ class PolicyFunction(nn.Module):
         self.normalizes, self.clip = loaded.normalizer.enabled, loaded.normalizer.clip
         rms, map_ = loaded.normalizer.rms, loaded.action_map
         self.discrete, self.rescales = map_.discrete, map_.rescales
+        self.mask_size = loaded.mask_size
         constants = {"mean": rms.mean, "std": np.sqrt(rms.var + rms.epsilon)}
         space = loaded.action_space
         if isinstance(space, gym.spaces.Discrete):
@@ -188,11 +199,11 @@ class PolicyFunction(nn.Module):
         for name, value in constants.items():
             self.register_buffer(name, torch.from_numpy(np.array(value)))
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Actions of observations."""
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Actions of observations, among those that a mask bool [B, n] allows."""
         if self.normalizes:
             obs = ((obs.double() - self.mean) / self.std).clamp(-self.clip, self.clip).float()
-        action = self.policy.actor.mode(self.policy.act(obs))
+        action = self.policy.actor.mode(self.policy.act(obs, action_mask))
         if self.discrete:
             return action + self.start
         action = action.reshape(-1, *self.shape)
@@ -202,18 +213,19 @@ class PolicyFunction(nn.Module):
 
 
 def _write_torch(function: PolicyFunction, metadata: dict[str, str], path: Path) -> Call:
-    program = torch.export.export(
-        function, (_example(function),), dynamic_shapes={"obs": {0: torch.export.Dim.DYNAMIC}}
-    )
+    inputs = _example(function)
+    shapes = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
+    program = torch.export.export(function, tuple(inputs.values()), dynamic_shapes=shapes)
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
     module = torch.export.load(path).module()
-    return lambda obs: module(torch.from_numpy(obs)).numpy()
+    return lambda *arrays: module(*map(torch.from_numpy, arrays)).numpy()
 
 
 def _write_onnx(function: PolicyFunction, metadata: dict[str, str], path: Path) -> Call:
     import onnxruntime
     import onnxscript  # noqa: F401  torch.onnx needs it, and would say so in many lines
 
+    inputs = _example(function)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it reports that torchvision is not there
@@ -222,10 +234,10 @@ def _write_onnx(function: PolicyFunction, metadata: dict[str, str], path: Path) 
             warnings.simplefilter("ignore")  # torch about its own use of torch
             program: Any = torch.onnx.export(
                 function,
-                (_example(function),),
-                input_names=["obs"],
+                tuple(inputs.values()),
+                input_names=list(inputs),
                 output_names=["action"],
-                dynamic_shapes={"obs": {0: "batch"}},
+                dynamic_shapes={name: {0: "batch"} for name in inputs},
                 dynamo=True,
                 verbose=False,
             )
@@ -234,11 +246,14 @@ def _write_onnx(function: PolicyFunction, metadata: dict[str, str], path: Path) 
     program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda obs: session.run(["action"], {"obs": obs})[0]
+    return lambda *arrays: session.run(["action"], dict(zip(inputs, arrays, strict=True)))[0]
 
 
-def _example(function: PolicyFunction) -> Tensor:
-    return torch.zeros(2, *function.mean.shape)
+def _example(function: PolicyFunction) -> dict[str, Tensor]:
+    inputs = {"obs": torch.zeros(2, *function.mean.shape)}
+    if function.mask_size is not None:
+        inputs["action_mask"] = torch.ones(2, function.mask_size, dtype=torch.bool)
+    return inputs
 
 
 def _parser() -> argparse.ArgumentParser:

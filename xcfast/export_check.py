@@ -15,8 +15,8 @@ from xcfast.policy import ActorCritic, GaussianActor
 if TYPE_CHECKING:
     from xcfast.export import LoadedPolicy
 
-Call = Callable[[np.ndarray], np.ndarray]
-"""Env actions [B, ...] of raw observations float32 [B, ...]."""
+Call = Callable[..., np.ndarray]
+"""Env actions [B, ...] of raw observations float32 [B, ...], and of masks bool [B, n] where the policy takes them."""
 
 _ROWS = 256
 _EPS = 2.0**-24  # largest relative error of one float32 operation
@@ -36,17 +36,26 @@ def round_trip(policy: LoadedPolicy, call: Call) -> tuple[float, float]:
         ExportError: They differ by more than rounding can explain.
     """
     rms = policy.normalizer.rms
-    noise = np.random.default_rng(0).standard_normal((_ROWS, *rms.shape))
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((_ROWS, *rms.shape))
     noise[::4] *= 10.0
     obs = (rms.mean + np.sqrt(rms.var) * noise).astype(np.float32)
-    expected = policy(obs)
-    actual = np.concatenate([call(obs[:1]), call(obs[1:])])
+    inputs: list[np.ndarray] = [obs]
+    n_actions = policy.mask_size
+    if n_actions is not None:
+        masks = rng.random((_ROWS, n_actions)) < 0.5
+        masks[np.arange(_ROWS), rng.integers(n_actions, size=_ROWS)] = True
+        inputs.append(masks)
+    expected = policy(*inputs)
+    actual = np.concatenate([call(*(x[rows] for x in inputs)) for rows in (slice(1), slice(1, None))])
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise ExportError(
             f"the file gives {actual.dtype} {list(actual.shape)}, the policy {expected.dtype} {list(expected.shape)}"
         )
     output, bound = rounding_bound(policy.policy, torch.from_numpy(policy.normalizer.normalize(obs)))
     difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    if n_actions is not None:
+        output = np.where(masks, output, -np.inf)
     if policy.action_map.discrete:  # a tie within rounding may fall either way
         two = np.sort(output, -1)[:, -2:] if output.shape[-1] > 1 else np.stack([output[:, 0] - 1, output[:, 0]], -1)
         allowed = np.where(two[:, 1] - two[:, 0] > 2 * bound.max(-1), 0.0, np.inf)

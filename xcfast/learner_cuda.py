@@ -19,7 +19,7 @@ from xcfast.gae import compute_gae
 from xcfast.kl import KLControl
 from xcfast.learner_native import FlatParameters
 from xcfast.normalize import NonFiniteError, RewardNormalizer
-from xcfast.policy import CategoricalActor
+from xcfast.policy import CategoricalActor, masked
 from xcfast.ppo import LOSSES, batch_mean, joined_moments, minibatch_sizes, ppo_loss
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class CudaLearner:
             return torch.zeros(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
 
         self._obs, self._actions = room(rollout.obs), room(rollout.actions)
+        self._masks = [] if rollout.action_masks is None else [room(rollout.action_masks)]  # none, or one
         self._terminated, self._truncated = room(rollout.terminated), room(rollout.truncated)
         self._last_obs = room(rollout.last_obs)
         self._rewards, self._values, self._log_probs, self._advantages, self._returns, self._final_values = (
@@ -168,9 +169,9 @@ class CudaLearner:
         config, k, penalizes = self._config, self._k, self._kl.penalizes
         rows = self._indices.index_select(0, k)[0]
         share = self._shares.index_select(0, k)[0]
-        obs, actions, old_log_probs, advantages, returns = (
+        obs, actions, old_log_probs, advantages, returns, *masks = (
             x.flatten(0, 1).index_select(0, rows)
-            for x in (self._obs, self._actions, self._log_probs, self._advantages, self._returns)
+            for x in (self._obs, self._actions, self._log_probs, self._advantages, self._returns, *self._masks)
         )
         old = self._old.index_select(0, rows) if penalizes else None
         if config.use_advnorm:
@@ -183,7 +184,7 @@ class CudaLearner:
         def loss_of(parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 named = dict(zip(self._names, parameters, strict=True))
-                log_probs, entropy, values, kl = functional_call(self._module, named, (obs, actions, old))
+                log_probs, entropy, values, kl = functional_call(self._module, named, (obs, actions, old, *masks))
             loss = ppo_loss(
                 log_probs.float(),
                 entropy.float(),
@@ -404,6 +405,8 @@ class CudaLearner:
             (self._indices, self._host_indices.reshape(self._indices.shape)),
             (self._rates, self._host_rates),
         ]
+        if rollout.action_masks is not None:
+            pairs.append((self._masks[0], rollout.action_masks))
         for on_device, array in pairs:
             on_device.copy_(torch.from_numpy(array), non_blocking=True)
         if self._uploaded is not None:
@@ -415,12 +418,13 @@ class CudaLearner:
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
-        policy, obs, actions = self._behaviour_policy, self._obs.flatten(0, 1), self._actions.flatten(0, 1)
+        policy, taken = self._behaviour_policy, [x.flatten(0, 1) for x in (self._obs, self._actions, *self._masks)]
         values, log_probs = self._values.flatten(), self._log_probs.flatten()
-        for start in range(0, len(obs), _EVALUATION_ROWS):
+        for start in range(0, len(values), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            output, values[rows] = policy.heads(obs[rows])
-            log_probs[rows] = policy.actor.log_prob(output, actions[rows])
+            obs, actions, *masks = (x[rows] for x in taken)
+            output, values[rows] = policy.heads(obs, *masks)
+            log_probs[rows] = policy.actor.log_prob(output, actions)
             if self._kl.penalizes:
                 self._old[rows] = policy.actor.frozen(output)
         compute_gae(
@@ -439,10 +443,10 @@ class CudaLearner:
         for counter in (self._k, self._loss_sums, self._norm_sum, self._drift):
             counter.zero_()
         if self._config.overlap:
-            for start in range(0, len(obs), _EVALUATION_ROWS):
+            for start in range(0, len(values), _EVALUATION_ROWS):
                 rows = slice(start, start + _EVALUATION_ROWS)
-                now, _, _ = self.device_policy.evaluate(obs[rows], actions[rows])
-                self._drift += ((now - log_probs[rows]).exp() - 1.0).abs().sum() / len(obs)
+                now, _, _ = self.device_policy.evaluate(*(x[rows] for x in taken))
+                self._drift += ((now - log_probs[rows]).exp() - 1.0).abs().sum() / len(values)
 
     def _advantage_moments(self) -> None:
         """Mean and 1 / (standard deviation + 1e-8) of every minibatch's advantages, in one pass over all of them."""
@@ -523,8 +527,11 @@ class _Evaluate(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, obs: Tensor, actions: Tensor, old: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, obs: Tensor, actions: Tensor, old: Tensor | None, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         output, value = self._heads(obs)
+        output = masked(output, masks)
         actor = self.policy.actor
         kl = None if old is None else actor.kl(old, output)
         return actor.log_prob(output, actions), actor.entropy(output), value, kl

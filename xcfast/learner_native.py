@@ -217,10 +217,12 @@ class NativeLearner:
         position = self._adam.schedule.snapshot()
         rates = self._adam.schedule.ahead(iteration * updates, updates)
         self._core.kl_coef = self._kl.coef
+        masks = {} if rollout.action_masks is None else {"action_masks": rollout.action_masks}
         arguments: dict[str, Any] = {
             "rollout": {
                 "rewards": rewards,
                 **{name: getattr(rollout, name) for name in (*_ROLLOUT_ARRAYS, *_RESULT_ARRAYS)},
+                **masks,
             },
             "gamma": config.gamma,
             "gae_lambda": config.gae_lambda if config.use_gae else 1.0,
@@ -287,6 +289,7 @@ class NativeLearner:
         indices: np.ndarray | None = None,
         old_outputs: np.ndarray | None = None,
         old_log_std: np.ndarray | None = None,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, dict[str, float]]:
         """The gradient of one minibatch, before its norm is limited.
 
@@ -299,14 +302,16 @@ class NativeLearner:
             indices: int64, the rows to take; default: all.
             old_outputs: float32 [B, A], with PPO_KL: means or logits of the policy that collected.
             old_log_std: float32 [A], with PPO_KL: log standard deviations of a Gaussian one.
+            action_masks: bool [B, number of actions], the actions that were allowed; default: all.
 
         Returns:
             The flat gradient, float32 [parameters], in the memory that ``apply`` reads; the means of the loss's parts.
         """
         self._flat.adopt()
         self._core.kl_coef = self._kl.coef
+        old = (old_outputs, old_log_std)
         means = self._core.compute_gradients(
-            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices, old_outputs, old_log_std
+            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices, *old, action_masks
         )
         parts = dict(zip(LOSSES, means, strict=True))
         return self._core.gradient, parts if self._kl.penalizes else {name: parts[name] for name in LOSSES[:-1]}

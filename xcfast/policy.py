@@ -129,7 +129,11 @@ class GaussianActor(nn.Module):
 
 
 class CategoricalActor(nn.Module):
-    """Categorical distribution over n actions; the head's output are the logits [B, n]."""
+    """Categorical distribution over n actions; the head's output are the logits [B, n].
+
+    A logit of -inf is that of an action that is not allowed (``masked``): it is never taken and adds nothing to the
+    entropy or the divergence. Each row has a finite one.
+    """
 
     def __init__(
         self,
@@ -152,7 +156,10 @@ class CategoricalActor(nn.Module):
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Actions int64 [B] by inversion of the cumulative distribution at uniform noise float64 [B] in (0, 1)."""
         cumulative = logits.double().softmax(-1).cumsum(-1)
-        return (cumulative < noise.unsqueeze(-1)).sum(-1).clamp_(max=logits.shape[-1] - 1)
+        reached = (cumulative < noise.unsqueeze(-1)).sum(-1)
+        # Rounding may leave the whole sum below the noise: then it is the last action that is allowed.
+        last = (logits > -math.inf).cumsum(-1).argmax(-1)
+        return torch.minimum(reached, last)
 
     def mode(self, logits: Tensor) -> Tensor:
         """The most likely action int64 [B]."""
@@ -165,6 +172,7 @@ class CategoricalActor(nn.Module):
     def entropy(self, logits: Tensor) -> Tensor:
         """Entropy [B]."""
         log_p = logits.log_softmax(-1)
+        log_p = torch.where(log_p > -math.inf, log_p, 0.0)  # where p is 0, p log p is 0 and not NaN
         return -(log_p.exp() * log_p).sum(-1)
 
     def frozen(self, logits: Tensor) -> Tensor:
@@ -173,7 +181,13 @@ class CategoricalActor(nn.Module):
 
     def kl(self, old: Tensor, logits: Tensor) -> Tensor:
         """KL(old || these) [B], of what ``frozen`` returned."""
-        return (old.exp() * (old - logits.log_softmax(-1))).sum(-1)
+        log_p = logits.log_softmax(-1)
+        return (old.exp() * torch.where(old > -math.inf, old - log_p, 0.0)).sum(-1)
+
+
+def masked(logits: Tensor, masks: Tensor | None) -> Tensor:
+    """Logits [B, n], -inf where masks bool [B, n] are False; None allows all."""
+    return logits if masks is None else logits.masked_fill(~masks, -math.inf)
 
 
 class Critic(nn.Module):
@@ -218,25 +232,25 @@ class ActorCritic(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def act(self, obs: Tensor) -> Tensor:
-        """The actor head's output: mean [B, A] or logits [B, n]. The critic does not run."""
-        return self.actor(self.representation(obs))
+    def act(self, obs: Tensor, masks: Tensor | None = None) -> Tensor:
+        """The actor head's output: mean [B, A] or ``masked`` logits [B, n]. The critic does not run."""
+        return masked(self.actor(self.representation(obs)), masks)
 
     def value(self, obs: Tensor) -> Tensor:
         """Values [B]. The actor does not run."""
         return self.critic((self.critic_representation or self.representation)(obs))
 
-    def heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def heads(self, obs: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The actor head's output (``act``) and values [B]."""
         features = self.representation(obs)
-        output = self.actor(features)
+        output = masked(self.actor(features), masks)
         if self.critic_representation is not None:
             features = self.critic_representation(obs)
         return output, self.critic(features)
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, obs: Tensor, actions: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities [B] of the actions, entropy [B] and values [B]."""
-        output, values = self.heads(obs)
+        output, values = self.heads(obs, masks)
         return self.actor.log_prob(output, actions), self.actor.entropy(output), values
 
 

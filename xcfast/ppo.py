@@ -198,13 +198,14 @@ class TorchLearner:
     @torch.no_grad()
     def _evaluate(self, rollout: Rollout) -> None:
         """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
-        obs, actions = _flat(rollout.obs), _flat(rollout.actions)
+        taken = [_flat(x) for x in (rollout.obs, rollout.actions, rollout.action_masks) if x is not None]
         values, log_probs = rollout.values.reshape(-1), rollout.log_probs.reshape(-1)
         actor, old = self.policy.actor, []
-        for start in range(0, len(obs), _EVALUATION_ROWS):
+        for start in range(0, len(values), _EVALUATION_ROWS):
             rows = slice(start, start + _EVALUATION_ROWS)
-            output, value = self.policy.heads(self._to_device(obs[rows]))
-            log_p = actor.log_prob(output, self._to_device(actions[rows]))
+            obs, actions, *masks = (self._to_device(array[rows]) for array in taken)
+            output, value = self.policy.heads(obs, *masks)
+            log_p = actor.log_prob(output, actions)
             values[rows], log_probs[rows] = value.cpu().numpy(), log_p.cpu().numpy()
             if self._kl.penalizes:
                 old.append(actor.frozen(output))
@@ -309,14 +310,14 @@ class TorchLearner:
             moments: of the whole minibatch's advantages, where this is a part of it.
         """
         config = self._config
-        obs, actions, old_log_probs, advantages, returns = batch
+        obs, actions, old_log_probs, advantages, returns, *masks = batch
         if config.use_advnorm and moments is None:
             advantages = normalized_advantages(advantages)
         elif config.use_advnorm and moments is not None:
             count, mean, square = moments.tolist()
             advantages = (advantages - mean) / (math.sqrt(square / count) + 1e-8)
         actor = self.policy.actor
-        output, values = self.policy.heads(obs)
+        output, values = self.policy.heads(obs, *masks)
         return ppo_loss(
             actor.log_prob(output, actions),
             actor.entropy(output),
@@ -334,13 +335,13 @@ class TorchLearner:
     def _gather(self, rollout: Rollout, indices: Any, on_device: list[Tensor] | None) -> list[Tensor]:
         if on_device is None:
             batch = rollout.gather(indices, self._minibatch)
-            arrays = (batch.obs, batch.actions, batch.log_probs, batch.advantages, batch.returns)
-            return [torch.from_numpy(array) for array in arrays]
+            return [torch.from_numpy(array) for array in batch if array is not None]
         return [array.index_select(0, indices) for array in on_device]
 
     def _copy_to_device(self, rollout: Rollout) -> list[Tensor]:
         arrays = (rollout.obs, rollout.actions, rollout.log_probs, rollout.advantages, rollout.returns)
-        return [self._to_device(_flat(array)) for array in arrays]
+        masks = () if rollout.action_masks is None else (rollout.action_masks,)
+        return [self._to_device(_flat(array)) for array in (*arrays, *masks)]
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -24,6 +24,7 @@ class Minibatch(NamedTuple):
     log_probs: Float32  #: [B]
     advantages: Float32  #: [B]
     returns: Float32  #: [B]
+    action_masks: npt.NDArray[np.bool_] | None = None  #: [B, num_actions]
 
 
 class Rollout:
@@ -35,6 +36,7 @@ class Rollout:
         obs_shape: Shape of one observation.
         action_shape: Shape of one action.
         action_dtype: dtype of the actions.
+        num_actions: Number of discrete actions, where masks of the allowed ones are to be kept.
         allocate: Called as ``allocate(shape, dtype)`` for each array, for memory from elsewhere (page-locked,
             shared); C-contiguous.
 
@@ -48,6 +50,7 @@ class Rollout:
         log_probs: float32 [T, N].
         advantages: float32 [T, N].
         returns: float32 [T, N].
+        action_masks: bool [T, N, num_actions], the actions that were allowed; None without `num_actions`.
         last_obs: float32 [N, *obs_shape], what the policy sees after the last step; written by the collector.
         step: Rows filled so far.
         episode_returns: float64 [N], sum of raw rewards of each running episode; kept by `clear`.
@@ -62,6 +65,7 @@ class Rollout:
         action_shape: tuple[int, ...] = (),
         action_dtype: npt.DTypeLike = np.float32,
         *,
+        num_actions: int | None = None,
         allocate: Callable[..., npt.NDArray[Any]] = np.zeros,
     ) -> None:
         if num_steps < 1 or num_envs < 1:
@@ -79,6 +83,9 @@ class Rollout:
         self.log_probs: Float32 = allocate(steps, np.float32)
         self.advantages: Float32 = allocate(steps, np.float32)
         self.returns: Float32 = allocate(steps, np.float32)
+        self.action_masks: npt.NDArray[np.bool_] | None = None
+        if num_actions is not None:
+            self.action_masks = allocate((*steps, num_actions), np.bool_)
         self.last_obs: Float32 = allocate((num_envs, *self.obs_shape), np.float32)
         if kernels.name == "numba":
             kernels.impl.warmup()  # compiling takes seconds: here, where nobody measures, and not at the first step
@@ -91,12 +98,8 @@ class Rollout:
         self._final_obs = np.zeros((2 * num_envs, *self.obs_shape), np.float32)
         self._num_episodes = self._num_final = 0
         self._permutation = np.zeros(num_steps, np.int64)
-        self._flat = Minibatch(
-            *(
-                x.reshape(-1, *x.shape[2:])
-                for x in (self.obs, self.actions, self.log_probs, self.advantages, self.returns)
-            )
-        )
+        kept = (self.obs, self.actions, self.log_probs, self.advantages, self.returns, self.action_masks)
+        self._flat = tuple(x.reshape(-1, *x.shape[2:]) for x in kept if x is not None)
 
     @property
     def full(self) -> bool:
@@ -149,6 +152,7 @@ class Rollout:
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
         final_obs: npt.ArrayLike | None = None,
+        action_masks: npt.ArrayLike | None = None,
     ) -> None:
         """Writes one vector step at row `step` and advances it.
 
@@ -159,6 +163,7 @@ class Rollout:
             terminated: bool [N].
             truncated: bool [N].
             final_obs: float32 [k, *obs_shape], one row for each env that is truncated and not terminated, in env order.
+            action_masks: bool [N, num_actions], for a rollout with masks.
 
         Raises:
             IndexError: The rollout is full.
@@ -170,6 +175,8 @@ class Rollout:
             if final_obs.shape[1:] != self.obs_shape or final_obs.ndim < 1:
                 raise ValueError(f"final_obs must be {self._wanted('k', self.obs_shape)}; got {list(final_obs.shape)}")
             num_final = len(final_obs)
+        if action_masks is not None or self.action_masks is not None:
+            self._store_masks(action_masks)
         stored = self._store(num_final, obs, actions, rewards, terminated, truncated)
         if stored is None:
             stored = self._store(num_final, *self._converted(obs, actions, rewards, terminated, truncated))
@@ -259,15 +266,28 @@ class Rollout:
             IndexError: An index is outside [0, T * N).
             ValueError: `out` is too small or not from `minibatch`.
         """
-        if not kernels.impl.gather(indices, self._flat, out):
+        arrays = out[: len(self._flat)]
+        if not kernels.impl.gather(indices, self._flat, arrays):
             indices = np.ascontiguousarray(indices, np.int64)
-            if not kernels.impl.gather(indices, self._flat, out):
+            if not kernels.impl.gather(indices, self._flat, arrays):
                 raise ValueError(
                     "indices must be int64 [B], out room for as many steps of this rollout; "
                     f"got {list(indices.shape)}, {len(out[0])}"
                 )
         count = len(indices)  # type: ignore[arg-type]
-        return out if count == len(out[0]) else Minibatch(*(x[:count] for x in out))
+        return out if count == len(out[0]) else Minibatch(*(x[:count] for x in arrays))  # type: ignore[index, arg-type]
+
+    def _store_masks(self, masks: npt.ArrayLike | None) -> None:
+        """Writes the masks of row `step`, where nothing is read before the step counts."""
+        if self.action_masks is None:
+            raise ValueError("action_masks are for a rollout with num_actions; this one has none")
+        wanted = self.action_masks.shape[1:]
+        given = None if masks is None else np.asarray(masks)
+        if given is None or given.shape != wanted or given.dtype != np.bool_:
+            got = None if given is None else f"{given.dtype} {list(given.shape)}"
+            raise ValueError(f"action_masks must be bool {list(wanted)}; got {got}")
+        if not self.full:
+            self.action_masks[self.step] = given
 
     def _store(self, num_final: int, obs: Any, actions: Any, rewards: Any, terminated: Any, truncated: Any) -> Any:
         return kernels.impl.store_step(

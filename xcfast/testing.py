@@ -34,6 +34,7 @@ _OF_THE_MODEL = (
     "normalize",
     "use_obsnorm",
     "obsnorm_range",
+    "use_actions_mask",
 )
 
 

@@ -237,6 +237,7 @@ class Trainer:
             obs_shape,
             () if discrete else (math.prod(action_space.shape or ()),),
             np.int64 if discrete else np.float32,
+            num_actions=int(getattr(action_space, "n")) if config.use_actions_mask else None,  # noqa: B009
             allocate=pinned if self.device.type == "cuda" else np.zeros,
         )
         torch.set_num_threads(1)  # the env loop's inference, and what is compiled; the update sets its own
@@ -328,7 +329,7 @@ class Trainer:
     def _failure(self, error: Exception) -> RunFailed:
         known = self.ranks.world_size == 1 or isinstance(error, RankError | NonFiniteError)
         cause = error.__cause__ if isinstance(error, RankError) else error
-        expected = isinstance(cause, NonFiniteError | SimulationError | WorkerError | RankLostError | None)
+        expected = isinstance(cause, EnvError | NonFiniteError | SimulationError | WorkerError | RankLostError | None)
         return RunFailed(self._save_after_failure(error, known), expected, known)
 
     def _train(self) -> None:

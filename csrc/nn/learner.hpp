@@ -39,6 +39,10 @@ struct RolloutView {
   const float *rewards;  // scaled
   const uint8_t *terminated, *truncated;
   float *values, *log_probs, *advantages, *returns;
+  const uint8_t *action_masks = nullptr;  // [num_steps, num_envs, number of actions]; null: all actions are allowed
+
+  // What was seen and done, of which a batch takes `size` rows.
+  Rows rows(int64_t size) const { return {obs, actions, discrete_actions, size, action_masks}; }
 };
 
 struct UpdateSettings {
@@ -213,8 +217,8 @@ class Learner {
     const int64_t epoch = k / settings.n_minibatch, samples = rollout.num_steps * rollout.num_envs;
     const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
     const int64_t size = offsets[1] - offsets[0];
-    return {{rollout.obs, rollout.actions, rollout.discrete_actions, size}, rollout.log_probs, rollout.advantages,
-            rollout.returns, indices_.data() + epoch * samples + offsets[0], size, {old_outputs_.data(), old_log_std_.data()}};
+    return {rollout.rows(size), rollout.log_probs, rollout.advantages, rollout.returns,
+            indices_.data() + epoch * samples + offsets[0], size, {old_outputs_.data(), old_log_std_.data()}};
   }
 
  private:
@@ -258,7 +262,7 @@ class Learner {
       return gaussian.log_prob(output, batch.actions + sample * network_.action_size());
     }
     double *log_p = block_scratch_.data() + 2 * block * network_.action_size();
-    const double h = log_softmax(output, network_.action_size(), log_p);
+    const double h = log_softmax(output, network_.action_size(), batch.mask(sample, network_.action_size()), log_p);
     if (entropy) *entropy = h;
     return log_p[batch.discrete_actions[sample]];
   }
@@ -293,11 +297,16 @@ class Learner {
       }
       const double *log_p = block_scratch_.data() + 2 * block * n_actions;
       double *old_log_p = block_scratch_.data() + (2 * block + 1) * n_actions;
+      const uint8_t *mask = batch.mask(sample, n_actions);
       if (old) {
-        log_softmax(old, n_actions, old_log_p);
+        log_softmax(old, n_actions, mask, old_log_p);
         sums.kl += categorical_kl(old_log_p, log_p, n_actions);
       }
       for (int64_t j = 0; j < n_actions; ++j) {
+        if (mask && !mask[j]) {  // its log-probability is -inf
+          gradient[j] = 0.0f;
+          continue;
+        }
         const double p = std::exp(log_p[j]), taken = j == batch.discrete_actions[sample] ? 1.0 : 0.0;
         const double penalty = old ? loss_.kl_coef * (p - std::exp(old_log_p[j])) : 0.0;
         gradient[j] = float(scale * (s.d_log_prob * (taken - p) + loss_.ent_coef * p * (log_p[j] + entropy) + penalty));
@@ -379,7 +388,7 @@ class Learner {
       old_log_std_.resize(size_t(log_stds));
       if (log_stds) std::copy_n(parameters_.values + network_.log_std, log_stds, old_log_std_.data());
     }
-    evaluate({r.obs, r.actions, r.discrete_actions, samples}, r.values, r.log_probs, loss_.kl_penalty ? old_outputs_.data() : nullptr);
+    evaluate(r.rows(samples), r.values, r.log_probs, loss_.kl_penalty ? old_outputs_.data() : nullptr);
     evaluate({r.last_obs, nullptr, nullptr, r.num_envs}, last_values_.data(), nullptr);
     evaluate({r.final_obs, nullptr, nullptr, r.num_finals}, finals_.data(), nullptr);
     final_values_.resize(size_t(samples));

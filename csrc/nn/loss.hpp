@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "nn/types.hpp"
@@ -23,11 +24,14 @@ struct OldPolicy {
 };
 
 // Observations [size, n_obs] and what was done there: actions [size, action_size] of a Gaussian policy, or discrete
-// ones [size].
+// ones [size], with masks [size, number of actions] of those that were allowed (null: all).
 struct Rows {
   const float *obs, *actions;
   const int64_t *discrete_actions;
   int64_t size;
+  const uint8_t *action_masks = nullptr;
+
+  const uint8_t *mask(int64_t row, int64_t n_actions) const { return action_masks ? action_masks + row * n_actions : nullptr; }
 };
 
 // A minibatch: `size` rows of these arrays, those that `index` names or (without) the first ones.
@@ -133,24 +137,31 @@ class Gaussian {
   double constant_ = 0, entropy_ = 0, old_kl_ = 0;      // KL of equal means
 };
 
-// Categorical distribution of one row of logits: log_p [n] receives the log-probabilities. Returns the entropy.
+// Categorical distribution of one row of logits over the actions that `mask` allows (null: all), of which there is one at least: log_p [n]
+// receives the log-probabilities, -inf for the others. Returns the entropy.
 template <class Row>
-double log_softmax(const Row &logits, int64_t n, double *log_p) {
-  double largest = logits[0], sum = 0, entropy = 0;
-  for (int64_t j = 1; j < n; ++j) largest = double(logits[j]) > largest ? double(logits[j]) : largest;
-  for (int64_t j = 0; j < n; ++j) sum += std::exp(double(logits[j]) - largest);
+double log_softmax(const Row &logits, int64_t n, const uint8_t *mask, double *log_p) {
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  double largest = kNever, sum = 0, entropy = 0;
+  for (int64_t j = 0; j < n; ++j)
+    if ((!mask || mask[j]) && double(logits[j]) > largest) largest = double(logits[j]);
+  for (int64_t j = 0; j < n; ++j)
+    if (!mask || mask[j]) sum += std::exp(double(logits[j]) - largest);
   const double shift = largest + std::log(sum);
   for (int64_t j = 0; j < n; ++j) {
+    log_p[j] = kNever;
+    if (mask && !mask[j]) continue;
     log_p[j] = double(logits[j]) - shift;
     entropy -= std::exp(log_p[j]) * log_p[j];
   }
   return entropy;
 }
 
-// KL(old || new) of two of them.
+// KL(old || new) of two of them, over the same actions.
 inline double categorical_kl(const double *old_log_p, const double *log_p, int64_t n) {
   double kl = 0;
-  for (int64_t j = 0; j < n; ++j) kl += std::exp(old_log_p[j]) * (old_log_p[j] - log_p[j]);
+  for (int64_t j = 0; j < n; ++j)
+    if (!std::isinf(log_p[j])) kl += std::exp(old_log_p[j]) * (old_log_p[j] - log_p[j]);
   return kl;
 }
 

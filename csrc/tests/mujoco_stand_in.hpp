@@ -1,5 +1,5 @@
 // A stand-in for MuJoCo's functions, for tests without Python and without MuJoCo: a cart whose speed is its control, that warns and fails
-// when told to. A World is N of them in an engine, as inverted pendulums with a time limit.
+// when told to. A World is N of them in an engine, as inverted pendulums with a time limit; a ClassicWorld is N cart poles.
 #pragma once
 
 #include <cstdio>
@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "classic/models.hpp"
 #include "mujoco/simulations.hpp"
 #include "mujoco/tasks.hpp"
 
@@ -62,10 +63,35 @@ inline void stand_in_step(const void *, void *d) {
 inline void stand_in_forward(const void *, void *) {}
 inline void stand_in_reset(const void *, void *d) { *static_cast<Data *>(d) = Data{}; }
 
-struct World {
-  explicit World(int64_t n, int64_t limit) : data(n), obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n),
-        terminated(n), truncated(n), lengths(n), finished_lengths(n), elapsed(n), draws(n * kCapacity * (kNq + kNv)), drawn(n), used(n),
-        terms(n), warning_counts(n * kWarnings) {
+// What an engine of n envs writes into; all have four numbers to observe and to draw.
+struct Memory {
+  explicit Memory(int64_t n)
+      : obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n), terminated(n), truncated(n), lengths(n),
+        finished_lengths(n), elapsed(n), draws(n * kCapacity * 4), drawn(n), used(n) {}
+
+  Rows rows() {
+    return {obs.data(),    final_obs.data(),        rewards.data(),          terminated.data(), truncated.data(), returns.data(),
+            lengths.data(), finished_returns.data(), finished_lengths.data(), elapsed.data(),    draws.data(),     drawn.data(),
+            used.data()};
+  }
+
+  void fill(int64_t i) {
+    for (int64_t k = 0; k < kCapacity * 4; ++k) draws[i * kCapacity * 4 + k] = 0.001 * static_cast<double>(k);
+    used[i] = 0;
+    drawn[i] = kCapacity;
+  }
+
+  std::vector<double> obs, final_obs, rewards, returns, finished_returns;
+  std::vector<uint8_t> terminated, truncated;
+  std::vector<int64_t> lengths, finished_lengths, elapsed;
+  std::vector<double> draws;
+  std::vector<int64_t> drawn, used;
+  std::unique_ptr<Engine> engine;
+};
+
+struct World : Memory {
+  World(int64_t n, int64_t limit) : Memory(n), data(n), terms(n), warning_counts(n * kWarnings) {
+    static_assert(kNq + kNv == 4);
     Simulations::Config config;
     config.api.step = &stand_in_step;
     config.api.forward = &stand_in_forward;
@@ -99,30 +125,31 @@ struct World {
     setup.nu = kNu;
     setup.dt = 0.02;
     setup.v5 = true;
-    const Rows rows{obs.data(), final_obs.data(), rewards.data(), terminated.data(), truncated.data(), returns.data(), lengths.data(),
-                    finished_returns.data(), finished_lengths.data(), elapsed.data(), draws.data(), drawn.data(), used.data()};
     auto dynamics = std::make_unique<Simulations>(config, make_task("InvertedPendulum", setup), simulations);
-    engine = std::make_unique<Engine>(Engine::Config{limit, kCapacity}, std::move(dynamics), rows);
-  }
-
-  void fill(int64_t i) {
-    for (int64_t k = 0; k < kCapacity * (kNq + kNv); ++k) draws[i * kCapacity * (kNq + kNv) + k] = 0.001 * static_cast<double>(k);
-    used[i] = 0;
-    drawn[i] = kCapacity;
+    engine = std::make_unique<Engine>(Engine::Config{limit, kCapacity}, std::move(dynamics), rows());
   }
 
   std::vector<Data> data;
-  std::vector<double> obs, final_obs, rewards, returns, finished_returns;
-  std::vector<uint8_t> terminated, truncated;
-  std::vector<int64_t> lengths, finished_lengths, elapsed;
-  std::vector<double> draws;
-  std::vector<int64_t> drawn, used;
   std::vector<Terms> terms;
   std::vector<int64_t> warning_counts;
-  std::unique_ptr<Engine> engine;
 };
 
-inline void reset_all(World &world) {
+struct ClassicWorld : Memory {
+  ClassicWorld(int64_t n, int64_t limit) : Memory(n), states(4 * n) {
+    const envs::Values values{{{"gravity", 9.8}, {"masspole", 0.1}, {"total_mass", 1.1}, {"length", 0.5}, {"polemass_length", 0.05},
+                               {"force_mag", 10}, {"tau", 0.02}, {"euler", 1}, {"theta_threshold_radians", 0.2}, {"x_threshold", 2.4},
+                               {"sutton_barto_reward", 0}}};
+    engine = classic::with_model("CartPole", values, envs::Numpy{}, [&](const auto &model) {
+      using Model = std::decay_t<decltype(model)>;
+      auto dynamics = std::make_unique<classic::Control<Model>>(model, states.data(), n);
+      return std::make_unique<Engine>(Engine::Config{limit, kCapacity}, std::move(dynamics), rows());
+    });
+  }
+
+  std::vector<double> states;
+};
+
+inline void reset_all(Memory &world) {
   Engine &engine = *world.engine;
   for (int64_t i = 0; i < engine.num_envs(); ++i) {
     world.fill(i);

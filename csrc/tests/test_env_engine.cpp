@@ -12,9 +12,9 @@ namespace {
 using namespace xc::testing;
 
 // Each env through many steps of its own without a barrier, and all of them step by step: the same, on any number of threads.
-void order_does_not_matter() {
+template <class World, class Action>
+void order_does_not_matter(const Action &action) {
   constexpr int64_t kEnvs = 13, kSteps = 60;
-  const auto action = [](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 - 5) * 0.3f; };
   World together(kEnvs, 9);
   reset_all(together);
   xc::ThreadPool one(1);
@@ -45,6 +45,21 @@ void order_does_not_matter() {
     CHECK(apart.obs == together.obs && apart.final_obs == together.final_obs);
     CHECK(apart.finished_returns == together.finished_returns && apart.finished_lengths == together.finished_lengths);
   }
+}
+
+// A pole that is always pushed the same way falls; observations are rounded to float32.
+void cart_poles_fall() {
+  ClassicWorld world(2, 0);
+  reset_all(world);
+  Guard guard(*world.engine);
+  for (int64_t i = 0; i < 2; ++i) {
+    const float push = float(i);
+    int steps = 1;
+    while (world.engine->step_one(i, &push).status == Status::kRunning) ++steps;
+    CHECK(steps > 5 && steps < 20 && world.terminated[i] && !world.truncated[i] && world.finished_returns[i] == steps);
+    CHECK((world.final_obs[4 * i + 2] > 0.2) == (i == 0) && (world.final_obs[4 * i + 2] < -0.2) == (i == 1));
+  }
+  for (const double x : world.final_obs) CHECK(x == float(x));
 }
 
 void episodes_end() {
@@ -98,13 +113,15 @@ void arithmetic() {
     CHECK(std::fabs(sum_of_squares(x.data(), n) - plain) < 1e-12);
   }
   CHECK(std::isnan(clip<double>(NAN, -1, 1)) && clip<double>(3, -1, 1) == 1 && clip<double>(-INFINITY, -1, 1) == -1 && clip(0.5, -1.0, 1.0) == 0.5);
-  CHECK(pow2(3.0) == 9 && pow2(3.0f) == 9 && modulo(-1.0, 3.0) == 2 && modulo(7.5, 3.0) == 1.5 && std::isnan(modulo(NAN, 3.0)));
+  CHECK(pow2(3.0) == 9 && pow2(3.0f) == 9 && xc::envs::modulo(-1.0, 3.0) == 2 && xc::envs::modulo(7.5, 3.0) == 1.5 && std::isnan(xc::envs::modulo(NAN, 3.0)));
 }
 
 }  // namespace
 
 int main() {
-  order_does_not_matter();
+  order_does_not_matter<World>([](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 - 5) * 0.3f; });
+  order_does_not_matter<ClassicWorld>([](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 % 2); });
+  cart_poles_fall();
   episodes_end();
   warnings_and_errors();
   arithmetic();

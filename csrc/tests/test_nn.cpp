@@ -185,18 +185,22 @@ double reference_loss(const Network &network, const std::vector<double> &paramet
     const std::vector<double> &head = outputs[size_t(network.actor_head)];
     double log_prob = 0, entropy = 0, kl = 0;
     if (network.categorical()) {
-      double sum = 0;
-      for (double logit : head) sum += std::exp(logit);
+      const int64_t n = network.action_size();
+      const float *old = loss.kl_penalty ? batch.old.outputs + i * n : nullptr;
+      std::vector<double> logits, old_logits;  // of the allowed actions
+      for (int64_t j = 0; j < n; ++j) {
+        if (batch.action_masks && !batch.action_masks[i * n + j]) continue;
+        logits.push_back(head[size_t(j)]);
+        if (old) old_logits.push_back(double(old[j]));
+      }
+      double sum = 0, old_sum = 0;
+      for (double logit : logits) sum += std::exp(logit);
+      for (double logit : old_logits) old_sum += std::exp(logit);
       log_prob = head[size_t(batch.discrete_actions[i])] - std::log(sum);
-      for (double logit : head) entropy -= std::exp(logit) / sum * (logit - std::log(sum));
-      if (loss.kl_penalty) {
-        const float *old = batch.old.outputs + i * network.action_size();
-        double old_sum = 0;
-        for (int64_t j = 0; j < network.action_size(); ++j) old_sum += std::exp(double(old[j]));
-        for (int64_t j = 0; j < network.action_size(); ++j) {
-          const double p = std::exp(double(old[j])) / old_sum, q = std::exp(head[size_t(j)]) / sum;
-          kl += p * std::log(p / q);
-        }
+      for (double logit : logits) entropy -= std::exp(logit) / sum * (logit - std::log(sum));
+      for (size_t j = 0; j < old_logits.size(); ++j) {
+        const double p = std::exp(old_logits[j]) / old_sum, q = std::exp(logits[j]) / sum;
+        kl += p * std::log(p / q);
       }
     } else {
       for (int64_t j = 0; j < network.action_size(); ++j) {
@@ -231,7 +235,11 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
   std::vector<int64_t> discrete;
   for (int64_t i = 0; i < rows; ++i) discrete.push_back(int64_t(rng() % uint64_t(network.action_size())));
   const bool categorical = network.categorical();
-  const Rows inputs{obs.data(), categorical ? nullptr : actions.data(), categorical ? discrete.data() : nullptr, rows};
+  std::vector<uint8_t> masks;
+  for (int64_t i = 0; i < rows * network.action_size(); ++i)
+    masks.push_back(discrete[size_t(i / network.action_size())] == i % network.action_size() || rng() % 2);
+  const uint8_t *mask = categorical && rng() % 2 ? masks.data() : nullptr;
+  const Rows inputs{obs.data(), categorical ? nullptr : actions.data(), categorical ? discrete.data() : nullptr, rows, mask};
   LossSettings loss{1e3, 0.5, 0.05};  // never clipped: no edges either
   if (rng() % 2) loss = {INFINITY, 0.5, 0.05, true, 0.7};
   const auto old_outputs = normal(rng, rows * network.action_size()), old_log_std = normal(rng, network.action_size(), 0.3f);

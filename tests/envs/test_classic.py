@@ -11,6 +11,7 @@ from gymnasium.envs.classic_control import AcrobotEnv, CartPoleEnv
 from xcfast.envs import (
     ClassicControlVecEnv,
     DummyVecEnv,
+    EnvError,
     MujocoVecEnv,
     NotNativeError,
     SubprocVecEnv,
@@ -377,3 +378,13 @@ def test_who_asks_for_the_serial_loop_hears_of_it(monkeypatch: pytest.MonkeyPatc
     make_envs(config).close()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "vectorize: ClassicControlVecEnv would step CartPole-v1 about" in lines[0]
+
+
+def test_masks_are_refused_by_name() -> None:
+    """As by DummyVecEnv: none of these tasks has any."""
+    for vectorize in ("ClassicControlVecEnv", "DummyVecEnv"):
+        config = SimpleNamespace(
+            env_id="CartPole-v1", vectorize=vectorize, parallels=2, num_workers=0, use_actions_mask=True
+        )
+        with pytest.raises(EnvError, match="CartPole-v1 delivers no action masks.*use_actions_mask: False trains"):
+            make_envs(config)

@@ -1,4 +1,4 @@
-"""ClassicControlVecEnv: Gymnasium's classic control, stepped by threads in C++, with Gymnasium's numbers bit for bit."""
+"""ClassicControlVecEnv: Gymnasium's classic control, stepped by threads in C++, bit for bit as Gymnasium steps it."""
 
 import functools
 from typing import Any

@@ -1,4 +1,7 @@
-"""The classic control classes that the native engine knows: their arguments and resets. Their steps are in csrc/classic."""
+"""The classic control classes that the native engine knows: their arguments and resets.
+
+Their steps, observations and rewards are in csrc/classic.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -20,16 +20,19 @@ class DummyVecEnv(VecEnv):
         env_fns: constructors of the N environments.
         copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
         infos: whether to deliver the envs' own infos, as Gymnasium does.
+        action_masks: whether to deliver the masks of allowed actions in the attribute `action_masks`.
 
     Raises:
-        EnvError: a space is of a kind that is not supported.
+        EnvError: a space is of a kind that is not supported, or there are no action masks.
     """
 
-    def __init__(self, env_fns: Sequence[EnvFn], *, copy: bool = True, infos: bool = False) -> None:
+    def __init__(
+        self, env_fns: Sequence[EnvFn], *, copy: bool = True, infos: bool = False, action_masks: bool = False
+    ) -> None:
         self.closed = True  # until there is something to close
         if not env_fns:
             raise ValueError("env_fns must name at least one environment")
-        self._slice = EnvSlice(infos=infos)
+        self._slice = EnvSlice(infos=infos, action_masks=action_masks)
         self._slice.build(env_fns)
         description = self._slice.describe()
         observation_space, action_space = description["observation_space"], description["action_space"]
@@ -39,8 +42,9 @@ class DummyVecEnv(VecEnv):
             self._slice.close()
             raise
         super().__init__(len(env_fns), description, copy=copy, infos=infos)
-        _, nbytes = buffers_in(None, 0, self.num_envs, observation_space, action_space)
-        self._buffers, _ = buffers_in(bytearray(nbytes), 0, self.num_envs, observation_space, action_space)
+        layout = (self.num_envs, observation_space, action_space, action_masks)
+        _, nbytes = buffers_in(None, 0, *layout)
+        self._buffers, _ = buffers_in(bytearray(nbytes), 0, *layout)
         self._slice.attach(self._buffers, np.full(1, -1, np.int32))
         self.closed = False
 

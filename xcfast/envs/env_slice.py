@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xcfast.envs import env_state
+from xcfast.envs.action_masks import MaskSource, find_mask_source
 from xcfast.envs.errors import EnvError
 from xcfast.envs.shared_memory import Buffers
 
@@ -24,13 +25,16 @@ class EnvSlice:
 
     Args:
         infos: whether `step` and `reset` return the envs' infos.
+        action_masks: whether to deliver the masks of the actions that are allowed.
 
     Attributes:
         progress: int32 [1], local index of the env at work, -1 between two calls; kept as it is when an env raises.
     """
 
-    def __init__(self, *, infos: bool) -> None:
+    def __init__(self, *, infos: bool, action_masks: bool = False) -> None:
         self.infos = infos
+        self.action_masks = action_masks
+        self._mask_sources: list[MaskSource] = []
         self.progress: NDArray[np.int32] = np.full(1, -1, np.int32)
         self.envs: list[gymnasium.Env] = []
 
@@ -44,6 +48,8 @@ class EnvSlice:
                     first, this = getattr(self.envs[0], kind), getattr(self.envs[index], kind)
                     if first != this:
                         raise EnvError(f"{kind} of all envs must be equal; got {first} and {this}")
+                if self.action_masks:
+                    self._mask_sources.append(find_mask_source(self.envs[index]))
         except BaseException:
             self.close()
             raise
@@ -78,13 +84,15 @@ class EnvSlice:
                 continue
             self.progress[0] = index
             self._buffers.obs[index], info = env.reset(seed=seeds[index], options=options)
+            if self._buffers.action_masks is not None:
+                self._buffers.action_masks[index] = self._mask_sources[index](info)
             infos.append(info)
         self.progress[0] = -1
         return infos if self.infos else None
 
     def step(self) -> StepInfos | None:
         """Steps every env with its row of the actions; an env whose episode ends is reset at once."""
-        obs, final_obs, actions, rewards, terminated, truncated = self._buffers
+        obs, final_obs, actions, rewards, terminated, truncated, action_masks = self._buffers
         progress = self.progress
         infos: StepInfos | None = [] if self.infos else None
         terminated.fill(False)
@@ -99,6 +107,8 @@ class EnvSlice:
                 final_obs[index], final_info = ob, info
                 ob, info = self.envs[index].reset()
             obs[index] = ob
+            if action_masks is not None:
+                action_masks[index] = self._mask_sources[index](info)
             if infos is not None:
                 infos.append((info, final_info))
         progress[0] = -1
@@ -140,7 +150,7 @@ class EnvSlice:
         """Closes the envs."""
         for env in self.envs:
             env.close()
-        self.envs, self._steps = [], []
+        self.envs, self._steps, self._mask_sources = [], [], []
 
 
 def _checked(env: Any) -> gymnasium.Env:

@@ -87,6 +87,7 @@ def make_native_or_subproc(
     kind: type[MujocoVecEnv] | type[ClassicControlVecEnv] | None = None,
     num_workers: int | None = None,
     copy: bool = True,
+    action_masks: bool = False,
     **env_kwargs: Any,
 ) -> VecEnv:
     """A native vector environment; where the engine cannot serve, a SubprocVecEnv, after one line on stderr why.
@@ -99,13 +100,22 @@ def make_native_or_subproc(
         kind: the native one; by default the one for `env_id`.
         num_workers: of SubprocVecEnv.
         copy: of either.
+        action_masks: of SubprocVecEnv.
         **env_kwargs: for `gymnasium.make`.
+
+    Raises:
+        EnvError: Gymnasium cannot make it; or masks are asked for, and it is native: none of those tasks has any.
     """
     try:
-        return (kind or native_kind(env_id))(env_id, num_envs, num_threads, infos, copy=copy, **env_kwargs)
+        envs = (kind or native_kind(env_id))(env_id, num_envs, num_threads, infos, copy=copy, **env_kwargs)
+        if not action_masks:
+            return envs
+        envs.close()
+        raise EnvError(f"{env_id} delivers no action masks; use_actions_mask: False trains without")
     except NotNativeError as error:
         print(f"xcfast: {env_id} is stepped by SubprocVecEnv, not by the native engine: {error}", file=sys.stderr)
-    return SubprocVecEnv([make_env_fn(env_id, **env_kwargs)] * num_envs, num_workers, copy=copy, infos=infos)
+    env_fns = [make_env_fn(env_id, **env_kwargs)] * num_envs
+    return SubprocVecEnv(env_fns, num_workers, copy=copy, infos=infos, action_masks=action_masks)
 
 
 def make_envs(
@@ -114,9 +124,9 @@ def make_envs(
     """The vector environment that `config` asks for, with internal buffers handed out (`copy=False`).
 
     Args:
-        config: its env_id, parallels, vectorize, num_workers and num_threads (0: as many as there are CPUs) are read.
-            Its render_mode is not: an environment that trains does not render. Where a native kind cannot
-            serve, SubprocVecEnv does, after one line that says why.
+        config: its env_id, parallels, vectorize, num_workers, num_threads (0: as many as there are CPUs) and
+            use_actions_mask are read. Its render_mode is not: an environment that trains does not render. Where a
+            native kind cannot serve, SubprocVecEnv does, after one line that says why.
         num_envs: number of environments instead of `config.parallels`.
         render_mode: for `gymnasium.make`.
         sharing: number of processes that share this one's CPUs; where all CPUs are wanted, it takes its part.
@@ -125,11 +135,12 @@ def make_envs(
         The vector environment, not yet reset; the caller's `reset(seed=config.env_seed)` seeds env i with env_seed + i.
 
     Raises:
-        EnvError: the environment cannot be made, or its observations or actions are not supported.
+        EnvError: the environment cannot be made, its observations or actions are not supported, or it has no masks.
     """
     num_envs = config.parallels if num_envs is None else num_envs
     if num_envs < 1:
         raise EnvError(f"num_envs must be at least 1; got {num_envs}")
+    masks = bool(getattr(config, "use_actions_mask", False))
     kwargs: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
     env_fns = [make_env_fn(config.env_id, **kwargs)] * num_envs
     if config.vectorize not in VECTORIZE:
@@ -140,14 +151,13 @@ def make_envs(
         if config.vectorize in _NATIVE:
             num_threads = getattr(config, "num_threads", 0) or part
             kind = _NATIVE[config.vectorize]
-            envs: VecEnv = make_native_or_subproc(
-                config.env_id, num_envs, num_threads, kind=kind, num_workers=num_workers, copy=False, **kwargs
-            )
+            more: dict[str, Any] = {"num_workers": num_workers, "action_masks": masks, **kwargs}
+            envs: VecEnv = make_native_or_subproc(config.env_id, num_envs, num_threads, kind=kind, copy=False, **more)
         elif config.vectorize == "DummyVecEnv":
             mention_native(config.env_id, num_envs)
-            envs = DummyVecEnv(env_fns, copy=False)
+            envs = DummyVecEnv(env_fns, copy=False, action_masks=masks)
         else:
-            envs = SubprocVecEnv(env_fns, num_workers, copy=False)
+            envs = SubprocVecEnv(env_fns, num_workers, copy=False, action_masks=masks)
     except WorkerError as error:
         if error.exception_type != EnvError.__name__:
             raise

@@ -67,7 +67,7 @@ class NativeVecEnv(VecEnv):
         infos: bool,
         *,
         copy: bool,
-        unchecked: Callable[..., VecEnv] | None,
+        unchecked: "Callable[..., NativeVecEnv] | None",
         env_kwargs: dict[str, Any],
     ) -> None:
         self.closed = True  # until there is something to close
@@ -165,7 +165,7 @@ class NativeVecEnv(VecEnv):
         config = {
             "max_episode_steps": self._limit or 0,
             "draws_capacity": self._draws.capacity,
-            "obs_size": int(np.prod(self.single_observation_space.shape)),
+            "obs_size": int(np.prod(self._rows.obs.shape[1:])),
             "num_envs": self.num_envs,
         }
         self.num_threads = num_threads

@@ -7,7 +7,6 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
 

@@ -21,14 +21,20 @@ class Buffers(NamedTuple):
     rewards: NDArray[np.float64]  # [N]
     terminated: NDArray[np.bool_]  # [N]
     truncated: NDArray[np.bool_]  # [N]
+    action_masks: NDArray[np.bool_] | None  # [N, number of actions], of obs; None where they are not asked for
 
     def rows(self, start: int, stop: int) -> "Buffers":
         """The views of environments start to stop - 1."""
-        return Buffers._make(array[start:stop] for array in self)
+        return Buffers._make(None if array is None else array[start:stop] for array in self)
 
 
 def buffers_in(
-    memory: Any, offset: int, num_envs: int, observation_space: Space[Any], action_space: Space[Any]
+    memory: Any,
+    offset: int,
+    num_envs: int,
+    observation_space: Space[Any],
+    action_space: Space[Any],
+    action_masks: bool = False,
 ) -> tuple[Buffers, int]:
     """Lays the buffers out in `memory` from byte `offset` on.
 
@@ -38,6 +44,7 @@ def buffers_in(
         num_envs: N.
         observation_space: space of one env, with a shape and a dtype.
         action_space: likewise.
+        action_masks: whether there is room for them; the action space is then Discrete.
 
     Returns:
         The buffers (empty arrays of size 0 without memory) and the first byte behind them.
@@ -45,10 +52,14 @@ def buffers_in(
     obs = (num_envs, *_shape(observation_space)), observation_space.dtype
     actions = (num_envs, *_shape(action_space)), action_space.dtype
     flags = (num_envs,), np.dtype(np.bool_)
-    arrays = []
+    arrays: list[NDArray[Any] | None] = []
     for shape, dtype in (obs, obs, actions, ((num_envs,), np.dtype(np.float64)), flags, flags):
         array, offset = array_in(memory, offset, shape, dtype)
         arrays.append(array)
+    masks = None
+    if action_masks:
+        masks, offset = array_in(memory, offset, (num_envs, int(getattr(action_space, "n"))), np.bool_)  # noqa: B009
+    arrays.append(masks)
     return Buffers._make(arrays), offset
 
 

@@ -26,6 +26,8 @@ class SubprocVecEnv(VecEnv):
             a minute).
         copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
         infos: whether to deliver the envs' own infos, as Gymnasium does; they are pickled at every step, which is slow.
+        action_masks: whether to deliver the masks of allowed actions in the attribute `action_masks`; they come
+            through the shared memory.
 
     Raises:
         EnvError: a space is of a kind that is not supported, or the compiled core is missing.
@@ -41,6 +43,7 @@ class SubprocVecEnv(VecEnv):
         *,
         copy: bool = True,
         infos: bool = False,
+        action_masks: bool = False,
     ) -> None:
         self.closed = True  # until there is something to close
         if not env_fns:
@@ -52,7 +55,8 @@ class SubprocVecEnv(VecEnv):
         num_envs = len(env_fns)
         self.num_workers = min(num_envs, num_workers or available_cpus())
         bounds = [num_envs * worker // self.num_workers for worker in range(self.num_workers + 1)]
-        self._pool = WorkerPool(env_fns, list(pairwise(bounds)), timeout=timeout, infos=infos)
+        slices = list(pairwise(bounds))
+        self._pool = WorkerPool(env_fns, slices, timeout=timeout, infos=infos, action_masks=action_masks)
         # Closes at garbage collection and at exit, and leaves the workers alone in a fork of this process.
         self._closer = weakref.finalize(self, _close, self._pool, os.getpid())
         try:

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from xcfast.envs.action_masks import check_masks
 from xcfast.envs.env_slice import StepInfos
 from xcfast.envs.errors import EnvError
 from xcfast.envs.shared_memory import Buffers
@@ -101,10 +102,26 @@ class VecEnv(gymnasium.vector.VectorEnv):
         self._needs_reset = "" if mask is None else keep
         self.episode_returns[slice(None) if mask is None else mask] = 0.0
         self.episode_lengths[slice(None) if mask is None else mask] = 0
+        if self._buffers.action_masks is not None:
+            self._check_masks(self._buffers.action_masks)
         infos: dict[str, Any] = {}
         for index, info in enumerate(env_infos or ()):
             infos = self._add_info(infos, info, index)
         return self._out(self._buffers.obs), infos
+
+    @property
+    def action_masks(self) -> NDArray[np.bool_]:
+        """What is allowed at the observations that came last, bool [N, n_actions].
+
+        The internal array unless the environment was made to `copy`.
+
+        Raises:
+            EnvError: it was made without `action_masks=True`.
+        """
+        masks = self._buffers.action_masks
+        if masks is None:
+            raise EnvError("there are no action masks: the vector environment was made without action_masks=True")
+        return self._out(masks)
 
     def step(
         self, actions: Any
@@ -131,7 +148,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         step_infos = self._step_envs()
         self._needs_reset = ""
 
-        _, _, _, rewards, terminated, truncated = buffers
+        rewards, terminated, truncated = buffers.rewards, buffers.terminated, buffers.truncated
         self.episode_returns += rewards
         self.episode_lengths += 1
         done = terminated | truncated
@@ -143,6 +160,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
                 infos = self._add_info(infos, info, index)
         if done.any():
             self._episode_infos(infos, done)
+        if buffers.action_masks is not None:
+            self._check_masks(buffers.action_masks)
         if self.copy:
             return buffers.obs.copy(), rewards.copy(), terminated.copy(), truncated.copy(), infos
         return buffers.obs, rewards, terminated, truncated, infos
@@ -173,7 +192,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         self._check_state_supported()
         if self._needs_reset:
             raise RuntimeError(self._needs_reset.replace("step()", "get_state()"))
-        return {
+        state = {
             "version": STATE_VERSION,
             "env_id": self._env_id(),
             "envs": self._ask("get_state"),
@@ -181,6 +200,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
             "episode_returns": self.episode_returns.copy(),
             "episode_lengths": self.episode_lengths.copy(),
         }
+        if self._buffers.action_masks is not None:
+            state["action_masks"] = self._buffers.action_masks.copy()
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what `get_state` returned; `state["obs"]` are the observations to go on from."""
@@ -195,6 +217,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
                 raise ValueError(f"state has {key} {given!r}; this vector environment wants {wanted!r}")
         self._ask("set_state", list(state["envs"]))
         self._buffers.obs[...] = state["obs"]
+        if self._buffers.action_masks is not None:
+            self._buffers.action_masks[...] = state["action_masks"]
         self.episode_returns[...] = state["episode_returns"]
         self.episode_lengths[...] = state["episode_lengths"]
         self._needs_reset = ""
@@ -235,6 +259,14 @@ class VecEnv(gymnasium.vector.VectorEnv):
                 f"options['reset_mask'] must be bool [{self.num_envs}] with a True in it; got {mask.dtype} {mask.shape}"
             )
         return mask, {key: value for key, value in options.items() if key != "reset_mask"}
+
+    def _check_masks(self, masks: NDArray[np.bool_]) -> None:
+        """Refuses to go on where an env allows no action."""
+        try:
+            check_masks(masks, self.episode_lengths)
+        except EnvError as error:
+            self._needs_reset = f"{error}: call reset() before step()"
+            raise
 
     def _out(self, array: NDArray[Any]) -> NDArray[Any]:
         return array.copy() if self.copy else array

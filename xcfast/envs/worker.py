@@ -76,7 +76,7 @@ def build(channel: Channel) -> EnvSlice | None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    env_slice = EnvSlice(infos=setup["infos"])
+    env_slice = EnvSlice(infos=setup["infos"], action_masks=setup["action_masks"])
     try:
         env_slice.build(reporting(channel, pickle.loads(setup["env_fns"])))
         description = env_slice.describe()
@@ -137,7 +137,7 @@ def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
     plan = channel.receive()
     memory = map_memory(memory_fd)
     os.close(memory_fd)
-    buffers, end = buffers_in(memory, _core.Sync.nbytes, plan["num_envs"], *plan["spaces"])
+    buffers, end = buffers_in(memory, _core.Sync.nbytes, *plan["layout"])
     progress, _ = array_in(memory, end, (plan["num_workers"],), np.int32)
     worker = plan["worker"]
     env_slice.attach(buffers.rows(*plan["rows"]), progress[worker : worker + 1])

@@ -47,15 +47,22 @@ class WorkerPool:
         slices: (start, stop) of each worker's environments.
         timeout: seconds that a request may take.
         infos: whether steps answer with the envs' infos.
+        action_masks: whether steps write them.
     """
 
     def __init__(
-        self, env_fns: Sequence[EnvFn], slices: Sequence[tuple[int, int]], *, timeout: float, infos: bool
+        self,
+        env_fns: Sequence[EnvFn],
+        slices: Sequence[tuple[int, int]],
+        *,
+        timeout: float,
+        infos: bool,
+        action_masks: bool = False,
     ) -> None:
         self._core = _load_core()
         self.slices = slices
         self._timeout = timeout
-        self._infos = infos
+        self._infos, self._action_masks = infos, action_masks
         self._env_fns: Sequence[EnvFn] = env_fns
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[Channel] = []
@@ -79,6 +86,7 @@ class WorkerPool:
                 "environ": pythonpath,
                 "env_fns": cloudpickle.dumps(list(self._env_fns[start:stop])),
                 "infos": self._infos,
+                "action_masks": self._action_masks,
             }
             self._send(worker, setup, timeout)
         self._owing = list(range(len(self.slices)))
@@ -98,14 +106,14 @@ class WorkerPool:
     def attach(self, observation_space: Space[Any], action_space: Space[Any]) -> Buffers:
         """Lays out the shared memory, hands it to the workers and returns the parent's view of it."""
         num_envs, num_workers = self.slices[-1][1], len(self.slices)
-        spaces = observation_space, action_space
-        _, end = buffers_in(None, self._core.Sync.nbytes, num_envs, *spaces)
+        layout = num_envs, observation_space, action_space, self._action_masks
+        _, end = buffers_in(None, self._core.Sync.nbytes, *layout)
         _, nbytes = array_in(None, end, (num_workers,), np.int32)
         os.ftruncate(self._memory_fd, nbytes)
         memory = map_memory(self._memory_fd)
         os.close(self._memory_fd)
         self._memory_fd = -1
-        buffers, _ = buffers_in(memory, self._core.Sync.nbytes, num_envs, *spaces)
+        buffers, _ = buffers_in(memory, self._core.Sync.nbytes, *layout)
         self._progress, _ = array_in(memory, end, (num_workers,), np.int32)
         cpus = available_cpus()
         spin_yields = cpus <= num_workers + 1
@@ -115,8 +123,7 @@ class WorkerPool:
             plan = {
                 "worker": worker,
                 "num_workers": num_workers,
-                "num_envs": num_envs,
-                "spaces": spaces,
+                "layout": layout,
                 "rows": rows,
                 "spin_seconds": WORKER_SPIN_SECONDS,
                 "spin_yields": spin_yields,

@@ -345,6 +345,8 @@ class PPO_Agent:
         deterministic: bool = False,
         return_dists: bool = False,
         return_logpi: bool = False,
+        *,
+        action_masks: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Actions for a batch of observations.
 
@@ -353,6 +355,7 @@ class PPO_Agent:
             deterministic: the most likely actions instead of samples, which torch's global generator draws.
             return_dists: whether to return the distributions.
             return_logpi: whether to return the log-probabilities.
+            action_masks: bool [B, n], the actions that are allowed, for a Categorical policy; None: all.
 
         Returns:
             ``actions`` [B, *action_shape] for the environment, within its bounds; ``values`` float32 [B]; ``dists``, a
@@ -360,7 +363,12 @@ class PPO_Agent:
         """
         policy, normalizer, action_map = self._acting()
         obs = torch.from_numpy(normalizer.normalize(np.asarray(observations))).to(policy.device)
-        output = policy.act(obs)
+        masks = None
+        if action_masks is not None:
+            if not isinstance(policy.actor, CategoricalActor):
+                raise ValueError("action_masks are for a Categorical policy; this one is Gaussian")
+            masks = torch.from_numpy(np.asarray(action_masks, np.bool_)).to(policy.device)
+        output = policy.act(obs, masks)
         dists: Any
         if isinstance(policy.actor, CategoricalActor):
             dists = Categorical(logits=output)

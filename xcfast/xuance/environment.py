@@ -14,6 +14,7 @@ from xcfast.envs import make_envs as make_vec_env
 from xcfast.xuance.arguments import to_config
 
 _KEYS = ("env_id", "env_name", "env_seed", "vectorize", "parallels", "num_threads", "num_workers")
+_MASK_KEYS = ("policy", "use_actions_mask")
 
 
 class XuanCeVecEnv:
@@ -112,7 +113,8 @@ def make_envs(config: Namespace | Config | Any) -> XuanCeVecEnv:
         EnvError: the environment cannot be made.
     """
     given = config.to_dict() if isinstance(config, Config) else vars(config)
-    keys = {name: given[name] for name in _KEYS if name in given}
+    names = (*_KEYS, *_MASK_KEYS) if given.get("use_actions_mask") else _KEYS
+    keys = {name: given[name] for name in names if name in given}
     # Of the rest of the arguments a test environment need not make sense.
     small = {"horizon_size": 1, "n_minibatch": 1, "running_steps": 2**40}
     env_config = to_config({**keys, **small, "device": "cpu"})
