@@ -61,7 +61,7 @@ class ResetDraws:
         self.used[index], self.drawn[index] = 0, count
 
     def redraw_next(self, index: int, draw: Draw) -> None:
-        """Draws the initial state that comes next otherwise; `draw` must take as much of the stream as the usual one."""
+        """Draws the initial state that comes next once more, by a `draw` that takes as much of the stream."""
         self.fill(index, 1)
         self.rows[index, self.used[index]] = draw(_generator_at(self.get_state(index)[0]), 1)[0]
 

@@ -35,7 +35,7 @@ def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasiu
 
 
 class VecEnv(gymnasium.vector.VectorEnv):
-    """A Gymnasium vector environment with SAME_STEP autoreset, episode statistics and, for Gymnasium's own tasks, an exact state.
+    """A Gymnasium vector environment with SAME_STEP autoreset, episode statistics and, for many tasks, an exact state.
 
     Args:
         num_envs: N.
