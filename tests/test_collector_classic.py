@@ -8,7 +8,8 @@ import torch
 
 from xcfast.collector import TorchCollector
 from xcfast.collector_native import NativeCollector, make_collector
-from xcfast.envs import ClassicControlVecEnv, DummyVecEnv, make_env_fn
+from xcfast.config import ConfigError
+from xcfast.envs import ClassicControlVecEnv, DummyVecEnv, EnvError, make_env_fn
 from xcfast.evaluation import Evaluator
 from xcfast.normalize import NonFiniteError, ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
@@ -248,3 +249,18 @@ def test_evaluation_scores_are_the_torch_evaluators(small, env_id):
     finally:
         native.close()
         reference.close()
+
+
+def test_masks_that_these_envs_cannot_have_are_not_ignored(small):
+    """Where a caller's own native envs meet a configuration with masks: no native engine; an error that says why."""
+    config = configuration(small, "CartPole-v1", use_actions_mask=True)
+    with pytest.raises(ConfigError, match="native collector cannot serve: it knows no action masks"):
+        Setup(config)
+    setup = Setup(config, "torch", kind=ClassicControlVecEnv)
+    setup.collector.reset(0)
+    rollout = Rollout(4, 5, (4,), (), np.int64, num_actions=2)
+    with pytest.raises(EnvError, match="there are no action masks"):
+        setup.collector.collect(rollout)
+    evaluator = Evaluator(config, setup.policy, setup.normalizer, setup.action_map, envs=setup.envs)
+    with pytest.raises(EnvError, match="there are no action masks"):
+        evaluator(0)

@@ -116,7 +116,8 @@ class Evaluator:
 
     def _use(self, envs: VecEnv) -> VecEnv:
         self._envs = envs
-        wanted = self._config.collector_backend != "torch" and self._render_mode is None
+        config = self._config
+        wanted = config.collector_backend != "torch" and self._render_mode is None and not config.use_actions_mask
         if wanted and isinstance(envs, NativeVecEnv) and reason_not_native(envs, self._policy) is None:
             self._loop = EnvLoop(envs, self._policy, self._normalizer, self._action_map)
         return envs

@@ -53,7 +53,7 @@ class Task:
         Raises:
             NotNativeError: one of them is not what the engine computes with.
         """
-        values = {name.removeprefix("_"): _number(name, getattr(base, name)) for name in self.constants}
+        values = {name.removeprefix("_"): _number(name, getattr(base, name, None)) for name in self.constants}
         if self.name == "CartPole":
             values["euler"] = float(base.kinematics_integrator == "euler")
         if self.name == "Acrobot":
