@@ -16,10 +16,10 @@ from torch.distributions import Categorical
 from xcfast import Rollout, load_config, run
 from xcfast.collector import TorchCollector
 from xcfast.config import ConfigError
+from xcfast.engines import make_learner
 from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv, WorkerError, env_slice, make_env_fn, make_envs
 from xcfast.envs.action_masks import find_mask_source
 from xcfast.evaluation import Evaluator
-from xcfast.learner_native import make_learner
 from xcfast.normalize import ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, CategoricalActor, build_policy, masked
 from xcfast.trainer import RunFailed, Trainer

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from xcfast import RewardNormalizer, Rollout, _core, load_config
 from xcfast.config_keys import ConfigError
-from xcfast.learner_native import FlatParameters, NativeLearner, make_learner, network_spec
+from xcfast.engines import make_learner
+from xcfast.learner_native import FlatParameters, NativeLearner, network_spec
 from xcfast.normalize import NonFiniteError
 from xcfast.policy import build_policy
 from xcfast.ppo import TorchLearner, normalized_advantages, ppo_loss

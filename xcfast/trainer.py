@@ -15,13 +15,12 @@ import torch
 
 from xcfast import checkpoint as ckpt
 from xcfast.collector import check_finite
-from xcfast.collector_native import make_collector
 from xcfast.config import Config, ConfigError
 from xcfast.distributed import ALONE, RankError, RankLostError, Ranks, launched
+from xcfast.engines import make_collector, make_learner
 from xcfast.envs import EnvError, MujocoVecEnv, SimulationError, WorkerError, make_envs
 from xcfast.evaluation import EvaluationStopped, Evaluator
 from xcfast.learner_cuda import CudaLearner, pinned
-from xcfast.learner_native import make_learner
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.progress import Progress, check_same_run
