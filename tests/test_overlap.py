@@ -34,10 +34,13 @@ def weights(policy):
     return np.concatenate([p.detach().numpy().ravel() for p in policy.parameters()])
 
 
-@pytest.mark.parametrize("vectorize", ["MujocoVecEnv", "DummyVecEnv"])
-def test_a_rollout_is_collected_one_update_behind(small, on_cpu, vectorize):
+MASKED = {"env_id": "toys:toy/Masked-v0", "policy": "Categorical_AC", "use_actions_mask": True}
+
+
+@pytest.mark.parametrize("keys", [{}, {"vectorize": "DummyVecEnv"}, {"vectorize": "DummyVecEnv", **MASKED}], ids=str)
+def test_a_rollout_is_collected_one_update_behind(small, on_cpu, keys):
     """The run is that of a loop in which nothing overlaps: collect, with the weights before the last update, learn."""
-    config = overlapping(small, vectorize=vectorize)
+    config = overlapping(small, **keys)
     whole = Trainer(config, "train", quiet=True)
     whole.run()
     ends = weights(whole.policy)

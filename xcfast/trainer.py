@@ -266,10 +266,7 @@ class Trainer:
                 given=True,
                 allowed="False",
             )
-        first = self.rollout
-        shape = (first.num_steps, first.num_envs, first.obs_shape, first.action_shape, first.actions.dtype)
-        self._spare = Rollout(*shape, allocate=pinned if self.device.type == "cuda" else np.zeros)
-        self._spare.episode_returns, self._spare.episode_lengths = first.episode_returns, first.episode_lengths
+        self._spare = self.rollout.spare()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="xcfast-collect")
         self._closers.callback(self._background.shutdown)
 
