@@ -3,18 +3,22 @@
 import csv
 import inspect
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from xcfast.checkpoint import load_checkpoint, periodic_checkpoints
+from xcfast.checkpoint import load_checkpoint, periodic_checkpoints, save_checkpoint
 from xcfast.config import ConfigError
+from xcfast.envs import make_env_fn
 from xcfast.errors import CheckpointError
 from xcfast.normalize import NonFiniteError
+from xcfast.policy import build_policy
 from xcfast.ppo import learning_rate
 from xcfast.running import run
+from xcfast.trainer import Parts, Trainer
 from xcfast.xuance import (
     ActivationFunctions,
     Basic_MLP,
@@ -380,6 +384,44 @@ def test_a_run_with_a_scheduler_of_its_own_is_resumed_by_nobody_else(make_agent)
     agent.train(32)
     with pytest.raises(CheckpointError, match="go on from the script that made it"):
         run(agent.config, resume=Path(agent.log_dir), quiet=True)
+
+
+@pytest.mark.parametrize("learner", ["native", "torch"])
+def test_a_scheduler_does_not_begin_anew_in_a_resumed_run(small, learner):
+    config = small(learner_backend=learner)
+
+    def resumed(log_dir):
+        env = make_env_fn(config.env_id)()
+        policy = build_policy(config, env.observation_space, env.action_space)
+        env.close()
+        optimizer = adam(policy.parameters())
+        given = Parts(policy=policy, optimizer=optimizer, scheduler=falling(optimizer))
+        return Trainer(config, "train", log_dir, True, given), given.scheduler
+
+    half = run(replace(config, running_steps=256), "train", quiet=True)
+    with pytest.raises(CheckpointError, match="no scheduler decided its learning rates"):
+        resumed(Path(half.log_dir))
+    path = periodic_checkpoints(Path(half.model_dir))[-1]
+    saved = load_checkpoint(path)
+    scheduler = falling(adam([torch.nn.Parameter(torch.zeros(1))]))
+    saved["learner"]["scheduler"] = {**scheduler.state_dict(), "last_epoch": 16}
+    save_checkpoint(path, saved)
+    trainer, scheduler = resumed(path)
+    trainer.run()
+    trainer.close()
+    assert scheduler.last_epoch == 512 // 128 * UPDATES_PER_ROLLOUT
+
+
+def test_a_loaded_model_leaves_the_scheduler_where_it_was(make_agent):
+    other = make_agent()
+    other.train(32)
+    other.save_model("model.pth")
+    agent = make_agent(adam, falling)
+    agent.train(32)
+    agent.load_model(other.model_dir_save, "model.pth")
+    assert make_agent.scheduler.last_epoch == UPDATES_PER_ROLLOUT
+    agent.train(32)
+    assert make_agent.scheduler.last_epoch == 2 * UPDATES_PER_ROLLOUT
 
 
 def test_an_agent_without_envs_tests_and_does_not_train(make_agent, small):

@@ -457,7 +457,8 @@ def _load_training(trainer: Trainer, saved: SavedModel) -> None:
         and len(optimizer.param_groups) == 1
         and all(m is not None and m.shape == p.shape for m, p in zip(moments, parameters, strict=True))
     ):
-        settings = optimizer.state_dict()["param_groups"]  # the script's, not the file's
-        trainer.parts.learner.load_state_dict({"optimizer": {"state": state, "param_groups": settings}})
+        learner, settings = trainer.parts.learner, optimizer.state_dict()["param_groups"]
+        own = learner.state_dict()  # of which the settings and the scheduler's place stay
+        learner.load_state_dict({**own, "optimizer": {"state": state, "param_groups": settings}})
     if saved.reward_normalizer is not None:
         trainer.parts.reward_normalizer.rms.load_state_dict(saved.reward_normalizer["rms"])
