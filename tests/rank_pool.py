@@ -95,6 +95,22 @@ def exchange(ranks):
     }
 
 
+def fail_later_on(ranks, failing):
+    """As ``fail_on``, in what one rank does alone before a block of all."""
+    message, entered = None, False
+    with ranks.deferred():
+        if ranks.rank in failing:
+            raise ValueError(f"broken {ranks.rank}")
+    try:
+        with ranks.together():
+            entered = True
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+    with ranks.together():  # told once
+        pass
+    return message, entered
+
+
 def fail_on(ranks, failing):
     """What each rank raises where some fail in a block; afterwards they still understand each other."""
     message = cause = None
@@ -147,9 +163,10 @@ def iterate(ranks, config, iterations=1, resume=None):
         trainer.close()
 
 
-def whole_run(config, resume=None, stop_on=None, break_on=None):
-    """``run``, in which one rank gets a signal, or one rank's envs break, in the third iteration."""
+def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, mode="train"):
+    """``run``, in which one rank gets a signal, or its envs break, in the third iteration; or a method of the log."""
     from xcfast import run
+    from xcfast.run_log import RunLog
     from xcfast.trainer import RunFailed, Trainer
 
     rank = int(os.environ["RANK"])
@@ -166,13 +183,20 @@ def whole_run(config, resume=None, stop_on=None, break_on=None):
             self.parts.envs.step = step
         iterate_once(self)
 
+    def broken(self, *args):
+        raise OSError("nobody listens")
+
     Trainer._iterate = patched
+    method = getattr(RunLog, break_log or "iteration")
+    if break_log is not None:
+        setattr(RunLog, break_log, broken)
     try:
-        return run(config, "train", resume, quiet=True).to_dict()
+        return run(config, mode, resume, quiet=True).to_dict()
     except RunFailed as error:
         return str(error), error.expected, error.known
     finally:
         Trainer._iterate = iterate_once
+        setattr(RunLog, break_log or "iteration", method)
 
 
 def cuda_update(ranks, config):

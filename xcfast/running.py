@@ -51,7 +51,7 @@ def run(config: Config, mode: Mode | None = None, resume: str | Path | None = No
             summary = trainer.run()
         finally:
             trainer.close()
-    except RankError as error:  # before the first iteration
+    except RankError as error:  # outside of the loop, which makes a RunFailed of it
         ranks.close()
         if isinstance(error.__cause__, ConfigError | EnvError | CheckpointError):
             raise error.__cause__ from None

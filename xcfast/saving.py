@@ -67,9 +67,9 @@ class Saver:
         Raises:
             CheckpointError: it cannot be written.
         """
-        parts = self._state.parts
-        between = parts.rollout.step == 0 or parts.spare is not None  # of which the filled one is part of the state
-        self._write(path, with_envs=between and not parts.envs.closed)
+        contents = self._state.gather(self._with_envs)
+        if contents is not None:
+            ckpt.save_checkpoint(path, contents)
 
     def save_model(self, name: str) -> bool:
         """Write a model file into the run's folder; a full disk is reported and does not end the run.
@@ -77,19 +77,22 @@ class Saver:
         Returns:
             Whether it was written.
         """
-        saved = True
-        try:
-            self.save(self._folders.model_dir / name)
-        except ckpt.CheckpointError as error:
-            say(f"warning: {error}", error=True)
-            saved = False
+        contents, saved = self._state.gather(self._with_envs), True
+        with self._ranks.together():  # there may be more wrong than the disk
+            if contents is not None:
+                try:
+                    ckpt.save_checkpoint(self._folders.model_dir / name, contents)
+                except ckpt.CheckpointError as error:
+                    say(f"warning: {error}", error=True)
+                    saved = False
         return bool(self._ranks.broadcast(saved))
 
     def save_checkpoint(self) -> bool:
         """Write the periodic checkpoint of this step, and delete old ones; returns whether it was written."""
         saved = self.save_model(self._path.name)
-        if saved and self._ranks.is_main:
-            ckpt.prune_checkpoints(self._folders.model_dir, self._state.config.keep_checkpoints)
+        with self._ranks.deferred():
+            if saved and self._ranks.is_main:
+                ckpt.prune_checkpoints(self._folders.model_dir, self._state.config.keep_checkpoints)
         return saved
 
     def after_failure(self, error: Exception) -> RunFailed:
@@ -116,9 +119,11 @@ class Saver:
             return f"{message}\nNothing had been trained yet"
         if ranks.broadcast(path.exists()):  # the others may not see rank 0's files
             return f"{message}\nThe last good state is in {path}"
+        # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
+        contents = state.gather(with_envs=False)
         try:
-            # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
-            self._write(path, with_envs=False)
+            if contents is not None:
+                ckpt.save_checkpoint(path, contents)
         except ckpt.CheckpointError as failure:
             return f"{message}\n{failure}"
         return f"{message}\nThe last good weights are in {path}"
@@ -151,7 +156,8 @@ class Saver:
     def _path(self) -> Path:
         return ckpt.checkpoint_path(self._folders.model_dir, self._state.step)
 
-    def _write(self, path: Path, with_envs: bool) -> None:
-        contents = self._state.gather(with_envs)
-        if contents is not None:
-            ckpt.save_checkpoint(path, contents)
+    @property
+    def _with_envs(self) -> bool:
+        parts = self._state.parts
+        between = parts.rollout.step == 0 or parts.spare is not None  # with a spare, a filled one is part of the state
+        return between and not parts.envs.closed

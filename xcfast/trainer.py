@@ -158,8 +158,9 @@ class Trainer:
             except Exception as error:
                 raise self.saver.after_failure(error) from (error.__cause__ if isinstance(error, RankError) else error)
             finally:
-                if self.log is not None:
-                    self.log.end(self.progress.total_seconds)
+                with self.ranks.deferred():
+                    if self.log is not None:
+                        self.log.end(self.progress.total_seconds)
             return self._finish()
 
     def _train(self) -> None:
@@ -180,6 +181,8 @@ class Trainer:
                 due = self._finished or self._passed(config.eval_interval)
                 self.progress.evaluation_due = due and self.mode == "benchmark"
                 bar.update(self.step, self.progress.recent_returns)
+        with self.ranks.together():
+            pass  # what rank 0 could not log is known to all from here on
 
     def _iterate(self, num_steps: int | None = None) -> dict[str, float]:
         """One PPO iteration: collect, update, log; returns what is logged.
@@ -230,10 +233,12 @@ class Trainer:
         progress.recent_returns.extend(episodes["ret"].tolist())
         progress.iteration += 1
         self.episodes_done += np.bincount(rollout.episodes["env"], minlength=rollout.num_envs)
-        if self.log is None:
-            return metrics
-        self.log.episodes(episodes, step)
-        return self.log.iteration(metrics, progress, episodes, self.step, seconds)
+        logged = metrics
+        with self.ranks.deferred():
+            if self.log is not None:
+                self.log.episodes(episodes, step)
+                logged = self.log.iteration(metrics, progress, episodes, self.step, seconds)
+        return logged
 
     def _evaluate(self) -> None:
         start, scores = time.perf_counter(), None
@@ -246,8 +251,9 @@ class Trainer:
             return
         if self.add_scores(scores, self.step, time.perf_counter() - start):
             self.saver.save_model(ckpt.BEST_MODEL)
-            if self.log is not None:
-                self.log.new_best(scores, self.step)
+            with self.ranks.deferred():
+                if self.log is not None:
+                    self.log.new_best(scores, self.step)
 
     def add_scores(self, scores: np.ndarray, step: int, seconds: float) -> bool:
         """Log an evaluation, in benchmark mode to the result files too; returns whether it is the best so far.
@@ -258,8 +264,9 @@ class Trainer:
             seconds: how long it took.
         """
         is_best = self.progress.add_evaluation(scores, step, seconds)
-        if self.log is not None:
-            self.log.evaluation(scores, step, self.progress.total_seconds)
+        with self.ranks.deferred():
+            if self.log is not None:
+                self.log.evaluation(scores, step, self.progress.total_seconds)
         return is_best
 
     def advance(self, num_steps: int) -> dict[str, float]:
