@@ -115,7 +115,9 @@ def make_learner(
         if other is None:
             return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
         if config.learner_backend != "native":
-            return TorchLearner(*parts), f"on the CPU, where the optimizer's parameters are; not on {device}: {other}"
+            # A script may have made the policy on the GPU, and an optimizer of its parameters there: they stay.
+            place = f"the CPU, not on {device}" if policy.device.type == "cpu" else str(policy.device)
+            return TorchLearner(*parts), f"on {place}, where the optimizer's parameters are: {other}"
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
     if config.learner_backend == "torch":
