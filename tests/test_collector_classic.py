@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from xcfast.collector import TorchCollector
-from xcfast.collector_native import NativeCollector, make_collector
+from xcfast.collector_native import NativeCollector
 from xcfast.config import ConfigError
+from xcfast.engines import make_collector
 from xcfast.envs import ClassicControlVecEnv, DummyVecEnv, EnvError, make_env_fn
 from xcfast.evaluation import Evaluator
 from xcfast.normalize import NonFiniteError, ObservationNormalizer

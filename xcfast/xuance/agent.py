@@ -32,12 +32,14 @@ from xcfast.xuance.networks import check_optimizer, check_spaces, keys_describin
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
+    from xcfast.parts import RunParts
+
 # What a model was trained with and cannot do without; the rest of its configuration may differ from the agent's.
 _OF_THE_MODEL = ("activation", "activation_action", "normalize", "use_obsnorm", "obsnorm_range")
 
 
 class _Player(NamedTuple):
-    """What it takes to act: the part of a ``Trainer`` that an agent without environments has."""
+    """What it takes to act: the part of ``RunParts`` that an agent without environments has."""
 
     policy: ActorCritic
     obs_normalizer: ObservationNormalizer
@@ -120,7 +122,7 @@ class PPO_Agent:
             # Scripts put the env id into their folders themselves.
             parts = Parts(vec_env, policy, optimizer, scheduler, below_env=False)
             self._trainer = Trainer(self.config, mode, quiet=quiet, parts=parts)
-            self._player: Trainer | _Player = self._trainer
+            self._player: RunParts | _Player = self._trainer.parts
             return
         policy = policy or build_policy(self.config, observation_space, action_space)
         normalizer = ObservationNormalizer(
@@ -180,30 +182,30 @@ class PPO_Agent:
     @property
     def ret_rms(self) -> RunningMeanStd:
         """The statistics of the discounted returns, by which rewards are scaled."""
-        return self._training().reward_normalizer.rms
+        return self._training().parts.reward_normalizer.rms
 
     @property
     def memory(self) -> Any:
         """The rollout."""
-        return self._training().rollout
+        return self._training().parts.rollout
 
     @property
     def learner(self) -> Any:
         """What updates the weights; its ``optimizer`` is the one that was passed in, where one was."""
-        return self._training().learner
+        return self._training().parts.learner
 
     @property
     def current_step(self) -> int:
         """Env steps so far, over all envs."""
         if self._trainer is None:
             return 0
-        return self._trainer.step + self._trainer.rollout.step * self._trainer.envs.num_envs
+        return self._trainer.step + self._trainer.parts.rollout.step * self.n_envs
 
     @property
     def current_episode(self) -> np.ndarray:
         """int64 [N], episodes that each env has finished."""
         trainer = self._training()
-        running = np.bincount(trainer.rollout.episodes["env"], minlength=trainer.envs.num_envs)
+        running = np.bincount(trainer.parts.rollout.episodes["env"], minlength=self.n_envs)
         return trainer.episodes_done + running
 
     @property
@@ -236,7 +238,7 @@ class PPO_Agent:
         uses = getattr(self.train_envs, "uses", 0)
         if uses != self._uses:
             say("the environments were used elsewhere: all episodes start anew", self.quiet)
-            trainer.restart_episodes()
+            trainer.parts.restart_episodes()
             self._uses = uses
         return trainer.advance(train_steps)
 
@@ -301,7 +303,7 @@ class PPO_Agent:
         """
         folder = Path(self.model_dir_save if model_path is None else model_path)
         folder.mkdir(parents=True, exist_ok=True)
-        self._training().save(folder / model_name)
+        self._training().saver.save(folder / model_name)
 
     def load_model(self, path: str | Path, model: str | int | None = None) -> None:
         """Takes weights, optimizer state and statistics from a model of xcfast or of XuanCe; counters stay.
@@ -324,14 +326,14 @@ class PPO_Agent:
             for name, value in self.policy.state_dict().items():
                 value.copy_(saved.policy[name])
         if self._trainer is not None:
-            self._trainer.adopt_weights()
+            self._trainer.parts.adopt_weights()
         if saved.obs_rms is not None:
             self.obs_rms.load_state_dict(saved.obs_rms)
         if self._trainer is not None:
-            self._trainer.use_identity_actions(saved.identity_actions)
+            self._trainer.parts.use_identity_actions(saved.identity_actions)
             _load_training(self._trainer, saved)
             if self._trainer.begun:  # what other weights have collected must not be learned from
-                self._trainer.restart_episodes()
+                self._trainer.parts.restart_episodes()
         else:
             action_map = ActionMap(self.action_space, self.config.activation_action, saved.identity_actions)
             self._player = _Player(self.policy, self._player.obs_normalizer, action_map)
@@ -446,8 +448,8 @@ PPOCLIP_Agent = PPO_Agent
 
 def _load_training(trainer: Trainer, saved: SavedModel) -> None:
     """The optimizer's moments, where they are of the same parameters in the same order, and the reward statistics."""
-    optimizer = trainer.learner.optimizer
-    parameters = list(trainer.policy.parameters())
+    optimizer = trainer.parts.learner.optimizer
+    parameters = list(trainer.parts.policy.parameters())
     state = {} if saved.optimizer is None else saved.optimizer["state"]
     moments = [state.get(i, {}).get("exp_avg") for i in range(len(parameters))]
     if (
@@ -455,7 +457,8 @@ def _load_training(trainer: Trainer, saved: SavedModel) -> None:
         and len(optimizer.param_groups) == 1
         and all(m is not None and m.shape == p.shape for m, p in zip(moments, parameters, strict=True))
     ):
-        settings = optimizer.state_dict()["param_groups"]  # the script's, not the file's
-        trainer.learner.load_state_dict({"optimizer": {"state": state, "param_groups": settings}})
+        learner, settings = trainer.parts.learner, optimizer.state_dict()["param_groups"]
+        own = learner.state_dict()  # of which the settings and the scheduler's place stay
+        learner.load_state_dict({**own, "optimizer": {"state": state, "param_groups": settings}})
     if saved.reward_normalizer is not None:
-        trainer.reward_normalizer.rms.load_state_dict(saved.reward_normalizer["rms"])
+        trainer.parts.reward_normalizer.rms.load_state_dict(saved.reward_normalizer["rms"])
