@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ class Parts:
         optimizer: of the policy's parameters.
         scheduler: of that optimizer; stepped once after each update, it decides the learning rates.
         below_env: whether the run's folders are in one ``<env_id>``.
+        late: whether folders, log and start table wait until training begins or somebody asks for the folders.
     """
 
     envs: VecEnv | None = None
@@ -118,6 +120,7 @@ class Parts:
     optimizer: torch.optim.Optimizer | None = None
     scheduler: LRScheduler | None = None
     below_env: bool = True
+    late: bool = False
 
 
 class Trainer:
@@ -163,6 +166,8 @@ class Trainer:
         self._threads = torch.get_num_threads()
         self._closers = ExitStack()
         self._collected: dict[str, Any] | None = None
+        self._folders: RunFolders | None = None
+        self.log: RunLog | None = None
 
         try:
             with ranks.together():
@@ -170,20 +175,14 @@ class Trainer:
             checkpoint_file, saved = ranks.broadcast((checkpoint_file, saved))
             with ranks.together():
                 self._build(saved or {})
-                if ranks.is_main and saved is None:
-                    self.folders = RunFolders.create(config, self.mode, parts.below_env)
-            self.folders = ranks.broadcast(self.folders if ranks.is_main else None)
+                if ranks.is_main and saved is None and not parts.late:
+                    self._folders = RunFolders.create(config, self.mode, parts.below_env)
+            self._folders = ranks.broadcast(self._folders)
             self.mode = ranks.broadcast(self.mode)
             with ranks.together():
                 resume_step = None if saved is None else int(saved["step"])
-                self.log = None
-                if ranks.is_main:
-                    self.log = RunLog(config, self.folders, self.mode, str(self.device), resume_step, self.quiet)
-                    self._closers.callback(self.log.close)
-                    shown = (self.policy, self.action_map, self.device, self.envs, self.folders)
-                    collector = f"{self.collector.name} ({self.collector_reason})"
-                    learner = f"{self.learner.name} ({self.learner_reason})"
-                    say(start_table(config, self.mode, *shown, collector, learner, ranks), self.quiet)
+                if ranks.is_main and not parts.late:
+                    self._open(resume_step)
                 if saved is not None and checkpoint_file is not None:
                     self._restore(saved, checkpoint_file)
             for tensor in (*self.policy.parameters(), *self.policy.buffers()):  # equal by their seed; to be sure
@@ -195,11 +194,27 @@ class Trainer:
             self.close()
             raise
 
+    @property
+    def folders(self) -> RunFolders:
+        """Where the run writes."""
+        if self._folders is None:
+            self._folders = RunFolders.create(self.config, self.mode, self._parts.below_env)
+        return self._folders
+
+    def _open(self, resume_step: int | None = None) -> None:
+        """Begin the log, and say what will run."""
+        self.log = RunLog(self.config, self.folders, self.mode, str(self.device), resume_step, self.quiet)
+        self._closers.callback(self.log.close)
+        shown = (self.policy, self.action_map, self.device, self.envs, self.folders)
+        collector = f"{self.collector.name} ({self.collector_reason})"
+        learner = f"{self.learner.name} ({self.learner_reason})"
+        say(start_table(self.config, self.mode, *shown, collector, learner, self.ranks), self.quiet)
+
     def _read(self, resume: Path) -> tuple[Path, dict[str, Any]]:
-        self.folders = RunFolders.find(resume)
+        self._folders = RunFolders.find(resume)
         if self._given_mode is None:
-            self.mode = self.folders.mode
-        path = resume if resume.suffix == ".pth" else self.folders.newest_checkpoint()
+            self.mode = self._folders.mode
+        path = resume if resume.suffix == ".pth" else self._folders.newest_checkpoint()
         return path, ckpt.load_checkpoint(path)
 
     @property
@@ -304,6 +319,8 @@ class Trainer:
         if self.begun:
             return
         self.begun = True
+        if self._parts.late:
+            self._open()
         with self.ranks.together():
             self.collector.reset([self.config.env_seed + i for i in self.rows])
         if self.config.use_obsnorm and self.obs_normalizer.rms.count == 0:
@@ -367,8 +384,12 @@ class Trainer:
         """Wall-clock seconds of this run, with those of the parts before it was resumed."""
         return time.perf_counter() - self._started
 
-    def advance(self, num_steps: int) -> dict[str, float]:
+    def advance(self, num_steps: int, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Train for ``num_steps`` steps of each env; a rollout that is not full then waits for the next call.
+
+        Args:
+            num_steps: of each env.
+            should_stop: asked after each iteration, and after a part of one with which the steps end.
 
         Returns:
             What the last update logged; nothing where there was none.
@@ -384,7 +405,7 @@ class Trainer:
         try:
             self.start()
             with ProgressBar(begin + num_steps * num_envs, begin, enabled=not self.quiet) as bar:
-                while num_steps > 0:
+                while num_steps > 0 and not should_stop():
                     part = min(num_steps, self.rollout.num_steps - self.rollout.step)
                     num_steps -= part
                     logged = self._iterate(part) or logged
@@ -422,14 +443,31 @@ class Trainer:
 
     def finish(self) -> Summary:
         """The end of a run by ``advance``: the last weights in a checkpoint, the results' end, the summary."""
+        self.save_last()
+        return self.summarize()
+
+    def save_last(self) -> Path | None:
+        """A checkpoint of the last update, unless there is one; its path, or None where nothing was trained, or saved."""
         path = ckpt.checkpoint_path(self.folders.model_dir, self.step)
         if self.progress.iteration > 0 and not path.exists():
             self._save_checkpoint()
+        return path if path.exists() else None
+
+    def summarize(self) -> Summary:
+        """Write the summary and the results' time stamps; the run may go on."""
         if self.log is not None:
             self.log.end(self._elapsed_seconds)
         summary = self.progress.summary(self.step, self.folders, self.collector.name, self.learner.name)
         write_json(self.folders.log_dir / "summary.json", summary.to_dict())
         return summary
+
+    def keep_results(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
+        """Begin the result files of benchmark mode, for whoever has a loop of their own and only now says so."""
+        self.start()
+        self.mode = "benchmark"
+        self._folders = self.folders.in_mode(self.mode)
+        if self.log is not None:
+            self.log.keep_results(running_steps, eval_interval, test_episodes)
 
     def _finish(self) -> Summary:
         """Save what resuming or testing needs, and report."""
@@ -608,5 +646,7 @@ class Trainer:
         """Close the envs that are the run's own, and files, and give torch its threads back; safe to call twice."""
         try:
             self._closers.close()
+            if self._folders is not None and not self.begun:
+                self._folders.discard_unused()
         finally:
             torch.set_num_threads(self._threads)
