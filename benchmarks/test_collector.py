@@ -10,7 +10,7 @@ from interleave import SMOKE
 from test_mujoco import physics_alone
 
 from xcfast import ObservationNormalizer, Rollout, load_config
-from xcfast.collector_native import make_collector
+from xcfast.engines import make_collector
 from xcfast.envs import MujocoVecEnv, available_cpus
 from xcfast.policy import ActionMap, build_policy
 

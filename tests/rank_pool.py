@@ -95,6 +95,22 @@ def exchange(ranks):
     }
 
 
+def fail_later_on(ranks, failing):
+    """As ``fail_on``, in what one rank does alone before a block of all."""
+    message, entered = None, False
+    with ranks.deferred():
+        if ranks.rank in failing:
+            raise ValueError(f"broken {ranks.rank}")
+    try:
+        with ranks.together():
+            entered = True
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+    with ranks.together():  # told once
+        pass
+    return message, entered
+
+
 def fail_on(ranks, failing):
     """What each rank raises where some fail in a block; afterwards they still understand each other."""
     message = cause = None
@@ -116,7 +132,7 @@ def iterate(ranks, config, iterations=1, resume=None):
         if resume is None:
             trainer.start()
         first = None
-        collect = trainer.collector.collect
+        collect = trainer.parts.collector.collect
 
         def recorded(rollout, num_steps=None):
             nonlocal first
@@ -124,22 +140,22 @@ def iterate(ranks, config, iterations=1, resume=None):
             if first is None:
                 names = ("obs", "actions", "rewards", "terminated", "truncated", "last_obs")
                 first = {name: getattr(rollout, name).copy() for name in names}
-                first["counters"] = trainer.collector.noise.counters.copy()
+                first["counters"] = trainer.parts.collector.noise.counters.copy()
 
         metrics = []
-        update = trainer.learner.update
-        trainer.learner.update = lambda *parts: metrics.append(update(*parts)) or metrics[-1]
-        trainer.collector.collect = recorded
+        update = trainer.parts.learner.update
+        trainer.parts.learner.update = lambda *parts: metrics.append(update(*parts)) or metrics[-1]
+        trainer.parts.collector.collect = recorded
         for _ in range(iterations):
             trainer._iterate()
-        adam = trainer.learner.state_dict()["optimizer"]["state"]
+        adam = trainer.parts.learner.state_dict()["optimizer"]["state"]
         return {
             "first": first,
-            "weights": {name: value.numpy().copy() for name, value in trainer.policy.state_dict().items()},
+            "weights": {name: value.numpy().copy() for name, value in trainer.parts.policy.state_dict().items()},
             "adam": [(float(one["step"]), one["exp_avg"].numpy().copy()) for one in adam.values()],
-            "obs": trainer.obs_normalizer.rms.state_dict(),
-            "rewards": trainer.reward_normalizer.rms.state_dict(),
-            "returns": trainer.reward_normalizer.returns.copy(),
+            "obs": trainer.parts.obs_normalizer.rms.state_dict(),
+            "rewards": trainer.parts.reward_normalizer.rms.state_dict(),
+            "returns": trainer.parts.reward_normalizer.returns.copy(),
             "step": trainer.step,
             "metrics": metrics,
         }
@@ -147,13 +163,14 @@ def iterate(ranks, config, iterations=1, resume=None):
         trainer.close()
 
 
-def whole_run(config, resume=None, stop_on=None, break_on=None):
-    """``run``, in which one rank gets a signal, or one rank's envs break, in the third iteration."""
-    from xcfast import trainer
-    from xcfast.errors import CheckpointError  # noqa: F401
+def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, mode="train"):
+    """``run``, in which one rank gets a signal, or its envs break, in the third iteration; or a method of the log."""
+    from xcfast import run
+    from xcfast.run_log import RunLog
+    from xcfast.trainer import RunFailed, Trainer
 
     rank = int(os.environ["RANK"])
-    iterate_once = trainer.Trainer._iterate
+    iterate_once = Trainer._iterate
 
     def patched(self):
         if self.progress.iteration == 2 and rank == stop_on:
@@ -163,21 +180,28 @@ def whole_run(config, resume=None, stop_on=None, break_on=None):
             def step(actions):
                 raise ValueError("the simulator broke")
 
-            self.envs.step = step
+            self.parts.envs.step = step
         iterate_once(self)
 
-    trainer.Trainer._iterate = patched
+    def broken(self, *args):
+        raise OSError("nobody listens")
+
+    Trainer._iterate = patched
+    method = getattr(RunLog, break_log or "iteration")
+    if break_log is not None:
+        setattr(RunLog, break_log, broken)
     try:
-        return trainer.run(config, "train", resume, quiet=True).to_dict()
-    except trainer.RunFailed as error:
+        return run(config, mode, resume, quiet=True).to_dict()
+    except RunFailed as error:
         return str(error), error.expected, error.known
     finally:
-        trainer.Trainer._iterate = iterate_once
+        Trainer._iterate = iterate_once
+        setattr(RunLog, break_log or "iteration", method)
 
 
 def cuda_update(ranks, config):
     """What ``iterate`` returns of one update by the learner for CUDA devices, which runs on the CPU as well."""
-    from xcfast import trainer as module
+    from xcfast import parts as module
     from xcfast.learner_cuda import CudaLearner
 
     make_learner = module.make_learner
@@ -213,13 +237,13 @@ def gradients(ranks, config):
     trainer = Trainer(config, "train", None, quiet=True, ranks=ranks)
     try:
         trainer.start()
-        before = copy.deepcopy(trainer.policy)
-        trainer.collector.collect(trainer.rollout)
-        trainer.learner.update(trainer.rollout, 0)
-        state = trainer.learner.state_dict()["optimizer"]["state"]
+        before = copy.deepcopy(trainer.parts.policy)
+        trainer.parts.collector.collect(trainer.parts.rollout)
+        trainer.parts.learner.update(trainer.parts.rollout, 0)
+        state = trainer.parts.learner.state_dict()["optimizer"]["state"]
         ours = [one["exp_avg"].numpy() / 0.1 for one in state.values()]
 
-        rollout, rows = trainer.rollout, ranks.rows(config.parallels)
+        rollout, rows = trainer.parts.rollout, ranks.rows(config.parallels)
         everyone = ranks.join(np.ascontiguousarray(rollout.advantages.T), rows, config.parallels).astype(np.float64)
         advantages = ((rollout.advantages - everyone.mean()) / (everyone.std() + 1e-8)).astype(np.float32)
         parts = (rollout.obs, rollout.actions, rollout.log_probs, advantages, rollout.returns)

@@ -16,10 +16,10 @@ from torch.distributions import Categorical
 from xcfast import Rollout, load_config, run
 from xcfast.collector import TorchCollector
 from xcfast.config import ConfigError
+from xcfast.engines import make_learner
 from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv, WorkerError, env_slice, make_env_fn, make_envs
 from xcfast.envs.action_masks import find_mask_source
 from xcfast.evaluation import Evaluator
-from xcfast.learner_native import make_learner
 from xcfast.normalize import ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, CategoricalActor, build_policy, masked
 from xcfast.trainer import RunFailed, Trainer
@@ -314,12 +314,12 @@ def test_masked_training_learns(small):
     trainer = Trainer(small(**MASKED, **keys), "train", quiet=True)
     try:
         trainer.start()
-        trainer.collector.collect(trainer.rollout)
-        before = trainer.rollout.rewards.mean()
-        trainer.rollout.clear()
+        trainer.parts.collector.collect(trainer.parts.rollout)
+        before = trainer.parts.rollout.rewards.mean()
+        trainer.parts.rollout.clear()
         trainer.run()
-        trainer.collector.collect(trainer.rollout)
-        assert before < 0.7 and trainer.rollout.rewards.mean() > 0.9
+        trainer.parts.collector.collect(trainer.parts.rollout)
+        assert before < 0.7 and trainer.parts.rollout.rewards.mean() > 0.9
     finally:
         trainer.close()
 
@@ -380,9 +380,11 @@ def test_a_resumed_run_ends_bit_identical(small, saved_places):
     for resume in (None, next(Path(whole.model_dir).glob("checkpoint_*512.pth"))):
         trainer = Trainer(config, resume=resume, quiet=True)
         try:
-            masks = trainer.envs.action_masks.copy()
+            masks = trainer.parts.envs.action_masks.copy()
             trainer.run()
-            ends.append((masks, torch.nn.utils.parameters_to_vector(trainer.policy.parameters()).detach().clone()))
+            ends.append(
+                (masks, torch.nn.utils.parameters_to_vector(trainer.parts.policy.parameters()).detach().clone())
+            )
         finally:
             trainer.close()
     assert not ends[0][0].any() and ends[1][0].any(axis=1).all()  # the resumed envs have their masks before a step

@@ -9,17 +9,16 @@ import pytest
 
 from xcfast.config import Config, ConfigError
 from xcfast.envs import EnvError, WorkerError
-from xcfast.errors import CheckpointError
+from xcfast.errors import CheckpointError, RunFailed
 from xcfast.results import RunFolders
 from xcfast.train import choose_mode, main
-from xcfast.trainer import RunFailed
 
 ROOT = Path(__file__).parent.parent
 SEED_FILE = ROOT / "tests" / "data" / "seed_mujoco.yaml"
 
 
 class FakeTrainer:
-    """Stands for what xcfast.trainer does: records the calls, raises what it is told to."""
+    """Stands for xcfast.run and the start table: records the calls, raises what it is told to."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Config, str, Path | None]] = []
@@ -37,8 +36,8 @@ class FakeTrainer:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> FakeTrainer:
     fake = FakeTrainer()
-    monkeypatch.setattr("xcfast.trainer.run", fake.run)
-    monkeypatch.setattr("xcfast.trainer.describe", fake.describe)
+    monkeypatch.setattr("xcfast.running.run", fake.run)
+    monkeypatch.setattr("xcfast.report.describe", fake.describe)
     return fake
 
 

@@ -9,8 +9,9 @@ import torch
 from xcfast import checkpoint as ckpt
 from xcfast import load_config
 from xcfast.collector import TorchCollector
-from xcfast.collector_native import EnvLoop, NativeCollector, make_collector, reason_not_native
+from xcfast.collector_native import EnvLoop, NativeCollector, reason_not_native
 from xcfast.config import ConfigError
+from xcfast.engines import make_collector
 from xcfast.envs import MujocoVecEnv, SimulationError, make_env_fn, make_envs
 from xcfast.evaluation import Evaluator
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RunningMeanStd

@@ -111,6 +111,14 @@ def test_an_exception_on_some_ranks_is_raised_on_all(pool):
     assert good(pool(2, with_ranks, rank_pool.fail_on, [])) == [(None, None, 2)] * 2
 
 
+def test_what_one_rank_could_not_do_is_raised_on_all_in_their_next_block(pool):
+    results = good(pool(2, with_ranks, rank_pool.fail_later_on, [0]))
+    assert results == [("RankError: rank 0: ValueError: broken 0", entered) for entered in (False, True)]
+    assert good(pool(2, with_ranks, rank_pool.fail_later_on, [])) == [(None, True)] * 2
+    with pytest.raises(KeyError), ALONE.deferred():
+        raise KeyError
+
+
 def test_how_many_ranks_a_configuration_asks_for(small, monkeypatch):
     assert ranks_to_start(small(num_ranks=3)) == 3 and ranks_to_start(small()) == 1
     assert ranks_to_start(small(distributed_training=True, num_ranks=2)) == 2
@@ -301,6 +309,18 @@ def test_envs_that_break_on_one_rank_end_the_run_saved(pool, native):
     assert [expected for _, expected, _ in results] == [True, False]  # rank 1 shows the traceback
     (path,) = Path(config.model_dir).glob("*/*/checkpoint_160.pth")
     assert ckpt.load_checkpoint(path)["step"] == 160
+
+
+@pytest.mark.parametrize(("method", "steps"), [("iteration", 160), ("iteration", 80), ("evaluation", 80)])
+def test_a_log_that_fails_on_rank_0_ends_the_run_saved(pool, native, method, steps):
+    """Before an iteration, after the last one, and in the first evaluation, before anything was trained."""
+    config = native(running_steps=steps, eval_interval=80, test_episode=1)
+    mode = "benchmark" if method == "evaluation" else "train"
+    results = good(pool(2, rank_pool.whole_run, config, break_log=method, mode=mode))
+    for message, _, known in results:
+        assert known and "rank 0: OSError: nobody listens" in message
+    saved = [path.name for path in Path(config.model_dir).glob("*/*/checkpoint_*.pth")]
+    assert saved == ([] if method == "evaluation" else ["checkpoint_80.pth"])
 
 
 def test_a_script_without_a_main_guard_starts_ranks(tmp_path, native):

@@ -16,7 +16,8 @@ from xcfast.kl import MAX_COEF, MIN_COEF, KLControl
 from xcfast.learner_native import NativeLearner
 from xcfast.normalize import NonFiniteError
 from xcfast.ppo import LOSSES, TorchLearner, learning_rate, ppo_loss
-from xcfast.trainer import Trainer, run
+from xcfast.running import run
+from xcfast.trainer import Trainer
 
 EPS = float(np.finfo(np.float32).eps)
 POLICIES = ["Gaussian_AC", "Categorical_AC"]

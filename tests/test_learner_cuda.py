@@ -257,9 +257,9 @@ def test_a_run_on_cuda_with_page_locked_rollout(small):
     config = small(device="cuda", env_id="CartPole-v1", policy="Categorical_AC")
     trainer = Trainer(config, quiet=True)
     try:
-        assert torch.from_numpy(trainer.rollout.obs).is_pinned()
-        assert trainer.learner.compile == "graph"
-        assert "inference on c" in trainer.collector_reason
+        assert torch.from_numpy(trainer.parts.rollout.obs).is_pinned()
+        assert trainer.parts.learner.compile == "graph"
+        assert "inference on c" in trainer.parts.collector_reason
         summary = trainer.run()
     finally:
         trainer.close()

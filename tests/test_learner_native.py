@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from xcfast import RewardNormalizer, Rollout, _core, load_config
 from xcfast.config_keys import ConfigError
-from xcfast.learner_native import FlatParameters, NativeLearner, make_learner, network_spec
+from xcfast.engines import make_learner
+from xcfast.learner_native import FlatParameters, NativeLearner, network_spec
 from xcfast.normalize import NonFiniteError
 from xcfast.policy import build_policy
 from xcfast.ppo import TorchLearner, normalized_advantages, ppo_loss
@@ -423,6 +424,19 @@ def new_learner(cls, config, threads=1, n_obs=7, n_actions=3):
         rollout.actions[:] = policy.actor.sample(output, noise).numpy().reshape(rollout.actions.shape)
     rewards = RewardNormalizer(config.parallels, gamma=config.gamma, enabled=config.use_rewnorm)
     return cls(policy.double() if cls is Torch64 else policy, config, rollout, rewards, threads), rollout
+
+
+@pytest.mark.parametrize(("place", "words"), [("cpu", "on the CPU, not on cuda:1, where"), ("meta", "on meta, where")])
+def test_another_optimizer_than_adam_is_served_where_its_parameters_are(small, place, words):
+    """The device without data stands for a GPU."""
+    config = small()
+    policy = build_policy(config, *spaces(7, 3, False)).to(place)
+    rollout = Rollout(config.num_steps, config.parallels, (7,), (3,))
+    optimizer = torch.optim.SGD(policy.parameters(), 0.1)
+    device = torch.device("cuda", 1)
+    learner, reason = make_learner(config, policy, rollout, None, 1, device=device, optimizer=optimizer)
+    assert learner.device.type == place and learner.optimizer is optimizer
+    assert reason == f"{words} the optimizer's parameters are: the optimizer is SGD; it has Adam"
 
 
 class Torch64(TorchLearner):

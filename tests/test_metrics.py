@@ -21,6 +21,7 @@ from xcfast.metrics import (
     truncate_csv,
     truncate_event_file,
 )
+from xcfast.results import write_json
 
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -261,6 +262,20 @@ def test_a_device_that_is_always_full(capsys: pytest.CaptureFixture[str]) -> Non
     err = capsys.readouterr().err
     assert err.count("warning: cannot write /dev/full") == 1
     assert "No space left" in err
+
+
+def test_the_warning_may_go_to_the_same_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ``2> train.log`` beside the logs."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    errors = open("/dev/full", "w", buffering=1)
+    monkeypatch.setattr(sys, "stderr", errors)
+    log = CsvLog("/dev/full", ["step"])
+    log.write([1])
+    log.close()
+    write_json(Path("/dev/full/summary.json"), {})
+    with contextlib.suppress(OSError):
+        errors.close()
 
 
 def test_a_folder_that_cannot_be_written_is_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from xcfast import run, trainer
+from xcfast import parts, run
 from xcfast.checkpoint import FINAL_MODEL, load_checkpoint
 from xcfast.config_keys import ConfigError
 from xcfast.learner_cuda import CudaLearner
-from xcfast.trainer import Trainer
+from xcfast.trainer import RunFailed, Trainer
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def on_cpu(monkeypatch):
     def make(config, policy, rollout, rewards, threads, ranks, *_):
         return CudaLearner(policy, config, rollout, rewards, torch.device("cpu"), ranks), "a stand-in"
 
-    monkeypatch.setattr(trainer, "make_learner", make)
+    monkeypatch.setattr(parts, "make_learner", make)
 
 
 def overlapping(small, **keys):
@@ -34,28 +34,31 @@ def weights(policy):
     return np.concatenate([p.detach().numpy().ravel() for p in policy.parameters()])
 
 
-@pytest.mark.parametrize("vectorize", ["MujocoVecEnv", "DummyVecEnv"])
-def test_a_rollout_is_collected_one_update_behind(small, on_cpu, vectorize):
+MASKED = {"env_id": "toys:toy/Masked-v0", "policy": "Categorical_AC", "use_actions_mask": True}
+
+
+@pytest.mark.parametrize("keys", [{}, {"vectorize": "DummyVecEnv"}, {"vectorize": "DummyVecEnv", **MASKED}], ids=str)
+def test_a_rollout_is_collected_one_update_behind(small, on_cpu, keys):
     """The run is that of a loop in which nothing overlaps: collect, with the weights before the last update, learn."""
-    config = overlapping(small, vectorize=vectorize)
+    config = overlapping(small, **keys)
     whole = Trainer(config, "train", quiet=True)
     whole.run()
-    ends = weights(whole.policy)
+    ends = weights(whole.parts.policy)
     whole.close()
 
     serial = Trainer(config, "train", quiet=True)
-    learner, collector = serial.learner, serial.collector
+    learner, collector = serial.parts.learner, serial.parts.collector
     serial.start()
-    collector.collect(serial.rollout)
+    collector.collect(serial.parts.rollout)
     drifts = []
     for iteration in range(config.num_iterations):
         if iteration + 1 < config.num_iterations:
-            collector.collect(serial._spare)
-        drifts.append(learner.update(serial.rollout, iteration)["losses/ratio_drift"])
+            collector.collect(serial.parts.spare)
+        drifts.append(learner.update(serial.parts.rollout, iteration)["losses/ratio_drift"])
         learner.publish()
-        serial.rollout.clear()
-        serial.rollout, serial._spare = serial._spare, serial.rollout
-    assert (weights(serial.policy) == ends).all()
+        serial.parts.rollout.clear()
+        serial.parts.rollout, serial.parts.spare = serial.parts.spare, serial.parts.rollout
+    assert (weights(serial.parts.policy) == ends).all()
     serial.close()
     assert drifts[0] < 1e-6 < 1e-4 < min(drifts[1:])
 
@@ -63,15 +66,15 @@ def test_a_rollout_is_collected_one_update_behind(small, on_cpu, vectorize):
 def test_old_log_probs_are_of_the_weights_that_collected(small, on_cpu):
     loop = Trainer(overlapping(small), "train", quiet=True)
     loop.start()
-    loop.collector.collect(loop.rollout)
-    loop.learner.update(loop.rollout, 0)
-    loop.rollout.clear()
+    loop.parts.collector.collect(loop.parts.rollout)
+    loop.parts.learner.update(loop.parts.rollout, 0)
+    loop.parts.rollout.clear()
     with torch.no_grad():
-        loop.collector.collect(loop.rollout)  # the weights on the CPU are still the first ones
-        obs, actions = (torch.from_numpy(x).flatten(0, 1) for x in (loop.rollout.obs, loop.rollout.actions))
-        log_probs, _, values = loop.policy.evaluate(obs, actions)
-    loop.learner.update(loop.rollout, 1)
-    for mine, theirs in ((loop.learner._log_probs, log_probs), (loop.learner._values, values)):
+        loop.parts.collector.collect(loop.parts.rollout)  # the weights on the CPU are still the first ones
+        obs, actions = (torch.from_numpy(x).flatten(0, 1) for x in (loop.parts.rollout.obs, loop.parts.rollout.actions))
+        log_probs, _, values = loop.parts.policy.evaluate(obs, actions)
+    loop.parts.learner.update(loop.parts.rollout, 1)
+    for mine, theirs in ((loop.parts.learner._log_probs, log_probs), (loop.parts.learner._values, values)):
         torch.testing.assert_close(mine.flatten(), theirs, rtol=0, atol=1e-5)
     loop.close()
 
@@ -109,7 +112,7 @@ def test_a_resume_without_a_collected_rollout_begins_with_a_ratio_of_one(small, 
 
 def test_a_failing_collection_ends_the_run_after_the_update(small, on_cpu, monkeypatch):
     loop = Trainer(overlapping(small), "train", quiet=True)
-    collect, calls = loop.collector.collect, []
+    collect, calls = loop.parts.collector.collect, []
 
     def failing(rollout, num_steps=None):
         calls.append(rollout)
@@ -117,7 +120,7 @@ def test_a_failing_collection_ends_the_run_after_the_update(small, on_cpu, monke
             raise RuntimeError("the environment broke")
         collect(rollout, num_steps)
 
-    monkeypatch.setattr(loop.collector, "collect", failing)
-    with pytest.raises(trainer.RunFailed, match="stopped at step 256: the environment broke"):
+    monkeypatch.setattr(loop.parts.collector, "collect", failing)
+    with pytest.raises(RunFailed, match="stopped at step 256: the environment broke"):
         loop.run()
     loop.close()

@@ -12,7 +12,7 @@ from xcfast.kernels import reference
 from xcfast.normalize import NonFiniteError, ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.ppo import TorchLearner, learning_rate, ppo_loss, value_metrics
-from xcfast.trainer import run
+from xcfast.running import run
 
 
 def reference_loss(new, entropy, values, old, advantages, returns, clip, vf, ent):

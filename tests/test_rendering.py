@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xcfast.trainer import run
+from xcfast.running import run
 
 BROKEN_LIBRARY = "raise AttributeError(\"'NoneType' object has no attribute 'glGetError'\")\n"
 

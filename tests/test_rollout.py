@@ -223,3 +223,34 @@ def test_gather(implementation, action_dtype):
         with pytest.raises(ValueError, match=r"room for as many steps.*got \[41\], 40"):
             rollout.gather(np.zeros(41, int), out)
         np.testing.assert_array_equal(rollout.gather([3, 4], out).obs, rollout.obs.reshape(80, 27)[3:5])
+
+
+@pytest.mark.parametrize("num_actions", [None, 5])
+def test_a_spare_is_of_the_same_form_and_goes_on_with_the_episodes(num_actions):
+    allocated = []
+
+    def allocate(shape, dtype):
+        allocated.append((shape, dtype))
+        return np.zeros(shape, dtype)
+
+    first = Rollout(2, 3, (4,), (), np.int64, num_actions=num_actions, allocate=allocate)
+    count = len(allocated)
+    first.episode_returns[:] = 7.0
+    spare = first.spare()
+    assert allocated[count:] == allocated[:count] and spare.step == 0
+    masks = None if num_actions is None else np.ones((3, num_actions), bool)
+    zeros = np.zeros(3)
+    spare.store(np.zeros((3, 4)), zeros.astype(int), zeros + 1, zeros > 0, zeros > 0, action_masks=masks)
+    assert first.episode_returns.tolist() == [8.0] * 3 and first.episode_lengths.tolist() == [1] * 3
+    assert first.step == 0 and spare.step == 1
+
+
+def test_the_state_has_the_masks():
+    rollout, again = (Rollout(2, 3, (4,), (), np.int64, num_actions=5) for _ in range(2))
+    masks = np.random.default_rng(0).random((2, 3, 5)) < 0.5
+    zeros = np.zeros(3)
+    for row in masks:
+        rollout.store(np.zeros((3, 4)), zeros.astype(int), zeros, zeros > 0, zeros > 0, action_masks=row)
+    again.load_state_dict(rollout.state_dict())
+    np.testing.assert_array_equal(again.action_masks, masks)
+    assert again.full

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -190,8 +191,38 @@ def test_interrupted_trials_come_again_and_failed_ones_do_not(tmp_path, capsys):
     found = optuna.load_study(study_name="sweep", storage=storage).trials
     assert [trial.state.name for trial in found] == ["COMPLETE", "FAIL", "FAIL", "RUNNING", "RUNNING"]
     assert found[0].value == 2.0
-    with pytest.raises(ConfigError, match=r'activation: other choices; given: .*"elu"'):
-        list(study(6, ("relu", "elu")).settings(make))
+    with pytest.raises(ConfigError, match=r"activation: other choices; given: relu,elu"):
+        study(6, ("relu", "elu"))
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after", "words"),
+    [
+        ("activation", "relu,tanh", "tanh,elu", r"activation: .*given: tanh,elu; allowed: relu,tanh, as in"),
+        ("learning_rate", "1e-4:1e-2:log", "0.0001,0.001", r"given: 0.0001,0.001; allowed: 0.0001:0.01:log, as in"),
+        ("learning_rate", "1e-4:1e-2:log", "1e-4:1e-2", r"given: 0.0001:0.01.*allowed: 0.0001:0.01:log, as in"),
+        ("n_epochs", "1,2", "1:2", r"given: 1:2.*allowed: 1,2, as in"),
+    ],
+)
+def test_a_study_with_other_choices_is_refused_before_a_trial(base, capsys, key, before, after, words):
+    from xcfast.study import Study
+
+    Path("out").mkdir()
+    study = Study(Path("out/study.log"), 1, search_space([f"{key}={before}"]))
+    list(study.settings(lambda values, number: Trial(values, number)))  # and interrupted
+    assert main([base(), "--seeds", "1", "-o", "out", "--search", f"{key}={after}", "--study", "2"]) == 2
+    told = capsys.readouterr()
+    assert re.search(words, told.err) and told.err.count("\n") == 1 and told.out == ""
+    assert not list(Path("out").glob("trial_*"))
+
+
+def test_the_bounds_of_a_study_may_change(tmp_path):
+    from xcfast.study import Study
+
+    for trials, high in ((1, 0.95), (2, 1.0)):
+        study = Study(tmp_path / "study.log", trials, {"gamma": (0.9, high, False)})
+        settings = list(study.settings(lambda values, number: Trial(values, number)))
+    assert len(settings) == 2
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch
 from xcfast import checkpoint as ckpt
 from xcfast.config import ConfigError
 from xcfast.results import RunFolders
-from xcfast.trainer import RunFailed, Trainer, run
+from xcfast.running import run
+from xcfast.trainer import RunFailed, Trainer
 
 ROOT = Path(__file__).parent.parent
 SEED_FILE = ROOT / "tests" / "data" / "seed_mujoco.yaml"
@@ -324,7 +325,7 @@ def test_a_stop_during_the_first_evaluation_is_saved_and_resumed(small):
     whole = run(config, quiet=True)
     trainer = Trainer(config, "benchmark", quiet=True)
     steps = []
-    trainer.evaluator._should_stop = lambda: (
+    trainer.parts.evaluator._should_stop = lambda: (
         steps.append(1) or (len(steps) == 3 and os.kill(os.getpid(), SIGTERM)) or (trainer._stop.requested)
     )
     try:
@@ -337,10 +338,12 @@ def test_a_stop_during_the_first_evaluation_is_saved_and_resumed(small):
     assert read_csv(Path(whole.log_dir) / "test_scores.csv") == read_csv(Path(resumed.log_dir) / "test_scores.csv")
 
 
-@pytest.mark.parametrize("at", ["_iterate", "_save_checkpoint", "_evaluate"])
+@pytest.mark.parametrize("at", ["_iterate", "saver.save_checkpoint", "_evaluate"])
 def test_a_signal_at_any_point_is_saved(small, at):
     trainer = Trainer(small(logger="none", checkpoint_interval=128), "benchmark", quiet=True)
-    original = getattr(trainer, at)
+    *within, name = at.split(".")
+    owner = getattr(trainer, within[0]) if within else trainer
+    original = getattr(owner, name)
 
     def signalled(*args):
         result = original(*args)
@@ -348,7 +351,7 @@ def test_a_signal_at_any_point_is_saved(small, at):
             os.kill(os.getpid(), SIGTERM)
         return result
 
-    setattr(trainer, at, signalled)
+    setattr(owner, name, signalled)
     try:
         summary = trainer.run()
     finally:
@@ -362,6 +365,7 @@ def test_resume_refuses_another_configuration_or_network(small):
     done = run(config, mode="train", quiet=True)
     with pytest.raises(ConfigError, match=r"cannot change: .*horizon_size 32 -> 16"):
         run(replace(config, horizon_size=16), resume=done.log_dir, quiet=True)
+    assert json.loads((Path(done.log_dir) / "config.json").read_text()) == config.to_dict()  # not the refused one
     newest = RunFolders.find(Path(done.log_dir)).newest_checkpoint()
     state = ckpt.load_checkpoint(newest)
     state["policy"]["actor.logstd"] = torch.zeros(3)

@@ -3,18 +3,22 @@
 import csv
 import inspect
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from xcfast.checkpoint import load_checkpoint, periodic_checkpoints
+from xcfast.checkpoint import load_checkpoint, periodic_checkpoints, save_checkpoint
 from xcfast.config import ConfigError
+from xcfast.envs import make_env_fn
 from xcfast.errors import CheckpointError
 from xcfast.normalize import NonFiniteError
+from xcfast.policy import build_policy
 from xcfast.ppo import learning_rate
-from xcfast.trainer import run
+from xcfast.running import run
+from xcfast.trainer import Parts, Trainer
 from xcfast.xuance import (
     ActivationFunctions,
     Basic_MLP,
@@ -58,6 +62,7 @@ def make_agent(small):
             parts["optimizer"] = optimizer(policy.parameters())
         if scheduler is not None:
             parts["scheduler"] = scheduler(parts["optimizer"])
+        make.scheduler = parts.get("scheduler")
         agent = PPOCLIP_Agent(config=args, envs=envs, policy=policy, device=args.device, quiet=True, **parts)
         made.append((agent, envs))
         return agent
@@ -127,7 +132,7 @@ def test_the_rollout_survives_between_calls(make_agent):
 def test_optimizer_and_scheduler_are_the_ones_passed_in(make_agent, learner):
     """A scheduler that falls to 0 over the updates of the run gives the configuration's own line."""
     agent = make_agent(adam, falling, learner_backend=learner)
-    optimizer, scheduler = agent.learner.optimizer, agent._trainer._parts.scheduler
+    optimizer, scheduler = agent.learner.optimizer, make_agent.scheduler
     plain = make_agent(learner_backend=learner)
     assert agent.learner.name == plain.learner.name == learner
     for iteration in range(4):
@@ -151,7 +156,7 @@ def test_get_total_iters_is_the_number_of_updates(make_agent, small):
     assert get_total_iters("PPO_Clip", args) == 512 // 128 * UPDATES_PER_ROLLOUT
     agent = make_agent(adam, falling)
     agent.train(512 // 4)
-    assert agent._trainer._parts.scheduler.last_epoch == get_total_iters(args.agent, args)
+    assert make_agent.scheduler.last_epoch == get_total_iters(args.agent, args)
 
 
 @pytest.mark.parametrize("learner", ["native", "torch"])
@@ -201,7 +206,7 @@ def test_an_optimizer_alone_keeps_its_rate(make_agent):
 )
 def test_what_is_not_plain_adam_is_served_by_torch(make_agent, make, scheduler, reason):
     agent = make_agent(make, scheduler)
-    assert agent.learner.name == "torch" and reason in agent._trainer.learner_reason
+    assert agent.learner.name == "torch" and reason in agent._trainer.parts.learner_reason
     before = [p.detach().clone() for p in agent.policy.parameters()]
     agent.train(32)
     given = {id(p) for group in agent.learner.optimizer.param_groups for p in group["params"]}
@@ -216,14 +221,14 @@ def test_what_is_not_plain_adam_is_served_by_torch(make_agent, make, scheduler, 
 def test_a_failed_update_leaves_optimizer_and_scheduler_where_they_were(make_agent, learner):
     agent = make_agent(adam, falling, learner_backend=learner)
     agent.train(32)
-    scheduler = agent._trainer._parts.scheduler
+    scheduler = make_agent.scheduler
     rate, position = agent.learner.optimizer.param_groups[0]["lr"], scheduler.last_epoch
     weights = {k: v.clone() for k, v in agent.policy.state_dict().items()}
     trainer = agent._trainer
-    trainer.collector.collect(trainer.rollout)
-    trainer.rollout.obs[3, 1] = np.nan
+    trainer.parts.collector.collect(trainer.parts.rollout)
+    trainer.parts.rollout.obs[3, 1] = np.nan
     with pytest.raises(NonFiniteError):
-        agent.learner.update(trainer.rollout, 1)
+        agent.learner.update(trainer.parts.rollout, 1)
     assert agent.learner.optimizer.param_groups[0]["lr"] == rate
     assert scheduler.last_epoch == position and scheduler.get_last_lr() == [rate]
     assert same(agent.policy.state_dict(), weights)
@@ -304,7 +309,7 @@ def test_get_actions_takes_what_the_env_gives_and_gives_what_it_takes(make_agent
     assert sure["dists"] is None
     # the most likely action's log-density is that of the distribution at its mean
     np.testing.assert_allclose(sure["log_pi"], out["dists"].log_prob(out["dists"].mean), rtol=1e-6)
-    normalized = torch.from_numpy(agent._trainer.obs_normalizer.normalize(obs))
+    normalized = torch.from_numpy(agent._trainer.parts.obs_normalizer.normalize(obs))
     np.testing.assert_allclose(out["values"], agent.policy.value(normalized).detach().numpy(), rtol=1e-6)
 
 
@@ -379,6 +384,44 @@ def test_a_run_with_a_scheduler_of_its_own_is_resumed_by_nobody_else(make_agent)
     agent.train(32)
     with pytest.raises(CheckpointError, match="go on from the script that made it"):
         run(agent.config, resume=Path(agent.log_dir), quiet=True)
+
+
+@pytest.mark.parametrize("learner", ["native", "torch"])
+def test_a_scheduler_does_not_begin_anew_in_a_resumed_run(small, learner):
+    config = small(learner_backend=learner)
+
+    def resumed(log_dir):
+        env = make_env_fn(config.env_id)()
+        policy = build_policy(config, env.observation_space, env.action_space)
+        env.close()
+        optimizer = adam(policy.parameters())
+        given = Parts(policy=policy, optimizer=optimizer, scheduler=falling(optimizer))
+        return Trainer(config, "train", log_dir, True, given), given.scheduler
+
+    half = run(replace(config, running_steps=256), "train", quiet=True)
+    with pytest.raises(CheckpointError, match="no scheduler decided its learning rates"):
+        resumed(Path(half.log_dir))
+    path = periodic_checkpoints(Path(half.model_dir))[-1]
+    saved = load_checkpoint(path)
+    scheduler = falling(adam([torch.nn.Parameter(torch.zeros(1))]))
+    saved["learner"]["scheduler"] = {**scheduler.state_dict(), "last_epoch": 16}
+    save_checkpoint(path, saved)
+    trainer, scheduler = resumed(path)
+    trainer.run()
+    trainer.close()
+    assert scheduler.last_epoch == 512 // 128 * UPDATES_PER_ROLLOUT
+
+
+def test_a_loaded_model_leaves_the_scheduler_where_it_was(make_agent):
+    other = make_agent()
+    other.train(32)
+    other.save_model("model.pth")
+    agent = make_agent(adam, falling)
+    agent.train(32)
+    agent.load_model(other.model_dir_save, "model.pth")
+    assert make_agent.scheduler.last_epoch == UPDATES_PER_ROLLOUT
+    agent.train(32)
+    assert make_agent.scheduler.last_epoch == 2 * UPDATES_PER_ROLLOUT
 
 
 def test_an_agent_without_envs_tests_and_does_not_train(make_agent, small):

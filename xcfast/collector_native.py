@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from xcfast.collector import ActionNoise, TorchCollector
-from xcfast.config_keys import ConfigError
+from xcfast.collector import ActionNoise
 from xcfast.distributed import ALONE, Ranks
 from xcfast.envs import MujocoVecEnv
 from xcfast.learner_native import network_spec, unknown_modules
@@ -16,7 +15,6 @@ from xcfast.policy import GaussianActor
 from xcfast.rollout import EPISODE_DTYPE
 
 if TYPE_CHECKING:
-    from xcfast.config import Config
     from xcfast.envs import VecEnv
     from xcfast.normalize import ObservationNormalizer
     from xcfast.policy import ActionMap, ActorCritic
@@ -33,63 +31,6 @@ def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
         return "the weights are not float32"
     unknown = unknown_modules(policy)
     return f"it has no {', '.join(unknown)}" if unknown else None
-
-
-def make_collector(
-    config: Config,
-    envs: VecEnv,
-    policy: ActorCritic,
-    normalizer: ObservationNormalizer,
-    action_map: ActionMap,
-    ranks: Ranks = ALONE,
-    device_policy: ActorCritic | None = None,
-    inference: str | None = None,
-) -> tuple[TorchCollector | NativeCollector, str]:
-    """The collector that ``config.collector_backend`` asks for, and the reason for the choice.
-
-    Args:
-        config: of the run.
-        envs: this rank's share of the training envs.
-        policy: on the CPU.
-        normalizer: of the observations.
-        action_map: of the envs' action space.
-        ranks: those that collect together.
-        device_policy: the same policy on a CUDA device, where the learner keeps one: inference of the torch collector
-            runs there if that is faster in a short measurement.
-        inference: the type of device that inference ran on before a resume; not measured again, as results differ in
-            the last bits.
-
-    Raises:
-        ConfigError: ``native`` is asked for and cannot serve.
-    """
-    reason_not = reason_not_native(envs, policy)
-    parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
-    if config.collector_backend == "torch":
-        return _torch_collector(parts, device_policy, inference, "as asked for")
-    if reason_not is None:
-        reason = "policy and physics in C++, all threads"
-        return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as asked for; {reason}"
-    if config.collector_backend == "native":
-        raise ConfigError(f"the native collector cannot serve: {reason_not}", key="collector_backend", given="native")
-    return _torch_collector(parts, device_policy, inference, f"not native: {reason_not}")
-
-
-def _torch_collector(
-    parts: tuple[VecEnv, ActorCritic, ObservationNormalizer, ActionMap, int, int, Ranks],
-    device_policy: ActorCritic | None,
-    inference: str | None,
-    reason: str,
-) -> tuple[TorchCollector, str]:
-    on_cpu = TorchCollector(*parts)
-    if device_policy is None:
-        return on_cpu, reason
-    on_device = TorchCollector(parts[0], device_policy, *parts[2:])
-    if inference is not None:
-        return on_cpu if inference == "cpu" else on_device, f"{reason}; inference on the {inference} as before"
-    cpu_seconds, device_seconds = on_cpu.inference_seconds(), on_device.inference_seconds()
-    chosen = on_cpu if cpu_seconds <= device_seconds else on_device
-    times = f"{cpu_seconds * 1e6:.0f} us a step on the CPU, {device_seconds * 1e6:.0f} us on {device_policy.device}"
-    return chosen, f"{reason}; inference on {chosen.policy.device}: {times}"
 
 
 class EnvLoop:

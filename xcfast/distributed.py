@@ -54,6 +54,7 @@ class Ranks:
         self.local_rank, self.local_world_size = local_rank, local_world_size
         self.sharing = 1
         self._heartbeat: Heartbeat | None = None
+        self._deferred: Exception | None = None
 
     @classmethod
     def start(cls, cuda: bool) -> Ranks:
@@ -169,9 +170,10 @@ class Ranks:
         if self.world_size == 1:
             yield
             return
-        error: Exception | None = None
+        error, self._deferred = self._deferred, None
         try:
-            yield
+            if error is None:
+                yield
         except Exception as caught:
             error = caught
         if not self.any_(error is not None):
@@ -181,6 +183,19 @@ class Ranks:
         with _others():
             dist.all_gather_object(reports, mine)
         raise RankError("\n".join(report for report in reports if report is not None)) from error
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block without collective operations that may fail on some ranks; the next ``together`` raises it on all.
+
+        So it costs no collective operation of its own. Where there is one rank, it raises at once.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.world_size == 1:
+                raise
+            self._deferred = self._deferred or error
 
     def close(self, failure: str | None = None) -> None:
         """Leave the other ranks: together with them or, after a failure that they do not know of, by telling them."""

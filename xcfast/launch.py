@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from xcfast.config import Config, ConfigError
 from xcfast.distributed import check_gpus
-from xcfast.errors import CheckpointError
+from xcfast.errors import CheckpointError, RunFailed
 from xcfast.report import resolve_device, say
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def launch(config: Config, mode: Mode | None, resume: Path | None, quiet: bool, 
 
     from xcfast.envs import EnvError
     from xcfast.results import Summary
-    from xcfast.trainer import RunFailed
 
     with tempfile.TemporaryDirectory(prefix="xcfast-") as folder:
         job = Path(folder) / "job.json"
@@ -104,7 +103,7 @@ def launch(config: Config, mode: Mode | None, resume: Path | None, quiet: bool, 
 def main() -> int:
     """One rank; writes what came of it beside the job's file. Returns the exit status."""
     from xcfast.envs import EnvError
-    from xcfast.trainer import RunFailed, run
+    from xcfast.running import run
 
     path = Path(sys.argv[1])
     job = json.loads(path.read_text(encoding="utf-8"))

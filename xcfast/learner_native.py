@@ -10,20 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xcfast.config_keys import ConfigError
 from xcfast.distributed import ALONE, Ranks
 from xcfast.flat_adam import FlatAdam
 from xcfast.kl import KLControl
 from xcfast.normalize import NonFiniteError, RewardNormalizer
 from xcfast.policy import CategoricalActor
-from xcfast.ppo import LOSSES, TorchLearner, epoch_means, joined_moments, minibatch_sizes, value_metrics
+from xcfast.ppo import LOSSES, epoch_means, joined_moments, minibatch_sizes, value_metrics
 from xcfast.schedule import reason_not_plain_adam
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from xcfast.config import Config
-    from xcfast.learner_cuda import CudaLearner
     from xcfast.policy import ActorCritic
     from xcfast.rollout import Rollout
 
@@ -342,73 +340,3 @@ class NativeLearner:
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimiser in torch: the caller's, or one that gives the saved state its form."""
         return self._adam.optimizer
-
-
-def make_learner(
-    config: Config,
-    policy: ActorCritic,
-    rollout: Rollout,
-    reward_normalizer: RewardNormalizer,
-    num_threads: int,
-    ranks: Ranks = ALONE,
-    device: torch.device | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    scheduler: LRScheduler | None = None,
-) -> tuple[TorchLearner | NativeLearner | CudaLearner, str]:
-    """The learner that ``config.learner_backend`` and the device ask for, and the reason for the choice.
-
-    Args:
-        config: the run's configuration.
-        policy: to train.
-        rollout: of the shape that will be learned from.
-        reward_normalizer: scales its rewards.
-        num_threads: of the update.
-        ranks: those that learn together.
-        device: where to train; default: the CPU.
-        optimizer: the caller's, instead of Adam as the configuration has it.
-        scheduler: of that optimiser: stepped once per update, it decides the learning rates.
-
-    Raises:
-        ConfigError: ``native``, or a precision, is asked for and cannot serve.
-    """
-    parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
-    if device is not None and device.type == "cuda":
-        other = None if optimizer is None else reason_not_plain_adam(optimizer, list(policy.parameters()))
-        if other is None:
-            return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
-        if config.learner_backend != "native":
-            return TorchLearner(*parts), f"on the CPU, where the optimizer's parameters are; not on {device}: {other}"
-    if config.precision != "fp32":
-        raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
-    if config.learner_backend == "torch":
-        return TorchLearner(*parts), "as asked for"
-    reason_not = NativeLearner.reason_not(config, policy, optimizer)
-    if reason_not is None:
-        reason = f"the update in C++, {num_threads} thread{'s' * (num_threads != 1)}"
-        return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as asked for; {reason}"
-    if config.learner_backend == "native":
-        raise ConfigError(f"the native learner cannot serve: {reason_not}", key="learner_backend", given="native")
-    return TorchLearner(*parts), f"not native: {reason_not}"
-
-
-def _make_cuda_learner(
-    config: Config,
-    policy: ActorCritic,
-    rollout: Rollout,
-    reward_normalizer: RewardNormalizer,
-    device: torch.device,
-    ranks: Ranks,
-    optimizer: torch.optim.Optimizer | None,
-    scheduler: LRScheduler | None,
-) -> tuple[CudaLearner, str]:
-    from xcfast.learner_cuda import CudaLearner
-
-    if config.learner_backend == "native":
-        raise ConfigError(
-            f"the native learner cannot serve: it computes on the CPU, and device is {device}",
-            key="learner_backend",
-            given="native",
-        )
-    learner = CudaLearner(policy, config, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
-    forms = {"graph": "compiled, in CUDA graphs", "default": "compiled", "off": "eager"}
-    return learner, "; ".join([f"on {device}, {forms[learner.compile]}", *learner.fallbacks])

@@ -67,7 +67,8 @@ class RecordFile:
                 self._cut()
             if not self._warned:
                 self._warned = True
-                print(f"xcfast: warning: cannot write {self.path}: {error}; the run goes on", file=sys.stderr)
+                with contextlib.suppress(OSError):  # it may be a file on the same disk
+                    print(f"xcfast: warning: cannot write {self.path}: {error}; the run goes on", file=sys.stderr)
             return False
         return True
 
@@ -81,7 +82,8 @@ class RecordFile:
         self.flush()
         self._pending.clear()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # where the system has put off writing until now
+                self._file.close()
             self._file = None
 
 

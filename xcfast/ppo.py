@@ -122,7 +122,10 @@ def minibatch_sizes(config: Config) -> list[int]:
 
 
 class TorchLearner:
-    """The update in torch, eager, on CPU or CUDA: any policy. Also the reference for the other learners.
+    """The update in torch, eager, where the policy is: any policy. Also the reference for the other learners.
+
+    On a GPU it serves scripts that bring a policy there with an optimiser other than plain Adam, and as the baseline
+    of ``benchmarks/test_cuda.py``.
 
     ``update`` reads a full rollout, evaluates it in bulk with the weights that collected it, computes advantages, and
     runs n_epochs x n_minibatch Adam steps. Nothing in the minibatch loop waits for the device; metrics are read once.

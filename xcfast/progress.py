@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,10 +32,22 @@ class Progress:
     last_scores: list[float] | None = None
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
 
+    def __post_init__(self) -> None:
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """From now on this part of the run counts as running."""
+        self._started = time.perf_counter()
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall-clock time of the run until now, all parts of it."""
+        return self.elapsed_seconds + time.perf_counter() - self._started
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; this part of the run is one of those before the next."""
         state = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**state, "recent_returns": list(self.recent_returns)}
+        return {**state, "recent_returns": list(self.recent_returns), "elapsed_seconds": self.total_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""

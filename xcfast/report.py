@@ -18,7 +18,7 @@ from xcfast.policy import ActionMap, ActorCritic, build_policy
 
 if TYPE_CHECKING:
     from xcfast.config import Config
-    from xcfast.envs import VecEnv
+    from xcfast.parts import RunParts
     from xcfast.results import RunFolders, Summary
 
 
@@ -118,26 +118,18 @@ def describe(config: Config, mode: str) -> str:
     return _table(_rows(config, mode, policy, action_map, resolve_device(config), shapes, engines))
 
 
-def start_table(
-    config: Config,
-    mode: str,
-    policy: ActorCritic,
-    action_map: ActionMap,
-    device: torch.device,
-    envs: VecEnv,
-    folders: RunFolders,
-    collector: str,
-    learner: str,
-    ranks: Ranks = ALONE,
-) -> str:
+def start_table(config: Config, mode: str, parts: RunParts, folders: RunFolders, ranks: Ranks = ALONE) -> str:
     """What will run, with which engines and why, and where the output goes."""
+    envs = parts.envs
     shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"
     kind = type(envs).__name__
     if isinstance(envs, SubprocVecEnv):
         kind += f", {envs.num_workers} worker processes"
     elif isinstance(envs, MujocoVecEnv):
         kind += f", {envs.num_threads} threads"
-    rows = _rows(config, mode, policy, action_map, device, shapes, (kind, collector, learner), ranks)
+    collector = f"{parts.collector.name} ({parts.collector_reason})"
+    learner = f"{parts.learner.name} ({parts.learner_reason})"
+    rows = _rows(config, mode, parts.policy, parts.action_map, parts.device, shapes, (kind, collector, learner), ranks)
     rows += [("logs", str(folders.log_dir)), ("models", str(folders.model_dir))]
     return _table(rows)
 

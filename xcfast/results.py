@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -193,8 +194,10 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        print(f"warning: {path} not written: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the warning may go to a file on the same disk
+            print(f"warning: {path} not written: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 # Of benchmark mode's files, besides ``step``; None: one for each episode.

@@ -13,7 +13,7 @@ Int64 = npt.NDArray[np.int64]
 
 EPISODE_DTYPE = np.dtype([("step", np.int64), ("env", np.int64), ("ret", np.float64), ("length", np.int64)])
 
-_COLLECTED = ("obs", "actions", "rewards", "terminated", "truncated")
+_COLLECTED = ("obs", "actions", "rewards", "terminated", "truncated", "action_masks")
 
 
 class Minibatch(NamedTuple):
@@ -101,6 +101,20 @@ class Rollout:
         kept = (self.obs, self.actions, self.log_probs, self.advantages, self.returns, self.action_masks)
         self._flat = tuple(x.reshape(-1, *x.shape[2:]) for x in kept if x is not None)
 
+    def spare(self) -> "Rollout":
+        """Returns an empty rollout of the same form for the same envs: the two share the running episodes."""
+        other = Rollout(
+            self.num_steps,
+            self.num_envs,
+            self.obs_shape,
+            self.action_shape,
+            self.actions.dtype,
+            num_actions=None if self.action_masks is None else self.action_masks.shape[-1],
+            allocate=self._allocate,
+        )
+        other.episode_returns, other.episode_lengths = self.episode_returns, self.episode_lengths
+        return other
+
     @property
     def full(self) -> bool:
         """Whether all T steps are filled."""
@@ -123,7 +137,8 @@ class Rollout:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of the filled rows and of what belongs to them; the running episodes are not among it."""
-        rows = {name: getattr(self, name)[: self.step].copy() for name in _COLLECTED}
+        kept = {name: getattr(self, name) for name in _COLLECTED}
+        rows = {name: array[: self.step].copy() for name, array in kept.items() if array is not None}
         ends = {name: getattr(self, name).copy() for name in ("final_obs", "final_index", "last_obs")}
         episodes = {name: self.episodes[name].copy() for name in EPISODE_DTYPE.names or ()}
         return {"rows": rows, **ends, "episodes": episodes}

@@ -9,71 +9,71 @@ import numpy as np
 import torch
 
 from xcfast.evaluation import TEST_RUN, evaluation_seeds
+from xcfast.learner_cuda import CudaLearner
 from xcfast.progress import Progress
-from xcfast.results import package_versions
+from xcfast.results import Mode, package_versions
 
 if TYPE_CHECKING:
-    from xcfast.collector import TorchCollector
-    from xcfast.collector_native import NativeCollector
     from xcfast.config import Config
     from xcfast.distributed import Ranks
-    from xcfast.learner_cuda import CudaLearner
-    from xcfast.learner_native import NativeLearner
-    from xcfast.normalize import ObservationNormalizer, RewardNormalizer
-    from xcfast.policy import ActorCritic
-    from xcfast.ppo import TorchLearner
-    from xcfast.rollout import Rollout
+    from xcfast.parts import RunParts
 
 _OF_ENVS = ("obs_normalizer", "reward_normalizer", "collector", "episodes")
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The parts of a run that have a state. Networks, statistics and counters are the same on every rank."""
+    """What of a run has a state. Networks, statistics and counters are the same on every rank."""
 
     config: Config
+    mode: Mode
     ranks: Ranks
-    policy: ActorCritic
-    learner: TorchLearner | NativeLearner | CudaLearner
-    obs_normalizer: ObservationNormalizer
-    reward_normalizer: RewardNormalizer
-    collector: TorchCollector | NativeCollector
-    rollout: Rollout
+    parts: RunParts
     progress: Progress
 
-    def gather(self, elapsed_seconds: float, with_envs: bool = True) -> dict[str, Any] | None:
-        """What a checkpoint holds, besides the run's mode, taken between iterations; None on other ranks than 0.
+    @property
+    def step(self) -> int:
+        """Env steps trained on so far, over all envs."""
+        return self.progress.iteration * self.config.batch_size
+
+    def gather(self, with_envs: bool = True) -> dict[str, Any] | None:
+        """What a checkpoint holds, taken between iterations; None on other ranks than 0.
 
         Args:
-            elapsed_seconds: wall-clock time of the run so far.
             with_envs: whether the envs' own state is wanted.
         """
-        own: dict[str, Any] = {}
+        parts, own = self.parts, {}
         with self.ranks.together():  # an env may fail to tell its state
             own = {
-                "obs_normalizer": self.obs_normalizer.state_dict(),
-                "reward_normalizer": self.reward_normalizer.state_dict(),
-                "collector": self.collector.state_dict(with_envs),
-                "episodes": {"returns": self.rollout.episode_returns, "lengths": self.rollout.episode_lengths},
+                "obs_normalizer": parts.obs_normalizer.state_dict(),
+                "reward_normalizer": parts.reward_normalizer.state_dict(),
+                "collector": parts.collector.state_dict(with_envs),
+                "episodes": {"returns": parts.rollout.episode_returns, "lengths": parts.rollout.episode_lengths},
             }
-        parts = self.ranks.gather(own)
-        if parts is None:
+        shares = self.ranks.gather(own)
+        if shares is None:
             return None
-        return {
-            **joined(parts),
+        state = {
+            **joined(shares),
             "config": self.config.to_dict(),
-            "step": self.progress.iteration * self.config.batch_size,
+            "mode": self.mode,
+            "identity_actions": parts.action_map.identity,
+            "step": self.step,
             "iteration": self.progress.iteration,
             "engines": {
-                "collector": self.collector.name,
-                "learner": self.learner.name,
-                "inference": self.collector.policy.device.type,
+                "collector": parts.collector.name,
+                "learner": parts.learner.name,
+                "inference": parts.collector.policy.device.type,
             },
             "versions": package_versions(),
-            "policy": self.policy.state_dict(),
-            "learner": self.learner.state_dict(),
-            "progress": {**self.progress.state_dict(), "elapsed_seconds": elapsed_seconds},
+            "policy": parts.policy.state_dict(),
+            "learner": parts.learner.state_dict(),
+            "progress": self.progress.state_dict(),
         }
+        if with_envs and parts.rollout.full and isinstance(parts.learner, CudaLearner):
+            # With overlap, collected during the last update.
+            state["collected"] = {"rollout": parts.rollout.state_dict(), "weights": parts.learner.behaviour}
+        return state
 
     def load(self, saved: dict[str, Any]) -> bool:
         """Go on from what ``gather`` returned, on any number of ranks.
@@ -81,20 +81,27 @@ class RunState:
         Returns:
             Whether the envs' state was in it; else their episodes start anew.
         """
-        self.policy.load_state_dict(saved["policy"])
-        self.learner.load_state_dict(saved["learner"])
+        parts = self.parts
+        parts.policy.load_state_dict(saved["policy"])
+        parts.learner.load_state_dict(saved["learner"])
+        parts.adopt_weights()
         self.progress.load_state_dict(saved["progress"])
         rows = self.ranks.rows(self.config.parallels)
         own = share({name: saved[name] for name in _OF_ENVS}, rows)
-        self.obs_normalizer.load_state_dict(own["obs_normalizer"])
-        self.reward_normalizer.load_state_dict(own["reward_normalizer"])
-        if not self.collector.load_state_dict(own["collector"]):
-            self.reward_normalizer.returns[:] = 0.0
+        parts.obs_normalizer.load_state_dict(own["obs_normalizer"])
+        parts.reward_normalizer.load_state_dict(own["reward_normalizer"])
+        if not parts.collector.load_state_dict(own["collector"]):
+            parts.reward_normalizer.returns[:] = 0.0
             seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.progress.iteration, self.config.parallels)
-            self.collector.reset([seeds[i] for i in rows])
+            parts.collector.reset([seeds[i] for i in rows])
             return False
-        self.rollout.episode_returns[:] = np.asarray(own["episodes"]["returns"])
-        self.rollout.episode_lengths[:] = np.asarray(own["episodes"]["lengths"])
+        parts.rollout.episode_returns[:] = np.asarray(own["episodes"]["returns"])
+        parts.rollout.episode_lengths[:] = np.asarray(own["episodes"]["lengths"])
+        collected = saved.get("collected")
+        if collected is not None:
+            parts.rollout.load_state_dict(collected["rollout"])
+            if isinstance(parts.learner, CudaLearner):
+                parts.learner.behaviour = collected["weights"]
         return True
 
 

@@ -75,10 +75,12 @@ class Schedule:
         """Restore what ``state_dict`` returned.
 
         Raises:
-            ValueError: a scheduler of the caller's decided the rates then, and there is none now.
+            ValueError: a scheduler of the caller's decided the rates then, and there is none now, or the reverse.
         """
         if self.scheduler is not None and "scheduler" in state:
             self.scheduler.load_state_dict(state["scheduler"])
+        elif self.scheduler is not None:
+            raise ValueError("no scheduler decided its learning rates, so this one's place is not in it: go on without")
         elif "scheduler" in state:
             raise ValueError("a scheduler of its own decided its learning rates: go on from the script that made it")
 

@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
     from xcfast.envs import EnvError, WorkerError
-    from xcfast.trainer import RunFailed, describe, run
+    from xcfast.errors import RunFailed
+    from xcfast.report import describe
+    from xcfast.running import run
 
     try:
         if args.dry_run:

@@ -1,8 +1,8 @@
 """Environments from ids and configurations: what works, and one sentence where it does not."""
 
-import importlib.util
 import os
 import pickle
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,8 +53,10 @@ def test_the_same_sentence_from_a_worker() -> None:
         make_envs(config("Ant-v44", "SubprocVecEnv"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("Box2D") is not None, reason="Box2D is installed")
-def test_box2d_is_missing() -> None:
+def test_box2d_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(EnvError, match=r"'LunarLander-v3' needs Box2D: pip install \"gymnasium\[box2d\]\""):
         make_envs(config("LunarLander-v3"))
 

@@ -197,30 +197,30 @@ class PPO_Agent:
     @property
     def ret_rms(self) -> RunningMeanStd:
         """The statistics of the discounted returns, by which rewards are scaled."""
-        return self._training().reward_normalizer.rms
+        return self._training().parts.reward_normalizer.rms
 
     @property
     def memory(self) -> Any:
         """The rollout."""
-        return self._training().rollout
+        return self._training().parts.rollout
 
     @property
     def learner(self) -> Any:
         """What updates the weights; its ``optimizer`` is the one that was passed in, where one was."""
-        return self._training().learner
+        return self._training().parts.learner
 
     @property
     def current_step(self) -> int:
         """Env steps so far, over all envs."""
         if self._trainer is None:
             return 0
-        return self._trainer.step + self._trainer.rollout.step * self._trainer.envs.num_envs
+        return self._trainer.step + self._trainer.parts.rollout.step * self.n_envs
 
     @property
     def current_episode(self) -> np.ndarray:
         """int64 [N], episodes that each env has finished."""
         trainer = self._training()
-        running = np.bincount(trainer.rollout.episodes["env"], minlength=trainer.envs.num_envs)
+        running = np.bincount(trainer.parts.rollout.episodes["env"], minlength=self.n_envs)
         return trainer.episodes_done + running
 
     @property
@@ -255,7 +255,7 @@ class PPO_Agent:
         uses = getattr(self.train_envs, "uses", 0)
         if uses != self._uses:
             say("the environments were used elsewhere: all episodes start anew", self.quiet)
-            trainer.restart_episodes()
+            trainer.parts.restart_episodes()
             self._uses = uses
         self._warn_of_the_end(steps)
         with self._saving() as stopping:
@@ -323,7 +323,7 @@ class PPO_Agent:
         """
         folder = Path(self.model_dir_save if model_path is None else model_path)
         folder.mkdir(parents=True, exist_ok=True)
-        self._training().save(folder / model_name)
+        self._training().saver.save(folder / model_name)
 
     def load_model(self, path: str | Path, model: str | int | None = None) -> None:
         """Takes weights, optimizer state and statistics from a model of xcfast or of XuanCe; counters stay.
@@ -360,17 +360,18 @@ class PPO_Agent:
 
     def _load_training(self, trainer: Trainer, saved: SavedModel) -> None:
         """What only a training agent has: the learner's copies, the reward statistics, Adam's moments where they fit."""
-        trainer.adopt_weights()
-        trainer.use_identity_actions(saved.identity_actions)
-        optimizer = trainer.learner.optimizer
+        parts, learner = trainer.parts, trainer.parts.learner
+        parts.adopt_weights()
+        parts.use_identity_actions(saved.identity_actions)
+        optimizer = learner.optimizer
         moments = moments_that_fit(saved, list(self.policy.parameters()))
         if moments is not None and isinstance(optimizer, torch.optim.Adam) and len(optimizer.param_groups) == 1:
-            settings = optimizer.state_dict()["param_groups"]  # the script's, not the file's
-            trainer.learner.load_state_dict({"optimizer": {"state": moments, "param_groups": settings}})
+            own, settings = learner.state_dict(), optimizer.state_dict()["param_groups"]  # the script's, not the file's
+            learner.load_state_dict({**own, "optimizer": {"state": moments, "param_groups": settings}})
         if saved.reward_rms is not None:
-            trainer.reward_normalizer.rms.load_state_dict(saved.reward_rms)
+            parts.reward_normalizer.rms.load_state_dict(saved.reward_rms)
         if trainer.begun:  # what other weights have collected must not be learned from
-            trainer.restart_episodes()
+            parts.restart_episodes()
 
     def get_actions(
         self,
@@ -460,7 +461,7 @@ class PPO_Agent:
     def _warn_of_the_end(self, steps: int) -> None:
         """Say once that the learning rate has fallen as far as it was to, if ``steps`` more end in an update after it."""
         config, trainer = self.config, self._training()
-        full = trainer.progress.iteration + (trainer.rollout.step + steps) // config.horizon_size
+        full = trainer.progress.iteration + (trainer.parts.rollout.step + steps) // config.horizon_size
         if self._warned or full <= config.num_iterations or not self._own_rates or config.end_factor_lr_decay == 1:
             return
         self._warned = True
@@ -492,7 +493,8 @@ class PPO_Agent:
         trainer = self._trainer
         if trainer is None:
             return self._alone
-        return Player(trainer.policy, trainer.obs_normalizer, trainer.action_map)
+        parts = trainer.parts
+        return Player(parts.policy, parts.obs_normalizer, parts.action_map)
 
     def _evaluation_number(self) -> int:
         """It decides the seeds: those of the command line's test for a model that was loaded and not trained."""
