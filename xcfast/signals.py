@@ -41,7 +41,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def take_effect(self) -> None:
-        """Once inactive again, give the signal that came the effect that it has outside: SIGINT raises, SIGTERM kills."""
+        """Once inactive again: give the signal that came the effect that it would have had."""
         if self.number is not None:
             signal.raise_signal(self.number)
 

@@ -6,8 +6,8 @@ import dataclasses
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,26 +15,25 @@ import gymnasium
 import numpy as np
 import torch
 
-from xcfast.config import Config, ConfigError, check_policy
-from xcfast.config_keys import keys_of
+from xcfast.config import Config, check_policy
 from xcfast.envs import VecEnv
 from xcfast.errors import CheckpointError
-from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator
+from xcfast.evaluation import TEST_RUN, Evaluator
 from xcfast.normalize import ObservationNormalizer, RunningMeanStd
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.report import end_table, resolve_device, say
 from xcfast.results import Mode, RunFolders, Summary
-from xcfast.signals import StopRequest
 from xcfast.testing import playing, rendering
 from xcfast.trainer import Parts, Trainer
-from xcfast.xuance.arguments import set_device, to_config
-from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, values_of, whole
+from xcfast.xuance.arguments import keys_of_class, set_device, to_config
+from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, whole
 from xcfast.xuance.environment import XuanCeVecEnv, plain
 from xcfast.xuance.finding import find_model_file
-from xcfast.xuance.loading import check_fits, moments_that_fit
-from xcfast.xuance.models import SavedModel, read_model
+from xcfast.xuance.loading import check_fits, load_training
+from xcfast.xuance.models import read_model
 from xcfast.xuance.networks import keys_describing
 from xcfast.xuance.player import Player, actions_of
+from xcfast.xuance.training import saving, warn_of_the_end
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -139,7 +138,7 @@ class PPO_Agent:
         device: str | torch.device | None,
     ) -> Config:
         """The configuration, of what is there rather than of what the arguments say where both speak of it."""
-        changes = self._named_agent(config)
+        changes = {} if self._agent is None else keys_of_class(config, self._agent)
         if num_envs is not None:
             changes["parallels"] = num_envs
         if policy is not None:
@@ -151,21 +150,6 @@ class PPO_Agent:
             if not self.quiet:
                 print(line, file=sys.stderr)
         return made
-
-    def _named_agent(self, config: Namespace | Any) -> dict[str, Any]:
-        """The keys that the class decides; of what contradicts it, ``PPO`` may be a mere default, ``PPO_KL`` is not."""
-        given = config.agent if isinstance(config, Config) else values_of("config", config).get("agent")
-        given = keys_of(Config)["agent"].aliases.get(given, given)
-        if self._agent is None:
-            return {}
-        if (self._agent, given) == ("PPO", "PPO_KL"):
-            allowed = "PPO_Clip; or the class PPOKL_Agent, or PPO_Agent, which follows the configuration"
-            raise ConfigError("contradicts the class PPOCLIP_Agent", key="agent", given=given, allowed=allowed)
-        if self._agent == "PPO":
-            return {"agent": "PPO"}
-        if given == "PPO":
-            say("warning: PPOKL_Agent trains by PPO_KL, though the configuration's agent is PPO", error=True)
-        return {"agent": "PPO_KL", "learner": "PPOKL_Learner"}
 
     # What there is
 
@@ -257,8 +241,9 @@ class PPO_Agent:
             say("the environments were used elsewhere: all episodes start anew", self.quiet)
             trainer.parts.restart_episodes()
             self._uses = uses
-        self._warn_of_the_end(steps)
-        with self._saving() as stopping:
+        if self._own_rates and not self._warned:
+            self._warned = warn_of_the_end(trainer, steps)
+        with saving(trainer) as stopping:
             logged = trainer.advance(steps, stopping)
         return logged
 
@@ -296,7 +281,7 @@ class PPO_Agent:
         envs = plain(given)
         scores = None
         try:
-            with self._saving() as stopping:
+            with saving(self._trainer) as stopping:
                 scores = self._show(config, stopping) if self.render else None
                 if scores is None:
                     if isinstance(given, XuanCeVecEnv):
@@ -354,24 +339,9 @@ class PPO_Agent:
             action_map = ActionMap(self.action_space, self.config.activation_action, saved.identity_actions)
             self._alone = self._alone._replace(action_map=action_map)
         else:
-            self._load_training(self._trainer, saved)
+            load_training(self._trainer, saved)
         self._loaded = saved.path
         say(f"loaded {saved.path}", self.quiet)
-
-    def _load_training(self, trainer: Trainer, saved: SavedModel) -> None:
-        """What only a training agent has: the learner's copies, the reward statistics, Adam's moments where they fit."""
-        parts, learner = trainer.parts, trainer.parts.learner
-        parts.adopt_weights()
-        parts.use_identity_actions(saved.identity_actions)
-        optimizer = learner.optimizer
-        moments = moments_that_fit(saved, list(self.policy.parameters()))
-        if moments is not None and isinstance(optimizer, torch.optim.Adam) and len(optimizer.param_groups) == 1:
-            own, settings = learner.state_dict(), optimizer.state_dict()["param_groups"]  # the script's, not the file's
-            learner.load_state_dict({**own, "optimizer": {"state": moments, "param_groups": settings}})
-        if saved.reward_rms is not None:
-            parts.reward_normalizer.rms.load_state_dict(saved.reward_rms)
-        if trainer.begun:  # what other weights have collected must not be learned from
-            parts.restart_episodes()
 
     def get_actions(
         self,
@@ -439,38 +409,6 @@ class PPO_Agent:
             for scores in self._unlogged:
                 self._log(*scores)
         return trainer
-
-    @contextmanager
-    def _saving(self) -> Iterator[Callable[[], bool]]:
-        """While active, a first signal is noted only, and what is yielded says so; at the end the agent is saved.
-
-        Then the signal has its usual effect. Where nothing has begun, there is nothing to save, and it has it at once.
-        """
-        trainer = self._trainer
-        if trainer is None or not trainer.begun:
-            yield lambda: False
-            return
-        with StopRequest() as stop, suppress(EvaluationStopped):
-            yield lambda: stop.requested
-        if stop.requested:
-            path = trainer.save_last()
-            what = "nothing had been trained yet" if path is None else f"saved in {path}"
-            say(f"{stop.signal_name}: stopped at step {trainer.step}; {what}", error=True)
-            stop.take_effect()
-
-    def _warn_of_the_end(self, steps: int) -> None:
-        """Say once that the learning rate has fallen as far as it was to, if ``steps`` more end in an update after it."""
-        config, trainer = self.config, self._training()
-        full = trainer.progress.iteration + (trainer.parts.rollout.step + steps) // config.horizon_size
-        if self._warned or full <= config.num_iterations or not self._own_rates or config.end_factor_lr_decay == 1:
-            return
-        self._warned = True
-        rate = config.learning_rate * config.end_factor_lr_decay
-        say(
-            f"warning: training goes on after running_steps {config.running_steps}, where the learning rate has fallen "
-            f"to {rate:g} and stays; set running_steps to the length of the run, or end_factor_lr_decay: 1.0",
-            error=True,
-        )
 
     def _log(self, scores: np.ndarray, step: int, seconds: float) -> None:
         """Enters an evaluation into the run; what comes before it, as from a model that was loaded, once it begins."""

@@ -19,6 +19,7 @@ from xcfast.config_keys import INERT_KEYS, RENAMED_KEYS, keys_of, nearest_name
 from xcfast.config_schema import hints
 from xcfast.config_yaml import read_file
 from xcfast.envs import make_env_fn
+from xcfast.report import say
 from xcfast.xuance.checks import values_of
 
 # Arguments that XuanCe's scripts have besides the configuration's keys.
@@ -152,6 +153,31 @@ def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any
         listed = ", ".join(f"{name} (did you mean {close}?)" if close else name for name, close in near.items())
         object.__setattr__(config, "notices", (*config.notices, f"arguments that are no keys, not read: {listed}"))
     return config
+
+
+def keys_of_class(config: Namespace | Mapping[str, Any] | Config | Any, agent: str) -> dict[str, Any]:
+    """The keys that an agent's class decides, whatever the configuration says, or does not say.
+
+    Where the two contradict each other: a configuration's ``PPO`` may be no more than the default, so a line tells of
+    it; ``PPO_KL`` was asked for.
+
+    Args:
+        config: the script's arguments.
+        agent: ``PPO`` or ``PPO_KL``.
+
+    Raises:
+        ConfigError: ``PPO_KL`` was asked for, of a class that clips.
+    """
+    given = config.agent if isinstance(config, Config) else values_of("config", config).get("agent")
+    given = keys_of(Config)["agent"].aliases.get(given, given)
+    if (agent, given) == ("PPO", "PPO_KL"):
+        allowed = "PPO_Clip; or PPOKL_Agent, or PPO_Agent, which follows the configuration"
+        raise ConfigError("contradicts PPOCLIP_Agent", key="agent", given=given, allowed=allowed)
+    if agent == "PPO":
+        return {"agent": agent}
+    if given == "PPO":
+        say("warning: PPOKL_Agent trains with agent PPO_KL; the configuration's agent is PPO", error=True)
+    return {"agent": agent, "learner": "PPOKL_Learner"}
 
 
 def _known(name: str) -> bool:

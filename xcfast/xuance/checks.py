@@ -1,4 +1,4 @@
-"""What a script hands over, looked at before it is used: an error names the argument, what was given, what is allowed."""
+"""What a script hands over, looked at before it is used: errors name the argument, what was given, what is allowed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def whole(name: str, value: Any, low: int = 1) -> int:
         TypeError: it is no number, or has a fraction.
         ValueError: it is below ``low``.
     """
-    if isinstance(value, bool) or not isinstance(value, Real | np.number) or float(value) != math.floor(float(value)):
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not number.is_integer():
         raise TypeError(f"{name} must be an integer >= {low}; got {value!r}")
-    if value < low:
+    if number < low:
         raise ValueError(f"{name} must be an integer >= {low}; got {value}")
-    return int(value)
+    return int(number)
 
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:
@@ -75,7 +76,9 @@ def observations_for(space: gymnasium.Space[Any], observations: Any) -> NDArray[
     if batch.dtype.kind not in "fiub" or batch.ndim != len(shape) + 1 or batch.shape[1:] != shape or not len(batch):
         raise ValueError(f"{wanted}; got {batch.dtype} {list(batch.shape)}")
     if not np.isfinite(batch).all():
-        raise ValueError(f"{wanted} of finite numbers; got NaN or infinity in row {np.argwhere(~np.isfinite(batch))[0, 0]}")
+        raise ValueError(
+            f"{wanted} of finite numbers; got NaN or infinity in row {np.argwhere(~np.isfinite(batch))[0, 0]}"
+        )
     return batch
 
 

@@ -1,9 +1,9 @@
-"""Whether a saved model fits an agent: everything is looked at before anything is changed."""
+"""Loading a saved model into an agent: everything is looked at before anything is changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from xcfast.errors import CheckpointError
 from xcfast.xuance.models import SavedModel
+
+if TYPE_CHECKING:
+    from xcfast.trainer import Trainer
 
 
 def check_fits(
@@ -47,7 +50,7 @@ def check_fits(
             raise CheckpointError(f"{saved.path}: {what} of shape {given}; expected {list(shape)}")
 
 
-def moments_that_fit(saved: SavedModel, parameters: Sequence[Tensor]) -> dict[int, Any] | None:
+def _moments_that_fit(saved: SavedModel, parameters: Sequence[Tensor]) -> dict[int, Any] | None:
     """Adam's state by number of parameter, if it is of these parameters in this order, complete and finite."""
     state = None if saved.optimizer is None else saved.optimizer.get("state")
     if not isinstance(state, Mapping) or set(state) != set(range(len(parameters))):
@@ -60,6 +63,29 @@ def moments_that_fit(saved: SavedModel, parameters: Sequence[Tensor]) -> dict[in
         if not isinstance(one.get("step"), int | float | Tensor) or np.shape(one["step"]) != ():
             return None
     return dict(state)
+
+
+def load_training(trainer: Trainer, saved: SavedModel) -> None:
+    """Gives a trainer what belongs to a policy that was loaded into its own: it was checked, so nothing fails here.
+
+    Args:
+        trainer: its learner's copies of the weights, its action map, reward statistics and episodes are renewed;
+            Adam's moments, where they fit.
+        saved: the model.
+    """
+    parts, learner = trainer.parts, trainer.parts.learner
+    parts.adopt_weights()
+    parts.use_identity_actions(saved.identity_actions)
+    optimizer = learner.optimizer
+    moments = _moments_that_fit(saved, list(parts.policy.parameters()))
+    if moments is not None and isinstance(optimizer, torch.optim.Adam) and len(optimizer.param_groups) == 1:
+        own, settings = learner.state_dict(), optimizer.state_dict()["param_groups"]
+        # The settings, and the scheduler's place, stay those of the script.
+        learner.load_state_dict({**own, "optimizer": {"state": moments, "param_groups": settings}})
+    if saved.reward_rms is not None:
+        parts.reward_normalizer.rms.load_state_dict(saved.reward_rms)
+    if trainer.begun:  # what other weights have collected must not be learned from
+        parts.restart_episodes()
 
 
 def describe_weights(policy: Mapping[str, Tensor]) -> str:

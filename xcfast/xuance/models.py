@@ -56,7 +56,7 @@ def read_model(path: Path, use_obsnorm: bool) -> SavedModel:
     state = ckpt.read_torch_file(path)
     if isinstance(state, Mapping) and state.get("format") == ckpt.FORMAT:
         return _of_xcfast(path)
-    weights = state.get("policy") if isinstance(state, Mapping) and "policy" in state else state
+    weights = state["policy"] if isinstance(state, Mapping) and "policy" in state else state
     if not _are_weights(weights):
         raise CheckpointError(f"{path}: neither a model of xcfast nor one of XuanCe (weights, or a dict with policy)")
     obs_rms = None

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
@@ -53,7 +52,9 @@ def Basic_MLP(
         ConfigError: an activation or a normalisation that is not supported.
     """
     widths = sizes("hidden_sizes", hidden_sizes)
-    layers = BasicMLP(math.prod(sizes("input_shape", input_shape)), widths, _activation(activation), _normalize(normalize))
+    layers = BasicMLP(
+        math.prod(sizes("input_shape", input_shape)), widths, _activation(activation), _normalize(normalize)
+    )
     return _initialized(layers, initialize).to(set_device(device))
 
 
