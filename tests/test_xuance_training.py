@@ -1,4 +1,4 @@
-"""What goes wrong, or ends early, around an agent's training: signals, the end of the schedule, folders, result files."""
+"""Around an agent's training: signals, the end of the schedule, which algorithm, folders, result files."""
 
 import csv
 import json
@@ -142,7 +142,8 @@ def test_training_in_a_thread_leaves_signals_alone(begin):
 def test_sigterm_ends_a_script_that_has_saved(small, tmp_path):
     keys = {**small().to_dict(), "running_steps": 10**8, "checkpoint_interval": 10**8}
     script = (
-        "import json, os, sys, threading; from argparse import Namespace; from xcfast.xuance import PPO_Agent, make_envs\n"
+        "import json, os, sys, threading; from argparse import Namespace\n"
+        "from xcfast.xuance import PPO_Agent, make_envs\n"
         "args = Namespace(**json.loads(sys.argv[1])); envs = make_envs(args); agent = PPO_Agent(args, envs)\n"
         "agent.train(32); threading.Timer(0.5, os.kill, (os.getpid(), 15)).start(); agent.train(10**6); print('never')"
     )
@@ -257,7 +258,9 @@ def test_a_benchmark_with_an_agent_from_outside_leaves_result_files(begin, small
     assert best["mean"] == pytest.approx(max(means)) and best["step"] == int(rows[int(np.argmax(means))][0])
     meta = json.loads((tmp_path / "res" / "meta_data.json").read_text())
     assert meta["benchmark"] == {"running_steps": 256, "eval_interval": 128, "test_episodes": 3}
-    assert meta["timestamps"]["end_time"] and json.loads((tmp_path / "res" / "summary.json").read_text())["steps"] == 384
+    assert (
+        meta["timestamps"]["end_time"] and json.loads((tmp_path / "res" / "summary.json").read_text())["steps"] == 384
+    )
     assert json.loads((Path(summary.log_dir) / "run.json").read_text())["mode"] == "benchmark"
     assert isinstance(runner.run("train", running_steps=128), Summary)
     agent.test(lambda: make_envs(small()), 3)  # the files are still open

@@ -229,10 +229,23 @@ def _locked(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{folder} is in use: a sweep, or a job that one left behind, is running there") from None
+            known = f" (processes {', '.join(map(str, pids))})" if (pids := _holders(folder / ".lock")) else ""
+            raise ConfigError(
+                f"{folder} is in use: a sweep, or a job that one left behind, is running there{known}"
+            ) from None
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _holders(lock: Path) -> list[int]:
+    """The other processes that have the file open, as far as /proc tells."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == str(lock.resolve()):
+                found.add(int(link.parts[2]))
+    return sorted(found - {os.getpid()})
 
 
 def _parser() -> argparse.ArgumentParser:
