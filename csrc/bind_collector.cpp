@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "bind_mujoco.hpp"
+#include "bind_envs.hpp"
 #include "collect/collection.hpp"
 #include "collect/evaluation.hpp"
 #include "network_arg.hpp"
@@ -27,17 +27,20 @@ class EnvLoop {
   EnvLoop(py::object engine, const std::vector<LayerTuple> &layers, int actor_head, int critic_head, int64_t log_std, int64_t n_obs,
           int64_t n_parameters, collect::ActionMap map, py::dict normalizer, bool normalize, double epsilon, double clip)
       : keep_alive_(py::make_tuple(engine, normalizer)),
-        bound_(engine.cast<MujocoEngine &>()),
+        bound_(engine.cast<EnvEngine &>()),
         policy_(make_network(layers, actor_head, critic_head, log_std, n_obs, n_parameters), std::move(map)),
         n_parameters_(n_parameters) {
-    const int64_t dim = bound_.engine().obs_size(), width = bound_.engine().action_size();
-    if (policy_.network.categorical() || policy_.network.action_size() != width || n_obs != dim)
-      throw std::invalid_argument("the policy must be Gaussian with " + std::to_string(dim) + " observations and " +
-                                  std::to_string(width) + " actions");
+    const envs::Engine &e = bound_.engine();
+    const bool choice = e.num_actions() > 0;
+    const int64_t width = choice ? e.num_actions() : e.action_size();
+    if (policy_.categorical() != choice || policy_.network.action_size() != width || n_obs != e.obs_size())
+      throw std::invalid_argument(std::string("the policy must be ") + (choice ? "Categorical" : "Gaussian") + " with " +
+                                  std::to_string(e.obs_size()) + " observations and " + std::to_string(width) + " actions");
     const collect::ActionMap &m = policy_.action_map;
-    const size_t w = size_t(width), mapped = m.scale.empty() ? 0 : w;
+    const size_t w = choice ? 0 : size_t(width), mapped = m.scale.empty() ? 0 : w;
     if (m.low.size() != w || m.high.size() != w || m.scale.size() != mapped || m.offset.size() != mapped)
-      throw std::invalid_argument("the action map must have " + std::to_string(width) + " actions");
+      throw std::invalid_argument("the action map must have " + std::to_string(w) + " actions");
+    const int64_t dim = n_obs;
     const auto array = [&](const char *name) { return py::array(normalizer[name]); };
     normalizer_ = {normalize,
                    {checked<double>(array("mean"), "mean", dim, true), checked<double>(array("var"), "var", dim, true),
@@ -51,21 +54,23 @@ class EnvLoop {
 
   void load(const py::array &parameters, const py::array &deviation) {
     const float *from = checked<float>(parameters, "parameters", n_parameters_);
-    const float *std = checked<float>(deviation, "deviation", policy_.network.action_size());
+    const float *std = checked<float>(deviation, "deviation", int64_t(policy_.deviation.size()));
     policy_.load(from, std);
   }
 
   // Prepares steps [begin, end) of a rollout; run does them.
   void begin_collection(py::dict rollout, py::dict tracked, uint64_t seed, int64_t env_offset, py::array counters, int64_t begin, int64_t end) {
     const auto array = [&](const char *name) { return py::array(rollout[name]); };
-    const mujoco::Engine &engine = bound_.engine();
+    const envs::Engine &engine = bound_.engine();
     const int64_t n = engine.num_envs(), num_steps = py::len(rollout["rewards"]), cells = num_steps * n;
     if (begin < 0 || end < begin || end > num_steps)
       throw std::invalid_argument("steps must be within the rollout's " + std::to_string(num_steps) + "; got [" +
                                   std::to_string(begin) + ", " + std::to_string(end) + ")");
+    const bool choice = policy_.categorical();
     const collect::RolloutRows rows{checked<float>(array("obs"), "obs", cells * engine.obs_size(), true),
-                                    checked<float>(array("actions"), "actions", cells * engine.action_size(), true),
                                     checked<float>(array("rewards"), "rewards", cells, true),
+                                    choice ? nullptr : checked<float>(array("actions"), "actions", cells * engine.action_size(), true),
+                                    choice ? checked<int64_t>(array("actions"), "actions", cells, true) : nullptr,
                                     reinterpret_cast<uint8_t *>(checked<bool>(array("terminated"), "terminated", cells, true)),
                                     reinterpret_cast<uint8_t *>(checked<bool>(array("truncated"), "truncated", cells, true)),
                                     checked<double>(array("episode_returns"), "episode_returns", n, true),
@@ -133,7 +138,7 @@ class EnvLoop {
   }
 
   py::object keep_alive_, call_memory_ = py::none();
-  MujocoEngine &bound_;
+  EnvEngine &bound_;
   collect::Policy policy_;
   collect::Normalizer normalizer_{};
   int64_t n_parameters_;
@@ -153,7 +158,7 @@ std::unique_ptr<EnvLoop> make_loop(py::object engine, const std::vector<LayerTup
 }  // namespace
 
 void bind_collector(py::module_ &m) {
-  py::class_<EnvLoop>(m, "EnvLoop", "Policy and MujocoEngine in one loop; see xcfast/collector_native.py.")
+  py::class_<EnvLoop>(m, "EnvLoop", "Policy and EnvEngine in one loop; see xcfast/collector_native.py.")
       .def(py::init(&make_loop), py::kw_only(), py::arg("engine"), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"),
            py::arg("log_std"), py::arg("n_obs"), py::arg("n_parameters"), py::arg("low"), py::arg("high"), py::arg("scale"),
            py::arg("offset"), py::arg("normalizer"), py::arg("normalize"), py::arg("epsilon"), py::arg("clip"))

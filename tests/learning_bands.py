@@ -32,7 +32,7 @@ TESTED_SEEDS = (1, 2, 3)
 
 def score(env_id: str, seed: int, folder: Path) -> float:
     """Mean of the last three of a run's evaluations."""
-    keys = {"seed": seed, "env_seed": seed, "logger": "none", "test_episode": 10, **TASKS[env_id]}
+    keys = {"seed": seed, "env_seed": seed, "logger": "none", "test_episode": 10, "num_threads": 1, **TASKS[env_id]}
     keys |= {"eval_interval": keys["running_steps"] // 10, "log_dir": str(folder), "model_dir": str(folder)}
     summary = run(load_config(shipped_config(env_id), keys), quiet=True)
     with open(Path(summary.log_dir) / "learning_curve.csv", newline="") as file:

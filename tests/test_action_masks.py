@@ -370,7 +370,7 @@ def saved_places(monkeypatch):
         env.unwrapped._now()
 
     told = SimpleNamespace(state_supported=lambda env: True, get_state=get_state, set_state=set_state)
-    monkeypatch.setattr(env_slice, "mujoco_state", told)
+    monkeypatch.setattr(env_slice, "env_state", told)
 
 
 def test_a_resumed_run_ends_bit_identical(small, saved_places):

@@ -199,7 +199,7 @@ def hopper():
 def test_bits_do_not_depend_on(hopper, monkeypatch, variation):
     config, expected = hopper
     if "queues" in variation:
-        monkeypatch.setattr("xcfast.envs.mujoco._DRAWN_AHEAD", int(variation[10]))
+        monkeypatch.setattr("xcfast.envs.native._DRAWN_AHEAD", int(variation[10]))
     threads = next((n for n in (2, 5) if f"{n} threads" in variation), 1)
     setup = Setup(config, threads=threads, limit=12).lively()
     setup.collector.reset(3)
@@ -399,7 +399,7 @@ def test_evaluation_scores_are_the_torch_evaluators(small, monkeypatch, env_id, 
     Rounding of the actor moves the returns by little only while
     the physics are not chaotic, hence short episodes of simple tasks. 67 episodes are one after the other in one env.
     """
-    monkeypatch.setattr("xcfast.envs.mujoco._DRAWN_AHEAD", 3)
+    monkeypatch.setattr("xcfast.envs.native._DRAWN_AHEAD", 3)
     config = small(env_id=env_id, vectorize="MujocoVecEnv", test_episode=episodes, num_threads=2)
     setup = Setup(config).lively()
     native, reference = (

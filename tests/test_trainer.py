@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from xcfast import checkpoint as ckpt
+from xcfast import load_config
 from xcfast.config import ConfigError
 from xcfast.results import RunFolders
 from xcfast.running import run
@@ -115,7 +118,7 @@ def test_same_seed_same_run_and_evaluation_leaves_no_trace(small):
 
 
 @pytest.mark.parametrize("env_id", ["Ant-v4", "CartPole-v1"])
-@pytest.mark.parametrize("vectorize", ["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv"])
+@pytest.mark.parametrize("vectorize", ["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv", "ClassicControlVecEnv"])
 def test_every_kind_of_run_ends(small, env_id, vectorize):
     keys = {"policy": "Categorical_AC"} if env_id == "CartPole-v1" else {}
     config = small(
@@ -238,11 +241,33 @@ def test_logs_written_after_the_checkpoint_are_cut_back(small):
 
 
 def test_resuming_envs_without_saved_state_resets_them_and_says_so(small, capfd):
-    config = small(env_id="CartPole-v1", policy="Categorical_AC", running_steps=1024)
-    first = run(replace(config, running_steps=512), quiet=True)
-    resumed = run(config, resume=first.model_dir)
+    rewards = gymnasium.wrappers.ClipReward.wrapper_spec(min_reward=-1.0, max_reward=1.0)
+    gymnasium.register("Clipped-v0", entry_point=CartPoleEnv, additional_wrappers=(rewards,))
+    try:
+        config = small(env_id="Clipped-v0", policy="Categorical_AC", running_steps=1024)
+        first = run(replace(config, running_steps=512), quiet=True)
+        resumed = run(config, resume=first.model_dir)
+    finally:
+        del gymnasium.registry["Clipped-v0"]
     assert resumed.steps == 1024
     assert "all episodes start anew" in capfd.readouterr().out
+
+
+def test_short_run_of_classic_control_is_native_throughout(small, capfd):
+    """By default, from the configuration file to the evaluation; interrupted and resumed it is the same run."""
+    keys = {"representation_hidden_size": [16], "actor_hidden_size": [16], "critic_hidden_size": [16]}
+    keys |= {"running_steps": 5120, "eval_interval": 2560, "test_episode": 4, "device": "cpu", "logger": "none"}
+    defaults = small()
+    keys |= {"log_dir": defaults.log_dir, "model_dir": defaults.model_dir}
+    config = load_config(ROOT / "configs" / "cartpole.yaml", overrides=keys)
+    whole = run(config)
+    out = capfd.readouterr().out
+    assert "x ClassicControlVecEnv, " in out and "policy and physics in C++, all threads" in out
+    assert (whole.collector_backend, whole.learner_backend, whole.steps) == ("native", "native", 5120)
+    first = run(replace(config, running_steps=2560, end_factor_lr_decay=1.0), quiet=True)
+    resumed = run(replace(config, end_factor_lr_decay=1.0), resume=first.log_dir, quiet=True)
+    straight = run(replace(config, end_factor_lr_decay=1.0), quiet=True)
+    assert same(weights(straight.model_dir), weights(resumed.model_dir))
 
 
 def test_resume_names_what_is_wrong(small, tmp_path):

@@ -204,7 +204,7 @@ class Sync:
 
 def watch_parent(fd: int, parent_pid: int) -> None: ...
 
-# --- the native MuJoCo engine (csrc/bind_mujoco.cpp) ---
+# --- native environments (csrc/bind_envs.cpp, bind_mujoco.cpp, bind_classic.cpp) ---
 
 class ThreadPool:
     """Threads that share out independent tasks."""
@@ -214,32 +214,35 @@ class ThreadPool:
     def num_threads(self) -> int: ...
     def stop(self) -> None: ...
 
-class MujocoEngine:
-    """N environments of one task on one model; see xcfast/envs/mujoco_engine.py."""
+class EnvEngine:
+    """N environments of one kind; see xcfast/envs/native.py."""
 
-    def __init__(
-        self,
-        task: str,
-        setup: dict[str, Any],
-        api: dict[str, int],
-        config: dict[str, int],
-        simulations: list[dict[str, int]],
-        arrays: dict[str, Any],
-        pool: ThreadPool,
-        keep_alive: object,
-    ) -> None: ...
     def step(self, autoreset: bool) -> int: ...
     def reset(self, indices: Sequence[int]) -> None: ...
+
+def mujoco_engine(
+    task: str,
+    setup: dict[str, Any],
+    api: dict[str, int],
+    config: dict[str, int],
+    simulations: list[dict[str, int]],
+    arrays: dict[str, Any],
+    pool: ThreadPool,
+    keep_alive: object,
+) -> EnvEngine: ...
+def classic_engine(
+    task: str, values: dict[str, float], config: dict[str, int], arrays: dict[str, Any], pool: ThreadPool
+) -> EnvEngine: ...
 
 # --- policy and physics in one loop (csrc/bind_collector.cpp) ---
 
 class EnvLoop:
-    """Policy and MujocoEngine in one loop; see xcfast/collector_native.py."""
+    """Policy and EnvEngine in one loop; see xcfast/collector_native.py."""
 
     def __init__(
         self,
         *,
-        engine: MujocoEngine,
+        engine: EnvEngine,
         layers: Sequence[tuple[int, int, int, int, int, int]],
         actor_head: int,
         critic_head: int,

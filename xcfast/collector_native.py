@@ -1,4 +1,4 @@
-"""NativeCollector: policy and physics in one C++ call, for MujocoVecEnv and Gaussian policies without LayerNorm."""
+"""NativeCollector: policy and physics in one C++ call, for the native envs and policies without LayerNorm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from xcfast.collector import ActionNoise
 from xcfast.distributed import ALONE, Ranks
-from xcfast.envs import MujocoVecEnv
+from xcfast.envs import ClassicControlVecEnv, MujocoVecEnv, NativeVecEnv
 from xcfast.learner_native import network_spec, unknown_modules
 from xcfast.policy import GaussianActor
 from xcfast.rollout import EPISODE_DTYPE
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
     """Why native code cannot run this policy in these envs, as a phrase; None if it can."""
-    if type(envs) is not MujocoVecEnv:
-        return f"it steps MujocoVecEnv; these environments are {type(envs).__name__}"
-    if not isinstance(policy.actor, GaussianActor):
-        return "it samples Gaussian policies; this one is Categorical"
+    if type(envs) not in (MujocoVecEnv, ClassicControlVecEnv):
+        return f"it steps MujocoVecEnv and ClassicControlVecEnv; these environments are {type(envs).__name__}"
     if any(p.dtype != torch.float32 for p in policy.parameters()):
         return "the weights are not float32"
     unknown = unknown_modules(policy)
@@ -40,14 +38,14 @@ class EnvLoop:
         envs: all calls go through it, so that one Python thread at a time steps the envs.
         policy: its weights are read, from whatever device they are on, at the start of each call.
         normalizer: of the observations.
-        action_map: for a Box.
+        action_map: of the envs' action space.
 
     Raises:
         ValueError: native code cannot serve; see ``reason_not_native``.
     """
 
     def __init__(
-        self, envs: MujocoVecEnv, policy: ActorCritic, normalizer: ObservationNormalizer, action_map: ActionMap
+        self, envs: NativeVecEnv, policy: ActorCritic, normalizer: ObservationNormalizer, action_map: ActionMap
     ) -> None:
         reason = reason_not_native(envs, policy)
         if reason is not None:
@@ -58,13 +56,14 @@ class EnvLoop:
         self._policy = policy
         self._normalizer = normalizer
         self._weights = _Mirror(policy)
+        bounds = ((), ()) if action_map.discrete else (action_map.low.ravel(), action_map.high.ravel())
         mapping = (action_map.scale, action_map.offset) if action_map.rescales else ((), ())
         self._core = _core.EnvLoop(
             engine=envs.engine,
             **network_spec(policy, self._weights),
             n_parameters=self._weights.array.size,
-            low=action_map.low.ravel(),
-            high=action_map.high.ravel(),
+            low=bounds[0],
+            high=bounds[1],
             scale=np.ravel(mapping[0]),
             offset=np.ravel(mapping[1]),
             normalizer=normalizer.memory(),
@@ -112,12 +111,15 @@ class EnvLoop:
     def _load(self) -> None:
         self._weights.refresh()
         actor = self._policy.actor
-        assert isinstance(actor, GaussianActor)
-        self._core.load(self._weights.array, actor.logstd.exp().cpu().numpy())
+        deviation = actor.logstd.exp().cpu().numpy() if isinstance(actor, GaussianActor) else np.empty(0, np.float32)
+        self._core.load(self._weights.array, deviation)
 
 
 class NativeCollector:
-    """Collects with a MujocoVecEnv in one C++ call on the envs' threads; ``TorchCollector`` is its reference.
+    """Collects with a native vector env in one C++ call on its threads; ``TorchCollector`` is its reference.
+
+    Outputs of the network differ from torch's by rounding. A Gaussian action differs as little; a Categorical one is
+    the same but where the noise lies as near to a cumulative probability as rounding moves it.
 
     Each thread takes its envs through all steps without waiting for the others. The result does not depend on the
     number of threads, nor on how a rollout is divided into calls. State is interchangeable with ``TorchCollector``'s.
@@ -135,7 +137,7 @@ class NativeCollector:
         env_offset: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
-        assert isinstance(envs, MujocoVecEnv)
+        assert isinstance(envs, NativeVecEnv)
         self.envs = envs
         self.policy = policy
         self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset)

@@ -68,9 +68,10 @@ class Config:
     )
     env_id: str = key("Ant-v4", "Gymnasium id of the task")
     env_seed: int = key(1, "environment i is seeded with env_seed + i", low=0, high=_MAX_SEED)
-    vectorize: Literal["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv"] = key(
+    vectorize: Literal["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv", "ClassicControlVecEnv"] = key(
         "SubprocVecEnv",
-        "step the environments one after the other, in worker processes, or (MuJoCo tasks) in native threads",
+        "step the environments one after the other, in worker processes, or (Gymnasium's MuJoCo and classic control "
+        "tasks) in native threads",
         aliases={"Dummy_Gym": "DummyVecEnv", "Subproc_Gym": "SubprocVecEnv"},
         refused={
             **dict.fromkeys(("Dummy_Atari", "Subproc_Atari"), "Atari is not supported"),
@@ -166,7 +167,7 @@ class Config:
 
     # Speed
     collector_backend: Literal["auto", "torch", "native"] = key(
-        "auto", "engine that collects rollouts and evaluates; native needs MujocoVecEnv and policy Gaussian_AC"
+        "auto", "engine that collects rollouts and evaluates; native needs MujocoVecEnv or ClassicControlVecEnv"
     )
     learner_backend: Literal["auto", "torch", "native"] = key(
         "auto", "engine that updates the weights; native runs on the CPU, without LayerNorm"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from xcfast.collector_native import EnvLoop, reason_not_native
-from xcfast.envs import MujocoVecEnv, make_envs
+from xcfast.envs import NativeVecEnv, make_envs
 
 if TYPE_CHECKING:
     from xcfast.config import Config
@@ -116,8 +116,9 @@ class Evaluator:
 
     def _use(self, envs: VecEnv) -> VecEnv:
         self._envs = envs
-        wanted = self._config.collector_backend != "torch" and self._render_mode is None
-        if wanted and isinstance(envs, MujocoVecEnv) and reason_not_native(envs, self._policy) is None:
+        config = self._config
+        wanted = config.collector_backend != "torch" and self._render_mode is None and not config.use_actions_mask
+        if wanted and isinstance(envs, NativeVecEnv) and reason_not_native(envs, self._policy) is None:
             self._loop = EnvLoop(envs, self._policy, self._normalizer, self._action_map)
         return envs
 

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from xcfast.distributed import ALONE, Ranks
-from xcfast.envs import MujocoVecEnv, SubprocVecEnv, available_cpus, make_env_fn
+from xcfast.envs import NativeVecEnv, SubprocVecEnv, available_cpus, make_env_fn
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 
 if TYPE_CHECKING:
@@ -110,9 +110,11 @@ def describe(config: Config, mode: str) -> str:
     chosen = {"auto": "native where it can serve, else torch"}
     collector = chosen.get(config.collector_backend, config.collector_backend)
     learner = chosen.get(config.learner_backend, config.learner_backend)
+    native = f", {config.num_threads or available_cpus()} threads"
     workers = {
         "SubprocVecEnv": f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes",
-        "MujocoVecEnv": f", {config.num_threads or available_cpus()} threads",
+        "MujocoVecEnv": native,
+        "ClassicControlVecEnv": native,
     }
     engines = (config.vectorize + workers.get(config.vectorize, ""), collector, learner)
     return _table(_rows(config, mode, policy, action_map, resolve_device(config), shapes, engines))
@@ -125,7 +127,7 @@ def start_table(config: Config, mode: str, parts: RunParts, folders: RunFolders,
     kind = type(envs).__name__
     if isinstance(envs, SubprocVecEnv):
         kind += f", {envs.num_workers} worker processes"
-    elif isinstance(envs, MujocoVecEnv):
+    elif isinstance(envs, NativeVecEnv):
         kind += f", {envs.num_threads} threads"
     collector = f"{parts.collector.name} ({parts.collector_reason})"
     learner = f"{parts.learner.name} ({parts.learner_reason})"

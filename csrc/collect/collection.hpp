@@ -1,4 +1,4 @@
-// Steps [begin, end) of a rollout of a MujocoVecEnv: each env through all of them, without a barrier between threads.
+// Steps [begin, end) of a rollout: each env through all of them, without a barrier between threads.
 #pragma once
 
 #include <algorithm>
@@ -7,30 +7,24 @@
 
 #include "collect/actor.hpp"
 #include "collect/schedule.hpp"
-#include "kernels/random.hpp"
+#include "envs/engine.hpp"
 #include "kernels/rollout.hpp"
-#include "mujoco/engine.hpp"
 
 namespace xc::collect {
 
 // Memory of xcfast.Rollout.
 struct RolloutRows {
-  float *obs, *actions, *rewards;       // [T, N, D], [T, N, A], [T, N]
+  float *obs, *rewards;                 // [T, N, D], [T, N]
+  float *actions;                       // [T, N, A], a Gaussian policy's samples; or
+  int64_t *choices;                     // [T, N], a Categorical policy's
   uint8_t *terminated, *truncated;      // [T, N]
   double *episode_returns;              // [N], running
   int64_t *episode_lengths;
 };
 
-// xcfast.collector.ActionNoise.
-struct Noise {
-  uint64_t seed;
-  int64_t env_offset;
-  int64_t *counters;  // [N]
-};
-
 class Collection {
  public:
-  Collection(mujoco::Engine &engine, const Policy &policy, const Normalizer &normalizer, const RolloutRows &rollout, const Noise &noise,
+  Collection(envs::Engine &engine, const Policy &policy, const Normalizer &normalizer, const RolloutRows &rollout, const Noise &noise,
              int64_t begin, int64_t end, int num_threads)
       : engine_(engine),
         policy_(policy),
@@ -92,13 +86,13 @@ class Collection {
   Progress advance(int64_t index, Actor &actor) {
     const auto [begin, end] = schedule_[index];
     Block &block = blocks_[size_t(index)];
-    const mujoco::Guard guard(engine_.api());
+    const envs::Engine::Guard guard(engine_);
     for (int64_t turn = 0; turn <= kTurn; ++turn) {
       for (int64_t env = begin; env < end; ++env) {
         if (!waiting_[size_t(env)]) continue;
-        const mujoco::Status status = engine_.reset_one(env);
-        if (status == mujoco::Status::kNeedsReset) return Progress::kWaits;
-        if (status == mujoco::Status::kFailed) return Progress::kFailed;
+        const envs::Status status = engine_.reset_one(env);
+        if (status == envs::Status::kNeedsReset) return Progress::kWaits;
+        if (status == envs::Status::kFailed) return Progress::kFailed;
         waiting_[size_t(env)] = false;
       }
       if (block.step == end_) return Progress::kDone;
@@ -115,30 +109,29 @@ class Collection {
     const int64_t first = block.step * num_envs + begin, rows = end - begin;
     float *obs = rollout_.obs + first * dim;
     normalizer_.track(engine_.obs(begin), begin, rows, dim, obs);
-    actor.forward(policy_.weights, obs, rows, actor.means.data());
-    gaussian_noise_unchecked(noise_.seed, noise_.env_offset + begin, noise_.counters + begin, rows, width, actor.noise.data());
+    actor.forward(policy_.weights, obs, rows, actor.outputs.data());
+    actor.draw(noise_, begin, rows);
     for (int64_t row = 0; row < rows; ++row) {
-      const float *mean = actor.means.data() + row * width, *noise = actor.noise.data() + row * width;
-      float *sample = rollout_.actions + (first + row) * width;
-      for (int64_t a = 0; a < width; ++a) sample[a] = mean[a] + policy_.deviation[size_t(a)] * noise[a];
-      policy_.action_map(sample, actor.action.data());
-      ++noise_.counters[begin + row];
-      const mujoco::Step step = engine_.step_one(begin + row, actor.action.data());
-      if (step.status == mujoco::Status::kFailed) return false;
+      if (policy_.categorical())
+        actor.sample(policy_, row, rollout_.choices + first + row);
+      else
+        actor.sample(policy_, row, rollout_.actions + (first + row) * width);
+      const envs::Step step = engine_.step_one(begin + row, actor.action.data());
+      if (step.status == envs::Status::kFailed) return false;
       store(block, begin + row, step);
     }
     return true;
   }
 
-  void store(Block &block, int64_t env, const mujoco::Step &step) {
+  void store(Block &block, int64_t env, const envs::Step &step) {
     const int64_t place = block.step * engine_.num_envs() + env, dim = engine_.obs_size();
     rollout_.rewards[place] = float(step.reward);
     rollout_.terminated[place] = step.terminated;
     rollout_.truncated[place] = step.truncated;
     rollout_.episode_returns[env] += step.reward;
     ++rollout_.episode_lengths[env];
-    if (step.status == mujoco::Status::kRunning) return;
-    waiting_[size_t(env)] = step.status == mujoco::Status::kNeedsReset;
+    if (step.status == envs::Status::kRunning) return;
+    waiting_[size_t(env)] = step.status == envs::Status::kNeedsReset;
     block.episodes.push_back({block.step, env, rollout_.episode_returns[env], rollout_.episode_lengths[env]});
     rollout_.episode_returns[env] = 0;
     rollout_.episode_lengths[env] = 0;
@@ -148,7 +141,7 @@ class Collection {
     normalizer_.apply(engine_.final_obs(env), 1, dim, block.final_obs.data() + block.final_obs.size() - size_t(dim));
   }
 
-  mujoco::Engine &engine_;
+  envs::Engine &engine_;
   const Policy &policy_;
   const Normalizer normalizer_;
   const RolloutRows rollout_;

@@ -1,4 +1,4 @@
-// Episodes with the policy's most likely actions and frozen statistics, the same number in every env of a MujocoVecEnv.
+// Episodes with the policy's most likely actions and frozen statistics, the same number in every env.
 #pragma once
 
 #include <algorithm>
@@ -7,14 +7,14 @@
 
 #include "collect/actor.hpp"
 #include "collect/schedule.hpp"
-#include "mujoco/engine.hpp"
+#include "envs/engine.hpp"
 
 namespace xc::collect {
 
 class Evaluation {
  public:
   // quota: episodes of each env.
-  Evaluation(mujoco::Engine &engine, const Policy &policy, const Normalizer &normalizer, int64_t quota, int num_threads)
+  Evaluation(envs::Engine &engine, const Policy &policy, const Normalizer &normalizer, int64_t quota, int num_threads)
       : engine_(engine),
         policy_(policy),
         normalizer_(normalizer),
@@ -40,13 +40,13 @@ class Evaluation {
   static constexpr int64_t kTurn = 16;  // steps
 
   Progress advance(const Schedule::Block &block, Actor &actor) {
-    const mujoco::Guard guard(engine_.api());
+    const envs::Engine::Guard guard(engine_);
     for (int64_t turn = 0; turn < kTurn; ++turn) {
       for (int64_t env = block.begin; env < block.end; ++env) {
         if (!waiting_[size_t(env)] || done(env)) continue;
-        const mujoco::Status status = engine_.reset_one(env);
-        if (status == mujoco::Status::kNeedsReset) return Progress::kWaits;
-        if (status == mujoco::Status::kFailed) return Progress::kFailed;
+        const envs::Status status = engine_.reset_one(env);
+        if (status == envs::Status::kNeedsReset) return Progress::kWaits;
+        if (status == envs::Status::kFailed) return Progress::kFailed;
         waiting_[size_t(env)] = false;
       }
       const Progress progress = step(block, actor);
@@ -57,21 +57,21 @@ class Evaluation {
 
   // One step of the block's envs that are not done.
   Progress step(const Schedule::Block &block, Actor &actor) {
-    const int64_t dim = engine_.obs_size(), width = engine_.action_size();
+    const int64_t dim = engine_.obs_size(), width = policy_.network.action_size();
     int64_t rows = 0;
     for (int64_t env = block.begin; env < block.end; ++env)
       if (!done(env)) normalizer_.apply(engine_.obs(env), 1, dim, actor.obs.data() + rows++ * dim);
     if (rows == 0) return Progress::kDone;
-    actor.forward(policy_.weights, actor.obs.data(), rows, actor.means.data());
-    const float *mean = actor.means.data();
+    actor.forward(policy_.weights, actor.obs.data(), rows, actor.outputs.data());
+    const float *output = actor.outputs.data();
     for (int64_t env = block.begin; env < block.end; ++env) {
       if (done(env)) continue;
-      policy_.action_map(mean, actor.action.data());
-      mean += width;
-      const mujoco::Step step = engine_.step_one(env, actor.action.data());
-      if (step.status == mujoco::Status::kFailed) return Progress::kFailed;
-      if (step.status == mujoco::Status::kRunning) continue;
-      waiting_[size_t(env)] = step.status == mujoco::Status::kNeedsReset;
+      policy_.mode(output, actor.action.data());
+      output += width;
+      const envs::Step step = engine_.step_one(env, actor.action.data());
+      if (step.status == envs::Status::kFailed) return Progress::kFailed;
+      if (step.status == envs::Status::kRunning) continue;
+      waiting_[size_t(env)] = step.status == envs::Status::kNeedsReset;
       scores_[size_t(env * quota_ + finished_[size_t(env)]++)] = engine_.rows().finished_returns[env];
     }
     return Progress::kGoesOn;
@@ -79,7 +79,7 @@ class Evaluation {
 
   bool done(int64_t env) const { return finished_[size_t(env)] == quota_; }
 
-  mujoco::Engine &engine_;
+  envs::Engine &engine_;
   const Policy &policy_;
   const Normalizer normalizer_;
   const int64_t quota_;

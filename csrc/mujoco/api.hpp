@@ -22,59 +22,52 @@ struct Api {
   void (*set_warning_handler)(TextHandler) = nullptr;
 };
 
-// While it lives, errors of MuJoCo on this thread jump to where `caught` was asked last, instead of ending the process, and warnings
-// are not printed and written into MUJOCO_LOG.TXT (they are counted in mjData).
+// Between catch_errors and release_errors, errors of MuJoCo on this thread jump to where XC_MUJOCO_CAUGHT was asked last, instead of
+// ending the process, and warnings are not printed and written into MUJOCO_LOG.TXT (they are counted in mjData).
 //
-//   Guard guard(api);
-//   if (XC_MUJOCO_CAUGHT) { ... guard.message() ... } else { calls of MuJoCo, no destructors }
-class Guard {
- public:
-  explicit Guard(const Api &api) : api_(api) {
-    if (api_.set_log_handler) previous_ = api_.set_log_handler(&on_log);
-    if (api_.set_error_handler) api_.set_error_handler(&on_error);
-    if (api_.set_warning_handler) api_.set_warning_handler(&on_warning);
-  }
-  ~Guard() {
-    if (api_.set_log_handler) api_.set_log_handler(previous_);
-    if (api_.set_error_handler) api_.set_error_handler(nullptr);
-    if (api_.set_warning_handler) api_.set_warning_handler(nullptr);
-  }
-  Guard(const Guard &) = delete;
-  Guard &operator=(const Guard &) = delete;
-
-  static jmp_buf &target() { return here().target; }
-  static const char *message() { return here().message; }
-
- private:
-  struct Here {
-    jmp_buf target;
-    char message[512];
-  };
-  static Here &here() {
-    static thread_local Here state;
-    return state;
-  }
-
-  [[noreturn]] static void on_error(const char *message) {
-    Here &state = here();
-    std::snprintf(state.message, sizeof state.message, "%s", message ? message : "");
-    longjmp(state.target, 1);
-  }
-  static void on_warning(const char *) {}
-  static void on_log(const void *message) {
-    struct Head {  // of mjLogMessage
-      int level, topic;
-      char subject[1024];
-    };
-    constexpr int kError = 3;
-    const auto *head = static_cast<const Head *>(message);
-    if (head->level >= kError) on_error(head->subject);
-  }
-
-  const Api &api_;
-  Api::LogHandler previous_ = nullptr;
+//   if (XC_MUJOCO_CAUGHT) { ... message() ... } else { calls of MuJoCo, no destructors }
+struct Net {
+  jmp_buf target;
+  char message[512];
+  Api::LogHandler previous;
 };
 
-#define XC_MUJOCO_CAUGHT (_setjmp(::xc::mujoco::Guard::target()) != 0)
+inline Net &net() {
+  static thread_local Net here;
+  return here;
+}
+
+// Of the error that was caught last on this thread.
+inline const char *message() { return net().message; }
+
+[[noreturn]] inline void on_error(const char *message) {
+  Net &here = net();
+  std::snprintf(here.message, sizeof here.message, "%s", message ? message : "");
+  longjmp(here.target, 1);
+}
+inline void on_warning(const char *) {}
+inline void on_log(const void *message) {
+  struct Head {  // of mjLogMessage
+    int level, topic;
+    char subject[1024];
+  };
+  constexpr int kError = 3;
+  const auto *head = static_cast<const Head *>(message);
+  if (head->level >= kError) on_error(head->subject);
+}
+
+inline void catch_errors(const Api &api) {
+  if (api.set_log_handler) net().previous = api.set_log_handler(&on_log);
+  if (api.set_error_handler) api.set_error_handler(&on_error);
+  if (api.set_warning_handler) api.set_warning_handler(&on_warning);
+}
+
+inline void release_errors(const Api &api) {
+  if (api.set_log_handler) api.set_log_handler(net().previous);
+  if (api.set_error_handler) api.set_error_handler(nullptr);
+  if (api.set_warning_handler) api.set_warning_handler(nullptr);
+}
+
+#define XC_MUJOCO_CAUGHT (_setjmp(::xc::mujoco::net().target) != 0)
 
 }  // namespace xc::mujoco

@@ -26,8 +26,8 @@ class InvertedDoublePendulum : public Task {
   int64_t obs_size() const override { return 1 + 2 * (nq_ - 1) + nv_ + (v5_ ? 1 : nv_); }
   void observe(const Fields &f, double *obs) const override {
     obs = copy(obs, f.qpos, 1);
-    setup_.numpy.sines(f.qpos + 1, nq_ - 1, obs);
-    setup_.numpy.cosines(f.qpos + 1, nq_ - 1, obs + (nq_ - 1));
+    setup_.numpy.sin(f.qpos + 1, nq_ - 1, obs);
+    setup_.numpy.cos(f.qpos + 1, nq_ - 1, obs + (nq_ - 1));
     obs = clipped(obs + 2 * (nq_ - 1), f.qvel, nv_, -10, 10);
     clipped(obs, f.qfrc_constraint, v5_ ? 1 : nv_, -10, 10);
   }

@@ -16,8 +16,8 @@ class Reacher : public Task {
 
   int64_t obs_size() const override { return 4 + (nq_ - 2) + 2 + (v5_ ? 2 : 3); }
   void observe(const Fields &f, double *obs) const override {
-    setup_.numpy.cosines(f.qpos, 2, obs);
-    setup_.numpy.sines(f.qpos, 2, obs + 2);
+    setup_.numpy.cos(f.qpos, 2, obs);
+    setup_.numpy.sin(f.qpos, 2, obs + 2);
     obs = copy(copy(obs + 4, f.qpos + 2, nq_ - 2), f.qvel, 2);
     for (int k = 0; k < (v5_ ? 2 : 3); ++k) obs[k] = f.xpos[fingertip_ + k] - f.xpos[target_ + k];
   }

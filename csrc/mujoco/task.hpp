@@ -5,11 +5,14 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 
-#include "mujoco/numerics.hpp"
+#include "envs/engine.hpp"
+#include "envs/numerics.hpp"
+#include "envs/values.hpp"
 
 namespace xc::mujoco {
+
+using envs::all_finite, envs::clip, envs::Numpy, envs::Outcome, envs::pairwise_sum, envs::pow2, envs::sum_of_squares;
 
 // Arrays of one mjData.
 struct Fields {
@@ -24,20 +27,11 @@ struct Setup {
   double dt = 0;             // seconds per environment step
   bool v5 = false;
   Numpy numpy;
-  std::unordered_map<std::string, double> values;
+  envs::Values values;
 
-  double operator[](const char *name) const {
-    const auto found = values.find(name);
-    if (found == values.end()) throw std::invalid_argument("values must have " + std::string(name));
-    return found->second;
-  }
-  bool flag(const char *name) const { return (*this)[name] != 0; }
-  int64_t index(const char *name) const { return static_cast<int64_t>((*this)[name]); }
-};
-
-struct Outcome {
-  double reward;
-  bool terminated;
+  double operator[](const char *name) const { return values[name]; }
+  bool flag(const char *name) const { return values.flag(name); }
+  int64_t index(const char *name) const { return values.index(name); }
 };
 
 // Parts of the reward, for the infos; those that a task does not have stay untouched.

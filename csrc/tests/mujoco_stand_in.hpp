@@ -1,5 +1,5 @@
 // A stand-in for MuJoCo's functions, for tests without Python and without MuJoCo: a cart whose speed is its control, that warns and fails
-// when told to. A World is N of them in an engine, as inverted pendulums with a time limit.
+// when told to. A World is N of them in an engine, as inverted pendulums with a time limit; a ClassicWorld is N cart poles.
 #pragma once
 
 #include <cstdio>
@@ -9,7 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "mujoco/engine.hpp"
+#include "classic/models.hpp"
+#include "mujoco/simulations.hpp"
 #include "mujoco/tasks.hpp"
 
 #define CHECK(condition)                                                            \
@@ -23,6 +24,8 @@
 namespace xc::testing {
 
 using namespace xc::mujoco;
+using envs::Engine, envs::Rows, envs::Status, envs::Step;
+using Guard = envs::Engine::Guard;
 
 constexpr int64_t kNq = 2, kNv = 2, kNu = 1, kCapacity = 3;
 
@@ -60,11 +63,36 @@ inline void stand_in_step(const void *, void *d) {
 inline void stand_in_forward(const void *, void *) {}
 inline void stand_in_reset(const void *, void *d) { *static_cast<Data *>(d) = Data{}; }
 
-struct World {
-  explicit World(int64_t n, int64_t limit) : data(n), obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n),
-        terminated(n), truncated(n), lengths(n), finished_lengths(n), elapsed(n), draws(n * kCapacity * (kNq + kNv)), drawn(n), used(n),
-        terms(n), warning_counts(n * kWarnings) {
-    Engine::Config config;
+// What an engine of n envs writes into; all have four numbers to observe and to draw.
+struct Memory {
+  explicit Memory(int64_t n)
+      : obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n), terminated(n), truncated(n), lengths(n),
+        finished_lengths(n), elapsed(n), draws(n * kCapacity * 4), drawn(n), used(n) {}
+
+  Rows rows() {
+    return {obs.data(),    final_obs.data(),        rewards.data(),          terminated.data(), truncated.data(), returns.data(),
+            lengths.data(), finished_returns.data(), finished_lengths.data(), elapsed.data(),    draws.data(),     drawn.data(),
+            used.data()};
+  }
+
+  void fill(int64_t i) {
+    for (int64_t k = 0; k < kCapacity * 4; ++k) draws[i * kCapacity * 4 + k] = 0.001 * static_cast<double>(k);
+    used[i] = 0;
+    drawn[i] = kCapacity;
+  }
+
+  std::vector<double> obs, final_obs, rewards, returns, finished_returns;
+  std::vector<uint8_t> terminated, truncated;
+  std::vector<int64_t> lengths, finished_lengths, elapsed;
+  std::vector<double> draws;
+  std::vector<int64_t> drawn, used;
+  std::unique_ptr<Engine> engine;
+};
+
+struct World : Memory {
+  World(int64_t n, int64_t limit) : Memory(n), data(n), terms(n), warning_counts(n * kWarnings) {
+    static_assert(kNq + kNv == 4);
+    Simulations::Config config;
     config.api.step = &stand_in_step;
     config.api.forward = &stand_in_forward;
     config.api.reset_data = &stand_in_reset;
@@ -74,10 +102,10 @@ struct World {
     config.nv = kNv;
     config.nu = kNu;
     config.frame_skip = 2;
-    config.max_episode_steps = limit;
-    config.draws_capacity = kCapacity;
     config.num_warnings = 4;
     config.warning_stride = 2 * sizeof(int);
+    config.terms = terms.data();
+    config.warning_counts = warning_counts.data();
     std::vector<Simulation> simulations(n);
     for (int64_t i = 0; i < n; ++i) {
       Simulation &sim = simulations[i];
@@ -97,34 +125,35 @@ struct World {
     setup.nu = kNu;
     setup.dt = 0.02;
     setup.v5 = true;
-    const Rows rows{obs.data(), final_obs.data(), rewards.data(), terminated.data(), truncated.data(), returns.data(), lengths.data(),
-                    finished_returns.data(), finished_lengths.data(), elapsed.data(), draws.data(), drawn.data(), used.data(),
-                    terms.data(), warning_counts.data()};
-    engine = std::make_unique<Engine>(config, make_task("InvertedPendulum", setup), simulations, rows);
-  }
-
-  void fill(int64_t i) {
-    for (int64_t k = 0; k < kCapacity * (kNq + kNv); ++k) draws[i * kCapacity * (kNq + kNv) + k] = 0.001 * static_cast<double>(k);
-    used[i] = 0;
-    drawn[i] = kCapacity;
+    auto dynamics = std::make_unique<Simulations>(config, make_task("InvertedPendulum", setup), simulations);
+    engine = std::make_unique<Engine>(Engine::Config{limit, kCapacity}, std::move(dynamics), rows());
   }
 
   std::vector<Data> data;
-  std::vector<double> obs, final_obs, rewards, returns, finished_returns;
-  std::vector<uint8_t> terminated, truncated;
-  std::vector<int64_t> lengths, finished_lengths, elapsed;
-  std::vector<double> draws;
-  std::vector<int64_t> drawn, used;
   std::vector<Terms> terms;
   std::vector<int64_t> warning_counts;
-  std::unique_ptr<Engine> engine;
 };
 
-inline void reset_all(World &world) {
+struct ClassicWorld : Memory {
+  ClassicWorld(int64_t n, int64_t limit) : Memory(n), states(4 * n) {
+    const envs::Values values{{{"gravity", 9.8}, {"masspole", 0.1}, {"total_mass", 1.1}, {"length", 0.5}, {"polemass_length", 0.05},
+                               {"force_mag", 10}, {"tau", 0.02}, {"euler", 1}, {"theta_threshold_radians", 0.2}, {"x_threshold", 2.4},
+                               {"sutton_barto_reward", 0}}};
+    engine = classic::with_model("CartPole", values, envs::Numpy{}, [&](const auto &model) {
+      using Model = std::decay_t<decltype(model)>;
+      auto dynamics = std::make_unique<classic::Control<Model>>(model, states.data(), n);
+      return std::make_unique<Engine>(Engine::Config{limit, kCapacity}, std::move(dynamics), rows());
+    });
+  }
+
+  std::vector<double> states;
+};
+
+inline void reset_all(Memory &world) {
   Engine &engine = *world.engine;
   for (int64_t i = 0; i < engine.num_envs(); ++i) {
     world.fill(i);
-    Guard guard(engine.api());
+    Guard guard(engine);
     CHECK(engine.reset_one(i) == Status::kDone);
   }
 }

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.wrappers import ClipReward
 
 from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv, VecEnv, make_env_fn
 
@@ -65,7 +66,7 @@ def test_goes_on_bit_for_bit(env_id: str) -> None:
 
 
 def test_state_errors() -> None:
-    cartpole = DummyVecEnv([make_env_fn("CartPole-v1")])
+    cartpole = DummyVecEnv([lambda: ClipReward(make_env_fn("CartPole-v1")(), -1.0, 1.0)])
     cartpole.reset(seed=0)
     assert not cartpole.state_supported
     with pytest.raises(EnvError, match="CartPole-v1 cannot be saved"):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from xcfast.envs import MujocoVecEnv, make_env_fn
-from xcfast.envs.registration import NATIVE_IDS
+from xcfast.envs.registration import MUJOCO_IDS
 
 # Pusher-v4 refuses MuJoCo 3 and later.
-IDS = [env_id for env_id in NATIVE_IDS if env_id != "Pusher-v4"]
+IDS = [env_id for env_id in MUJOCO_IDS if env_id != "Pusher-v4"]
 # numpy takes these tasks' norms from its BLAS, whose order of operations depends on the CPU.
 NORM_IDS = {"Reacher-v4", "Reacher-v5", "Pusher-v5"}
 

@@ -25,12 +25,12 @@ from xcfast.envs import (
     make_env_fn,
     make_envs,
     make_native_or_subproc,
-    mujoco_check,
-    mujoco_notice,
+    native_check,
+    native_notice,
 )
-from xcfast.envs.registration import NATIVE_IDS
+from xcfast.envs.registration import MUJOCO_IDS
 
-IDS = [env_id for env_id in NATIVE_IDS if env_id != "Pusher-v4"]
+IDS = [env_id for env_id in MUJOCO_IDS if env_id != "Pusher-v4"]
 NUM_ENVS = 3
 
 
@@ -312,7 +312,7 @@ def test_what_is_not_native(env_id: str, kwargs: dict[str, Any], reason: str, ca
         with pytest.raises(NotNativeError, match=reason):
             MujocoVecEnv(env_id, 2, **kwargs)
         if kwargs.get("render_mode") != "human":
-            envs = make_native_or_subproc("Pendulum-v1", 2, num_workers=1)
+            envs = make_native_or_subproc("Pendulum-v1", 2, num_workers=1, kind=MujocoVecEnv)
             assert isinstance(envs, SubprocVecEnv) and envs.num_envs == 2
             envs.close()
             lines = capsys.readouterr().err.splitlines()
@@ -333,7 +333,7 @@ def test_callbacks_into_python_are_not_native() -> None:
 def test_a_difference_from_gymnasium_falls_back(monkeypatch: Any, capsys: Any) -> None:
     control_cost = SwimmerEnv.control_cost
     monkeypatch.setattr(SwimmerEnv, "control_cost", lambda self, action: control_cost(self, action) + 0.25)
-    monkeypatch.setattr(mujoco_check, "_VERDICTS", {})
+    monkeypatch.setattr(native_check, "_VERDICTS", {})
     config = SimpleNamespace(env_id="Swimmer-v5", vectorize="MujocoVecEnv", parallels=2, num_workers=1)
     for _ in range(2):  # the verdict is kept
         envs = make_envs(config)
@@ -352,12 +352,14 @@ def test_make_envs() -> None:
 
 
 def test_who_asks_for_the_serial_loop_hears_of_it_once(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(mujoco_notice, "_said", set())
-    for env_id in ("Hopper-v4", "Hopper-v4", "CartPole-v1"):
+    monkeypatch.setattr(native_notice, "_said", set())
+    gymnasium.register("Tilted-v0", entry_point=Tilted)
+    for env_id in ("Hopper-v4", "Hopper-v4", "Tilted-v0"):
         config = SimpleNamespace(env_id=env_id, vectorize="DummyVecEnv", parallels=2, num_workers=0)
         envs = make_envs(config)
         assert type(envs) is DummyVecEnv
         envs.close()
+    del gymnasium.registry["Tilted-v0"]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     found = re.match(

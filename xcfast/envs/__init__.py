@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Any
 from xcfast.envs.registration import register
 
 if TYPE_CHECKING:
+    from xcfast.envs.classic import ClassicControlVecEnv
     from xcfast.envs.cpus import available_cpus
     from xcfast.envs.dummy import DummyVecEnv
-    from xcfast.envs.errors import EnvError, SimulationError, WorkerDiedError, WorkerError, WorkerTimeoutError
+    from xcfast.envs.errors import (
+        EnvError,
+        NotNativeError,
+        SimulationError,
+        WorkerDiedError,
+        WorkerError,
+        WorkerTimeoutError,
+    )
     from xcfast.envs.make import make_env_fn, make_envs, make_native_or_subproc
     from xcfast.envs.mujoco import MujocoVecEnv
-    from xcfast.envs.mujoco_tasks import NotNativeError
+    from xcfast.envs.native import NativeVecEnv
     from xcfast.envs.subproc import SubprocVecEnv
     from xcfast.envs.vec_env import VecEnv, check_spaces
 
 _MODULE_OF = {
+    "ClassicControlVecEnv": "classic",
     "DummyVecEnv": "dummy",
     "EnvError": "errors",
     "MujocoVecEnv": "mujoco",
-    "NotNativeError": "mujoco_tasks",
+    "NativeVecEnv": "native",
+    "NotNativeError": "errors",
     "SimulationError": "errors",
     "SubprocVecEnv": "subproc",
     "VecEnv": "vec_env",
@@ -37,9 +47,11 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "ClassicControlVecEnv",
     "DummyVecEnv",
     "EnvError",
     "MujocoVecEnv",
+    "NativeVecEnv",
     "NotNativeError",
     "SimulationError",
     "SubprocVecEnv",

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from xcfast.envs import mujoco_state
+from xcfast.envs import env_state
 from xcfast.envs.action_masks import MaskSource, find_mask_source
 from xcfast.envs.errors import EnvError
 from xcfast.envs.shared_memory import Buffers
@@ -70,7 +70,7 @@ class EnvSlice:
             "metadata": dict(env.metadata),
             "render_mode": env.render_mode,
             "spec": env.spec,
-            "state_supported": all(mujoco_state.state_supported(env) for env in self.envs),
+            "state_supported": all(env_state.state_supported(env) for env in self.envs),
         }
 
     def reset(
@@ -115,13 +115,13 @@ class EnvSlice:
         return infos
 
     def get_state(self) -> list[dict[str, Any]]:
-        """The state of each env; see `mujoco_state`."""
-        return [mujoco_state.get_state(env) for env in self._each()]
+        """The state of each env; see `env_state`."""
+        return [env_state.get_state(env) for env in self._each()]
 
     def set_state(self, states: Sequence[dict[str, Any]]) -> None:
         """Restores what `get_state` returned."""
         for env, state in zip(self._each(), states, strict=True):
-            mujoco_state.set_state(env, state)
+            env_state.set_state(env, state)
 
     def call(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         """The attribute `name` of each env, called if it can be."""

@@ -5,6 +5,10 @@ class EnvError(ValueError):
     """An environment that cannot be made, or not used here; the message says what to do."""
 
 
+class NotNativeError(EnvError):
+    """An environment that the native engine cannot step; the message is the reason, as the end of a sentence."""
+
+
 class SimulationError(RuntimeError):
     """MuJoCo raised an error in an environment of MujocoVecEnv; `reset` starts the environments anew.
 

@@ -14,17 +14,18 @@ from typing import Any, Protocol
 import gymnasium
 from gymnasium.spaces import Discrete
 
+from xcfast.envs.classic import ClassicControlVecEnv
 from xcfast.envs.cpus import available_cpus
 from xcfast.envs.dummy import DummyVecEnv
-from xcfast.envs.errors import EnvError, WorkerError
+from xcfast.envs.errors import EnvError, NotNativeError, WorkerError
 from xcfast.envs.mujoco import MujocoVecEnv
-from xcfast.envs.mujoco_notice import mention_native
-from xcfast.envs.mujoco_tasks import NotNativeError
+from xcfast.envs.native_notice import mention_native, native_kind
 from xcfast.envs.subproc import SubprocVecEnv
 from xcfast.envs.vec_env import VecEnv
 from xcfast.rendering import opengl_problem
 
-VECTORIZE = ("DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv")
+VECTORIZE = ("DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv", "ClassicControlVecEnv")
+_NATIVE = {kind.__name__: kind for kind in (MujocoVecEnv, ClassicControlVecEnv)}
 
 
 class EnvConfig(Protocol):
@@ -83,25 +84,34 @@ def make_native_or_subproc(
     num_threads: int | None = None,
     infos: bool = False,
     *,
+    kind: type[MujocoVecEnv] | type[ClassicControlVecEnv] | None = None,
     num_workers: int | None = None,
     copy: bool = True,
     action_masks: bool = False,
     **env_kwargs: Any,
 ) -> VecEnv:
-    """A MujocoVecEnv; where the native engine cannot serve, a SubprocVecEnv, after one line on stderr that says why.
+    """A native vector environment; where the engine cannot serve, a SubprocVecEnv, after one line on stderr why.
 
     Args:
         env_id: Gymnasium's id.
         num_envs: N.
-        num_threads: of MujocoVecEnv.
+        num_threads: of the native one.
         infos: of either.
+        kind: the native one; by default the one for `env_id`.
         num_workers: of SubprocVecEnv.
         copy: of either.
-        action_masks: of SubprocVecEnv; the native tasks have no discrete actions to mask.
+        action_masks: of SubprocVecEnv.
         **env_kwargs: for `gymnasium.make`.
+
+    Raises:
+        EnvError: Gymnasium cannot make it; or masks are asked for, and it is native: none of those tasks has any.
     """
     try:
-        return MujocoVecEnv(env_id, num_envs, num_threads, infos, copy=copy, **env_kwargs)
+        envs = (kind or native_kind(env_id))(env_id, num_envs, num_threads, infos, copy=copy, **env_kwargs)
+        if not action_masks:
+            return envs
+        envs.close()
+        raise EnvError(f"{env_id} delivers no action masks; use_actions_mask: False trains without")
     except NotNativeError as error:
         print(f"xcfast: {env_id} is stepped by SubprocVecEnv, not by the native engine: {error}", file=sys.stderr)
     env_fns = [make_env_fn(env_id, **env_kwargs)] * num_envs
@@ -115,8 +125,8 @@ def make_envs(
 
     Args:
         config: its env_id, parallels, vectorize, num_workers, num_threads (0: as many as there are CPUs) and
-            use_actions_mask are read. Its render_mode is not: an environment that trains does not render. Where
-            MujocoVecEnv cannot serve, SubprocVecEnv does, after one line that says why.
+            use_actions_mask are read. Its render_mode is not: an environment that trains does not render. Where a
+            native kind cannot serve, SubprocVecEnv does, after one line that says why.
         num_envs: number of environments instead of `config.parallels`.
         render_mode: for `gymnasium.make`.
         sharing: number of processes that share this one's CPUs; where all CPUs are wanted, it takes its part.
@@ -138,11 +148,11 @@ def make_envs(
     part = None if sharing == 1 else max(1, available_cpus() // sharing)
     num_workers = config.num_workers or part
     try:
-        if config.vectorize == "MujocoVecEnv":
+        if config.vectorize in _NATIVE:
             num_threads = getattr(config, "num_threads", 0) or part
-            envs: VecEnv = make_native_or_subproc(
-                config.env_id, num_envs, num_threads, num_workers=num_workers, copy=False, action_masks=masks, **kwargs
-            )
+            kind = _NATIVE[config.vectorize]
+            more: dict[str, Any] = {"num_workers": num_workers, "action_masks": masks, **kwargs}
+            envs: VecEnv = make_native_or_subproc(config.env_id, num_envs, num_threads, kind=kind, copy=False, **more)
         elif config.vectorize == "DummyVecEnv":
             mention_native(config.env_id, num_envs)
             envs = DummyVecEnv(env_fns, copy=False, action_masks=masks)

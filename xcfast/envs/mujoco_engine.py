@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xcfast.envs.mujoco_tasks import Found, NotNativeError
+from xcfast.envs.errors import NotNativeError
+from xcfast.envs.mujoco_tasks import Task
 
 _FIELDS = (
     *("qpos", "qvel", "ctrl", "xpos", "xipos", "site_xpos"),
@@ -24,14 +25,17 @@ _HANDLERS = {
 }
 
 
-def build_engine(found: Found, datas: Sequence[Any], arrays: dict[str, Any], draws_capacity: int, pool: Any) -> Any:
-    """The engine (`_core.MujocoEngine`) for the simulations `datas` on one model.
+def build_engine(
+    task: Task, base: Any, datas: Sequence[Any], arrays: dict[str, Any], config: dict[str, int], pool: Any
+) -> Any:
+    """The engine (`_core.EnvEngine`) for the simulations `datas` on one model.
 
     Args:
-        found: the task, and the environment whose model and keyword arguments count.
+        task: of `base`.
+        base: the environment whose model and keyword arguments count.
         datas: mjData of each env.
-        arrays: the engine's memory by name, see `MujocoVecEnv`.
-        draws_capacity: rows of arrays["draws"] per env.
+        arrays: the engine's memory by name, see `NativeVecEnv` and `MujocoVecEnv`.
+        config: see `NativeVecEnv`.
         pool: `_core.ThreadPool`.
 
     Raises:
@@ -39,10 +43,10 @@ def build_engine(found: Found, datas: Sequence[Any], arrays: dict[str, Any], dra
     """
     from xcfast import _core
 
-    base, model = found.base, found.base.model
+    model = base.model
     if model.nu != int(np.prod(base.action_space.shape)) or base.action_space.dtype != np.float32:
         raise NotNativeError(f"its actions are {base.action_space}")
-    if found.task.name == "InvertedDoublePendulum" and model.nsite < 1:
+    if task.name == "InvertedDoublePendulum" and model.nsite < 1:
         raise NotNativeError("its model has no site")
     fused_dot, fused_einsum = numpy_fuses()
     setup = {
@@ -50,18 +54,16 @@ def build_engine(found: Found, datas: Sequence[Any], arrays: dict[str, Any], dra
         "body_mass": _address(model.body_mass),
         "body_mass_sum": float(model.body_mass.sum()),
         "dt": float(base.dt),
-        "v5": found.task.v5,
+        "v5": task.v5,
         "fused_dot": fused_dot,
         "fused_einsum": fused_einsum,
-        "values": found.task.values(base),
+        "values": task.values(base),
     }
     warnings = datas[0].warning.number
     config = {
+        **config,
         "model": _object_address(model),
         "frame_skip": int(base.frame_skip),
-        "max_episode_steps": found.max_episode_steps or 0,
-        "draws_capacity": draws_capacity,
-        "obs_size": int(np.prod(base.observation_space.shape)),
         # A version that hands out copies of its counters is not watched.
         "num_warnings": 0 if warnings.flags.owndata else warnings.size,
         "warning_stride": warnings.strides[0],
@@ -75,8 +77,8 @@ def build_engine(found: Found, datas: Sequence[Any], arrays: dict[str, Any], dra
         for data in datas
     ]
     try:
-        return _core.MujocoEngine(
-            found.task.name, setup, functions(), config, simulations, arrays, pool, (model, list(datas))
+        return _core.mujoco_engine(
+            task.name, setup, functions(), config, simulations, arrays, pool, (model, list(datas))
         )
     except ValueError as error:
         raise NotNativeError(str(error)) from None

@@ -5,21 +5,15 @@ Their observations and rewards are in csrc/mujoco, their infos in mujoco_infos.p
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
 
-from xcfast.envs.errors import EnvError
+from xcfast.envs.errors import NotNativeError
 
 Rows = NDArray[np.float64]
 Draw = Callable[[Any, np.random.Generator, int], Rows]
-
-
-class NotNativeError(EnvError):
-    """An environment that the native engine cannot step; the message is the reason, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -210,39 +204,20 @@ def _tasks(version: int) -> dict[tuple[str, str], Task]:
 _TASKS = {**_tasks(4), **_tasks(5)}
 
 
-class Found(NamedTuple):
-    """A native environment: its task, the environment below the wrappers, and its time limit (None: no limit)."""
-
-    task: Task
-    base: Any
-    max_episode_steps: int | None
-
-
-def find_task(env: gymnasium.Env) -> Found:
-    """The task of `env`.
+def find_task(base: Any) -> Task:
+    """The task of `base`, an environment without wrappers.
 
     Raises:
-        NotNativeError: `env` is not exactly a known class under known wrappers.
+        NotNativeError: it is not exactly of a known class.
     """
-    limits = []
-    while isinstance(env, gymnasium.Wrapper):
-        if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
-            raise NotNativeError(f"it is wrapped in {type(env).__name__}")
-        if type(env) is TimeLimit:
-            limits.append(env._max_episode_steps)
-        env = env.env
-    kind = type(env)
+    kind = type(base)
     task = _TASKS.get((kind.__module__, kind.__qualname__))
     if task is None:
         raise NotNativeError(
             f"{kind.__module__}.{kind.__qualname__} is not one of Gymnasium's MuJoCo classes v4 and v5"
         )
-    if len(limits) > 1:
-        raise NotNativeError("it has two time limits")
-    if env.render_mode == "human":
-        raise NotNativeError("render_mode='human' draws a window for each environment")
     _refuse_callbacks()
-    return Found(task, env, limits[0] if limits else None)
+    return task
 
 
 def _refuse_callbacks() -> None:

@@ -2,7 +2,7 @@
 
 import gymnasium
 
-NATIVE_IDS = tuple(
+MUJOCO_IDS = tuple(
     f"{name}-v{version}"
     for name in (
         *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum"),
@@ -10,6 +10,8 @@ NATIVE_IDS = tuple(
     )
     for version in (4, 5)
 )
+CLASSIC_IDS = ("Acrobot-v1", "CartPole-v0", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
+NATIVE_IDS = (*MUJOCO_IDS, *CLASSIC_IDS)
 
 
 def register() -> None:

@@ -35,7 +35,7 @@ def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasiu
 
 
 class VecEnv(gymnasium.vector.VectorEnv):
-    """A Gymnasium vector environment with SAME_STEP autoreset, episode statistics and, for MuJoCo, an exact state.
+    """A Gymnasium vector environment with SAME_STEP autoreset, episode statistics and, for many tasks, an exact state.
 
     Args:
         num_envs: N.
@@ -186,7 +186,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """All that decides how the envs go on, as plain data (numpy arrays, numbers, strings, lists, dicts).
 
         A state can be loaded by either kind of vector environment with the same envs; they then go on bit for bit,
-        through resets. Only for Gymnasium's own MuJoCo tasks (`state_supported`).
+        through resets. Only for Gymnasium's own MuJoCo and classic control tasks (`state_supported`).
         """
         self._check_open()
         self._check_state_supported()
@@ -282,5 +282,5 @@ class VecEnv(gymnasium.vector.VectorEnv):
         if not self.state_supported:
             raise EnvError(
                 f"the state of {self._env_id() or 'these environments'} cannot be saved or restored exactly; "
-                "only that of Gymnasium's own MuJoCo tasks under their standard wrappers can"
+                "only that of Gymnasium's own MuJoCo and classic control tasks under their standard wrappers can"
             )

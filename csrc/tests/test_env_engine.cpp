@@ -1,7 +1,5 @@
-// Tests of mujoco/engine.hpp without Python and without MuJoCo, for the sanitizers: see tests/mujoco_stand_in.hpp.
-//   g++ -std=c++17 -g -O1 -fsanitize=thread -I csrc csrc/tests/test_mujoco_engine.cpp -o /tmp/test_engine -pthread && /tmp/test_engine
-#include "mujoco/engine.hpp"
-
+// Tests of envs/engine.hpp, of mujoco/ and of classic/ without Python and without MuJoCo, for the sanitizers: see tests/mujoco_stand_in.hpp.
+//   g++ -std=c++17 -g -O1 -fsanitize=thread -I csrc csrc/tests/test_env_engine.cpp -o /tmp/test_engine -pthread && /tmp/test_engine
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -11,19 +9,18 @@
 
 namespace {
 
-using namespace xc::mujoco;
 using namespace xc::testing;
 
 // Each env through many steps of its own without a barrier, and all of them step by step: the same, on any number of threads.
-void order_does_not_matter() {
+template <class World, class Action>
+void order_does_not_matter(const Action &action) {
   constexpr int64_t kEnvs = 13, kSteps = 60;
-  const auto action = [](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 - 5) * 0.3f; };
   World together(kEnvs, 9);
   reset_all(together);
   xc::ThreadPool one(1);
   for (int64_t t = 0; t < kSteps; ++t)
     one.run(kEnvs, [&](int64_t i) {
-      Guard guard(together.engine->api());
+      Guard guard(*together.engine);
       const float a = action(i, t);
       const Step step = together.engine->step_one(i, &a);
       if (step.status == Status::kNeedsReset) {
@@ -36,7 +33,7 @@ void order_does_not_matter() {
     reset_all(apart);
     xc::ThreadPool pool(threads);
     pool.run(kEnvs, [&](int64_t i) {
-      Guard guard(apart.engine->api());
+      Guard guard(*apart.engine);
       for (int64_t t = 0; t < kSteps; ++t) {
         const float a = action(i, t);
         if (apart.engine->step_one(i, &a).status == Status::kNeedsReset) {
@@ -50,10 +47,25 @@ void order_does_not_matter() {
   }
 }
 
+// A pole that is always pushed the same way falls; observations are rounded to float32.
+void cart_poles_fall() {
+  ClassicWorld world(2, 0);
+  reset_all(world);
+  Guard guard(*world.engine);
+  for (int64_t i = 0; i < 2; ++i) {
+    const float push = float(i);
+    int steps = 1;
+    while (world.engine->step_one(i, &push).status == Status::kRunning) ++steps;
+    CHECK(steps > 5 && steps < 20 && world.terminated[i] && !world.truncated[i] && world.finished_returns[i] == steps);
+    CHECK((world.final_obs[4 * i + 2] > 0.2) == (i == 0) && (world.final_obs[4 * i + 2] < -0.2) == (i == 1));
+  }
+  for (const double x : world.final_obs) CHECK(x == float(x));
+}
+
 void episodes_end() {
   World world(1, 4);
   reset_all(world);
-  Guard guard(world.engine->api());
+  Guard guard(*world.engine);
   const float still = 0;
   for (int t = 1; t <= 4; ++t) {
     const Step step = world.engine->step_one(0, &still);
@@ -77,7 +89,7 @@ void warnings_and_errors() {
   for (int round = 0; round < 50; ++round) {
     std::vector<Step> steps(4);
     pool.run(4, [&](int64_t i) {
-      Guard guard(world.engine->api());
+      Guard guard(*world.engine);
       const float a = i == 2 && round % 5 == 1 ? 99.f : i == 1 ? 5.f : 0.f;
       steps[i] = world.engine->step_one(i, &a);
     });
@@ -100,16 +112,18 @@ void arithmetic() {
     for (int64_t k = 0; k < n; ++k) plain += x[k] * x[k];
     CHECK(std::fabs(sum_of_squares(x.data(), n) - plain) < 1e-12);
   }
-  CHECK(std::isnan(clip(NAN, -1, 1)) && clip(3, -1, 1) == 1 && clip(-INFINITY, -1, 1) == -1 && clip(0.5, -1, 1) == 0.5);
-  CHECK(pow2(3) == 9);
+  CHECK(std::isnan(clip<double>(NAN, -1, 1)) && clip<double>(3, -1, 1) == 1 && clip<double>(-INFINITY, -1, 1) == -1 && clip(0.5, -1.0, 1.0) == 0.5);
+  CHECK(pow2(3.0) == 9 && pow2(3.0f) == 9 && xc::envs::modulo(-1.0, 3.0) == 2 && xc::envs::modulo(7.5, 3.0) == 1.5 && std::isnan(xc::envs::modulo(NAN, 3.0)));
 }
 
 }  // namespace
 
 int main() {
-  order_does_not_matter();
+  order_does_not_matter<World>([](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 - 5) * 0.3f; });
+  order_does_not_matter<ClassicWorld>([](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 % 2); });
+  cart_poles_fall();
   episodes_end();
   warnings_and_errors();
   arithmetic();
-  std::puts("mujoco engine: ok");
+  std::puts("env engine: ok");
 }

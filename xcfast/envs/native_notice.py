@@ -1,4 +1,4 @@
-"""Tells who asked for DummyVecEnv, once, that MujocoVecEnv would do the same faster."""
+"""Tells who asked for DummyVecEnv, once, that native threads would do the same faster."""
 
 import sys
 from collections.abc import Callable
@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from xcfast.envs.classic import ClassicControlVecEnv
 from xcfast.envs.errors import EnvError
 from xcfast.envs.mujoco import MujocoVecEnv
-from xcfast.envs.mujoco_check import make_env
-from xcfast.envs.registration import NATIVE_IDS
+from xcfast.envs.native_check import make_env, random_actions
+from xcfast.envs.registration import CLASSIC_IDS, NATIVE_IDS
 
 _said: set[str] = set()
 _ROUNDS, _SECONDS = 3, 0.01  # per round and kind
+
+
+def native_kind(env_id: str) -> type[MujocoVecEnv] | type[ClassicControlVecEnv]:
+    """The native vector environment that serves `env_id`, if one does."""
+    return ClassicControlVecEnv if env_id in CLASSIC_IDS else MujocoVecEnv
 
 
 def mention_native(env_id: str, num_envs: int) -> None:
@@ -26,18 +32,17 @@ def mention_native(env_id: str, num_envs: int) -> None:
     except (EnvError, ImportError):  # it would not serve
         return
     print(
-        f"xcfast: vectorize: MujocoVecEnv would step {env_id} about {factor:.1f} times as fast here, bit for bit alike",
+        f"xcfast: vectorize: {native_kind(env_id).__name__} would step {env_id} about {factor:.1f} times as fast here, "
+        "bit for bit alike",
         file=sys.stderr,
     )
 
 
 def native_speedup(env_id: str, num_envs: int) -> float:
-    """How many times as many steps per second MujocoVecEnv makes as Gymnasium's environment; takes 0.1 s."""
-    native, env = MujocoVecEnv(env_id, num_envs, copy=False), make_env(env_id, {})
+    """How many times as many steps per second the native engine makes as Gymnasium's environment; takes 0.1 s."""
+    native, env = native_kind(env_id)(env_id, num_envs, copy=False), make_env(env_id, {})
     try:
-        rng = np.random.default_rng(0)
-        space: Any = native.action_space
-        actions = rng.uniform(space.low, space.high).astype(np.float32)
+        actions = random_actions(native, np.random.default_rng(0))
         native.reset(seed=0)
         env.reset(seed=0)
 

@@ -7,6 +7,8 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
+
 
 class ResetDraws:
     """A row of initial states per environment, in the order of its generator's stream.
@@ -22,9 +24,7 @@ class ResetDraws:
         drawn, used: int64 [N]. The engine counts `used` up.
     """
 
-    def __init__(
-        self, num_envs: int, size: int, capacity: int, draw: Callable[[np.random.Generator, int], NDArray[np.float64]]
-    ) -> None:
+    def __init__(self, num_envs: int, size: int, capacity: int, draw: Draw) -> None:
         self.capacity = capacity
         self.rows = np.zeros((num_envs, capacity, size))
         self.drawn = np.zeros(num_envs, np.int64)
@@ -60,6 +60,11 @@ class ResetDraws:
         self.rows[index, left:count] = self._draw(generator, count - left)
         self.used[index], self.drawn[index] = 0, count
 
+    def redraw_next(self, index: int, draw: Draw) -> None:
+        """Draws the initial state that comes next once more, by a `draw` that takes as much of the stream."""
+        self.fill(index, 1)
+        self.rows[index, self.used[index]] = draw(_generator_at(self.get_state(index)[0]), 1)[0]
+
     def refill(self, low: int = 0) -> None:
         """Fills the envs that have at most `low` initial states left."""
         for index in np.flatnonzero(self.drawn - self.used <= low):
@@ -71,8 +76,7 @@ class ResetDraws:
         if self.used[index] == self.drawn[index]:
             return generator.bit_generator.state, self._seeds[index]
         if spent:
-            replayed = np.random.Generator(np.random.PCG64())
-            replayed.bit_generator.state = self._origins[index]
+            replayed = _generator_at(self._origins[index])
             self._draw(replayed, spent)
             self._origins[index] = replayed.bit_generator.state
             self._skipped[index] -= spent
@@ -87,3 +91,9 @@ class ResetDraws:
     def _empty(self, index: int) -> None:
         self.used[index] = self.drawn[index] = 0
         self.fill(index, min(2, self.capacity))
+
+
+def _generator_at(state: Mapping[str, Any]) -> np.random.Generator:
+    generator = np.random.Generator(np.random.PCG64())
+    generator.bit_generator.state = state
+    return generator

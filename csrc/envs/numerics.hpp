@@ -1,10 +1,10 @@
-// numpy's arithmetic, as far as Gymnasium's tasks use it: same operations in the same order, so that results are the same bits.
+// numpy's arithmetic, as far as Gymnasium's environments use it: same operations in the same order, so that results are the same bits.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-namespace xc::mujoco {
+namespace xc::envs {
 
 // numpy's pairwise summation of contiguous f(0), ..., f(n - 1), in the type that f returns.
 template <class T, class F>
@@ -36,9 +36,10 @@ T sum_of_squares(const T *x, int64_t n) {
 }
 
 // np.clip: NaN stays NaN.
-inline double clip(double x, double low, double high) {
+template <class T>
+T clip(T x, T low, T high) {
   if (std::isnan(x)) return x;
-  const double raised = x > low ? x : low;
+  const T raised = x > low ? x : low;
   return raised < high ? raised : high;
 }
 
@@ -53,19 +54,48 @@ inline double pow2(double x) {
   static double (*const volatile libm_pow)(double, double) = std::pow;
   return libm_pow(x, 2.0);
 }
+inline float pow2(float x) {
+  static float (*const volatile libm_pow)(float, float) = std::pow;
+  return libm_pow(x, 2.0f);
+}
+
+// x % y of numpy's numbers and Python's: the sign is y's.
+inline double modulo(double x, double y) {
+  const double rest = std::fmod(x, y);
+  if (rest == 0) return std::copysign(0.0, y);
+  return (y < 0) != (rest < 0) ? rest + y : rest;
+}
+
+// A function of numpy's by its own inner loop: which code that is, libm's or one for wide vectors, depends on numpy and the CPU.
+template <class T>
+struct Ufunc {
+  using Loop = void (*)(char **, const intptr_t *, const intptr_t *, void *);
+  T (*libm)(T);  // where no loop is known
+  Loop loop = nullptr;
+  void *data = nullptr;
+
+  void operator()(const T *x, int64_t n, T *out) const {
+    if (!loop) {
+      for (int64_t k = 0; k < n; ++k) out[k] = libm(x[k]);
+      return;
+    }
+    char *pointers[] = {const_cast<char *>(reinterpret_cast<const char *>(x)), reinterpret_cast<char *>(out)};
+    const intptr_t count = n, strides[] = {sizeof(T), sizeof(T)};
+    loop(pointers, &count, strides, data);
+  }
+  T operator()(T x) const {
+    T y;
+    (*this)(&x, 1, &y);
+    return y;
+  }
+};
 
 // What depends on the CPU that numpy and its BLAS chose their code for; measured or looked up by the caller.
 struct Numpy {
-  using Loop = void (*)(char **, const intptr_t *, const intptr_t *, void *);
-  Loop sin = nullptr, cos = nullptr;  // inner loops of np.sin and np.cos for doubles
-  void *sin_data = nullptr, *cos_data = nullptr;
+  Ufunc<double> sin{std::sin}, cos{std::cos};
+  Ufunc<float> sinf{std::sin}, cosf{std::cos};
   bool fused_dot = false;     // np.linalg.norm uses fused multiply-add
   bool fused_einsum = false;  // so does np.einsum
-
-  void sines(const double *x, int64_t n, double *out) const { apply(sin, sin_data, [](double v) { return std::sin(v); }, x, n, out); }
-  void cosines(const double *x, int64_t n, double *out) const {
-    apply(cos, cos_data, [](double v) { return std::cos(v); }, x, n, out);
-  }
 
   // np.linalg.norm of two or three numbers.
   template <int kSize>
@@ -76,18 +106,6 @@ struct Numpy {
   }
 
   static double multiply_add(bool fused, double a, double b, double c) { return fused ? std::fma(a, b, c) : a * b + c; }
-
- private:
-  template <class F>
-  static void apply(Loop loop, void *data, F &&scalar, const double *x, int64_t n, double *out) {
-    if (!loop) {
-      for (int64_t k = 0; k < n; ++k) out[k] = scalar(x[k]);
-      return;
-    }
-    char *pointers[] = {const_cast<char *>(reinterpret_cast<const char *>(x)), reinterpret_cast<char *>(out)};
-    const intptr_t count = n, strides[] = {sizeof(double), sizeof(double)};
-    loop(pointers, &count, strides, data);
-  }
 };
 
-}  // namespace xc::mujoco
+}  // namespace xc::envs

@@ -1,0 +1,40 @@
+// The dynamics of N environments of one of Gymnasium's classic control classes. A Model computes what the class computes, operation by
+// operation: its numbers are numpy's scalars, of float64 where no comment says otherwise, and Python's, which take a scalar's precision.
+#pragma once
+
+#include <cstdint>
+
+#include "envs/engine.hpp"
+#include "envs/numerics.hpp"
+#include "envs/values.hpp"
+
+namespace xc::classic {
+
+using envs::clip, envs::modulo, envs::Numpy, envs::Outcome, envs::pow2, envs::Values;
+
+// A Model has constants kObs, kState, kDraw and kNumActions (0: actions are numbers, of which there is one), and
+//   void start(const double *draw, double *state)      // an initial state
+//   void observe(const double *state, double *obs)     // rounded to float32, as the class does
+//   Outcome step(double *state, float action)
+template <class Model>
+class Control final : public envs::Dynamics {
+ public:
+  // states: [N, kState], memory of the caller.
+  Control(const Model &model, double *states, int64_t num_envs)
+      : Dynamics({num_envs, Model::kObs, 1, Model::kDraw, Model::kNumActions, kEnvsPerTask}), model_(model), states_(states) {}
+
+  Outcome step(int64_t i, const float *action) override { return model_.step(states_ + i * Model::kState, *action); }
+  const char *reset(int64_t i, const double *draw) override {
+    model_.start(draw, states_ + i * Model::kState);
+    return nullptr;
+  }
+  void observe(int64_t i, double *obs) const override { model_.observe(states_ + i * Model::kState, obs); }
+
+ private:
+  static constexpr int64_t kEnvsPerTask = 256;  // some tens of microseconds
+
+  const Model model_;
+  double *const states_;
+};
+
+}  // namespace xc::classic

@@ -1,0 +1,89 @@
+// The dynamics of N environments of one task on one model, each with its own mjData.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "envs/engine.hpp"
+#include "mujoco/api.hpp"
+#include "mujoco/task.hpp"
+
+namespace xc::mujoco {
+
+constexpr int kWarnings = 16;  // room for mjNWARNING of any version
+
+// One environment's simulation.
+struct Simulation {
+  void *data = nullptr;
+  Fields fields{};
+  double *qpos = nullptr, *qvel = nullptr, *ctrl = nullptr;  // the writable ones
+  const char *warnings = nullptr;                            // mjData.warning[0].number
+};
+
+class Simulations final : public envs::Dynamics {
+ public:
+  struct Config {
+    Api api;
+    const void *model = nullptr;
+    int64_t nq = 0, nv = 0, nu = 0;
+    int64_t frame_skip = 1;
+    int64_t num_warnings = 0, warning_stride = 0;
+    Terms *terms = nullptr;             // [N], memory of the caller
+    int64_t *warning_counts = nullptr;  // [N, kWarnings], of past episodes; likewise
+  };
+
+  Simulations(const Config &config, std::unique_ptr<Task> task, std::vector<Simulation> simulations)
+      : Dynamics({int64_t(simulations.size()), task->obs_size(), config.nu, config.nq + config.nv}),
+        config_(config),
+        task_(std::move(task)),
+        simulations_(std::move(simulations)),
+        wants_contact_forces_(task_->uses_contact_forces()) {}
+
+  Outcome step(int64_t i, const float *action) override {
+    if (XC_MUJOCO_CAUGHT) return {0.0, false, message()};
+    const Simulation &sim = simulations_[i];
+    const Fields &f = sim.fields;
+    Memo memo;
+    task_->before(f, memo);
+    for (int64_t k = 0; k < config_.nu; ++k) sim.ctrl[k] = action[k];
+    for (int64_t k = 0; k < config_.frame_skip; ++k) config_.api.step(config_.model, sim.data);
+    if (wants_contact_forces_) config_.api.rne_post_constraint(config_.model, sim.data);
+    return task_->after(f, action, memo, config_.terms[i]);
+  }
+
+  const char *reset(int64_t i, const double *draw) override {
+    if (XC_MUJOCO_CAUGHT) return message();
+    const Simulation &sim = simulations_[i];
+    count_warnings(i);
+    config_.api.reset_data(config_.model, sim.data);
+    for (int64_t k = 0; k < config_.nq; ++k) sim.qpos[k] = draw[k];
+    for (int64_t k = 0; k < config_.nv; ++k) sim.qvel[k] = draw[config_.nq + k];
+    config_.api.forward(config_.model, sim.data);
+    return nullptr;
+  }
+
+  void observe(int64_t i, double *obs) const override { task_->observe(simulations_[i].fields, obs); }
+
+  void enter() const override { catch_errors(config_.api); }
+  void leave() const override { release_errors(config_.api); }
+
+ private:
+  // mj_resetData clears MuJoCo's counters.
+  void count_warnings(int64_t i) {
+    for (int64_t w = 0; w < config_.num_warnings; ++w) {
+      int number;
+      std::memcpy(&number, simulations_[i].warnings + w * config_.warning_stride, sizeof number);
+      config_.warning_counts[i * kWarnings + w] += number;
+    }
+  }
+
+  const Config config_;
+  const std::unique_ptr<Task> task_;
+  const std::vector<Simulation> simulations_;
+  const bool wants_contact_forces_;
+};
+
+}  // namespace xc::mujoco

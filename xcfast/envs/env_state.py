@@ -1,0 +1,68 @@
+"""Exact state of Gymnasium's own MuJoCo and classic control environments: save, restore, go on bit for bit."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from xcfast.envs import classic_state, mujoco_state
+
+
+def state_supported(env: gymnasium.Env) -> bool:
+    """Whether all that decides the future of `env` is known: a task of Gymnasium itself under its standard wrappers."""
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
+            return False
+        env = env.env
+    if not (classic_state.is_known(env) or _in_mujoco(env)):
+        return False
+    return isinstance(env.np_random.bit_generator, np.random.PCG64)
+
+
+def get_state(env: gymnasium.Env) -> dict[str, Any]:
+    """The state of one supported env, as numpy arrays, numbers and strings."""
+    base: Any = env.unwrapped
+    physics = classic_state.get_physics(base) if classic_state.is_known(base) else _mujoco_physics(base)
+    time_limit, order = _wrapper(env, TimeLimit), _wrapper(env, OrderEnforcing)
+    return {
+        **physics,
+        "np_random": base.np_random.bit_generator.state,
+        "np_random_seed": base.np_random_seed,
+        "elapsed_steps": None if time_limit is None else time_limit._elapsed_steps,
+        "has_reset": None if order is None else order._has_reset,
+    }
+
+
+def set_state(env: gymnasium.Env, state: dict[str, Any]) -> None:
+    """Restores what `get_state` returned for an env of the same id and MuJoCo version."""
+    base: Any = env.unwrapped
+    if classic_state.is_known(base):
+        classic_state.set_physics(base, state)
+    else:
+        mujoco_state.set_physics(base.model, base.data, state, base)
+    seed = state["np_random_seed"]
+    base.np_random.bit_generator.state = state["np_random"]
+    base._np_random_seed = seed
+    time_limit, order = _wrapper(env, TimeLimit), _wrapper(env, OrderEnforcing)
+    if time_limit is not None:
+        time_limit._elapsed_steps = state["elapsed_steps"]
+    if order is not None:
+        order._has_reset = state["has_reset"]
+
+
+def _in_mujoco(base: gymnasium.Env) -> bool:
+    in_mujoco = type(base).__module__.startswith("gymnasium.envs.mujoco.")
+    return in_mujoco and hasattr(base, "model") and hasattr(base, "data")
+
+
+def _mujoco_physics(base: Any) -> dict[str, Any]:
+    return mujoco_state.get_physics(base.model, base.data)
+
+
+def _wrapper(env: gymnasium.Env, kind: type) -> Any:
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env) is kind:
+            return env
+        env = env.env
+    return None

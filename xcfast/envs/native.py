@@ -1,0 +1,377 @@
+"""What the native vector environments share: envs stepped by threads in C++, with Gymnasium's numbers bit for bit."""
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Discrete
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from numpy.typing import NDArray
+
+from xcfast.envs.cpus import available_cpus
+from xcfast.envs.env_slice import StepInfos
+from xcfast.envs.errors import NotNativeError
+from xcfast.envs.native_check import check_against_gymnasium, make_env
+from xcfast.envs.native_draws import Draw, ResetDraws
+from xcfast.envs.shared_memory import Buffers, buffers_in
+from xcfast.envs.vec_env import VecEnv
+
+_DRAWN_AHEAD = 32
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def exclusive(method: Method) -> Method:
+    """Lets one Python thread at a time into a method of a NativeVecEnv; another gets an error."""
+
+    @functools.wraps(method)
+    def guarded(self: "NativeVecEnv", *args: Any, **kwargs: Any) -> Any:
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError(f"{type(self).__name__} is in use by another thread: it serves one thread at a time")
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._turn.release()
+
+    return guarded  # type: ignore[return-value]
+
+
+class NativeVecEnv(VecEnv):
+    """N environments in C++. Env 0 is also made by Gymnasium: its keyword arguments and attributes are Gymnasium's.
+
+    Args:
+        env_id: Gymnasium's id.
+        num_envs: N.
+        num_threads: threads that step; None or 0: as many as this process may use.
+        infos: whether to deliver the envs' own infos too.
+        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
+        unchecked: makes such a vector env without comparing it with Gymnasium, to compare it; None: that is this one.
+        env_kwargs: for `gymnasium.make`.
+
+    Attributes:
+        num_threads: threads that step.
+
+    Raises:
+        NotNativeError: the engine cannot step it, or not as Gymnasium does.
+        EnvError: Gymnasium cannot make it.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        num_threads: int | None,
+        infos: bool,
+        *,
+        copy: bool,
+        unchecked: "Callable[..., NativeVecEnv] | None",
+        env_kwargs: dict[str, Any],
+    ) -> None:
+        self.closed = True  # until there is something to close
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1; got {num_envs}")
+        if unchecked is not None:
+            check_against_gymnasium(env_id, env_kwargs, unchecked)
+        env = make_env(env_id, env_kwargs)
+        try:
+            self._base, self._limit = _bare(env)
+            draw_size, draw = self._prepare(num_envs)
+            super().__init__(num_envs, _describe(env), copy=copy, infos=infos)
+            self._id = "" if env.spec is None else env.spec.id
+            self._draws = ResetDraws(num_envs, draw_size, _DRAWN_AHEAD, draw)
+            self._make_memory()
+            self._make_engine(num_threads or available_cpus())
+        except BaseException:
+            env.close()
+            raise
+        self._env = env
+        self._turn = threading.Lock()
+        self.closed = False
+
+    # What a kind of native environment adds.
+
+    def _prepare(self, num_envs: int) -> tuple[int, Draw]:
+        """Finds out what `self._base` is; returns the numbers of an initial state and how they are drawn.
+
+        Raises:
+            NotNativeError: the engine does not know it.
+        """
+        raise NotImplementedError
+
+    def _build_engine(self, arrays: dict[str, Any], config: dict[str, int], pool: Any) -> Any:
+        raise NotImplementedError
+
+    def _draw_with(self, options: dict[str, Any] | None) -> Draw | None:
+        """How the next initial state is drawn with these options of `reset`; None: as always."""
+        return None
+
+    def _step_info(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _reset_info(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _get_physics(self, index: int) -> dict[str, Any]:
+        """The part of an env's state that is the kind's, as env_state.get_state has it."""
+        raise NotImplementedError
+
+    def _set_physics(self, index: int, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _attribute(self, name: str) -> list[Any] | None:
+        """An attribute of each env; None: there is none of that name."""
+        raise NotImplementedError
+
+    def _picture(self) -> Any:
+        return self._base.render()
+
+    def probes(self, rng: np.random.Generator) -> list[dict[str, Any]]:
+        """Physics of states that are worth a step in the comparison with Gymnasium, besides those of episodes."""
+        return []
+
+    _attributes: tuple[str, ...]
+
+    def _make_memory(self) -> None:
+        num_envs, spaces = self.num_envs, (self.single_observation_space, self.single_action_space)
+        _, nbytes = buffers_in(None, 0, num_envs, *spaces)
+        self._buffers, _ = buffers_in(bytearray(nbytes), 0, num_envs, *spaces)
+        # The same arrays where they have the engine's types. Numbers of the others' types have an exact place in these.
+        self._rows: Buffers = self._buffers._replace(
+            obs=_as_type(self._buffers.obs, np.float64),
+            final_obs=_as_type(self._buffers.final_obs, np.float64),
+            actions=_as_type(self._buffers.actions, np.float32),
+        )
+        self._elapsed = np.zeros(num_envs, np.int64)
+        self._finished_returns = np.zeros(num_envs)
+        self._finished_lengths = np.zeros(num_envs, np.int64)
+
+    def _make_engine(self, num_threads: int) -> None:
+        from xcfast import _core
+
+        arrays = {
+            **self._rows._asdict(),
+            "episode_returns": self.episode_returns,
+            "episode_lengths": self.episode_lengths,
+            "finished_returns": self._finished_returns,
+            "finished_lengths": self._finished_lengths,
+            "elapsed": self._elapsed,
+            "draws": self._draws.rows,
+            "drawn": self._draws.drawn,
+            "used": self._draws.used,
+        }
+        config = {
+            "max_episode_steps": self._limit or 0,
+            "draws_capacity": self._draws.capacity,
+            "obs_size": int(np.prod(self._rows.obs.shape[1:])),
+            "num_envs": self.num_envs,
+        }
+        self.num_threads = num_threads
+        self._pool = _core.ThreadPool(num_threads)
+        self._engine = self._build_engine(arrays, config, self._pool)
+
+    reset = exclusive(VecEnv.reset)
+    get_state = exclusive(VecEnv.get_state)
+    call = exclusive(VecEnv.call)
+
+    @exclusive
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned; see `VecEnv.set_state`."""
+        VecEnv.set_state(self, state)
+        if self._rows.obs is not self._buffers.obs:
+            self._rows.obs[...] = self._buffers.obs
+
+    @exclusive
+    def step(
+        self, actions: Any
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Steps all envs; one whose episode ends is reset at once. See `VecEnv.step`."""
+        if self.closed or self._needs_reset:
+            self._check_open()
+            raise RuntimeError(self._needs_reset)
+        buffers = self._buffers
+        actions = np.asarray(actions)
+        if actions.shape != buffers.actions.shape:
+            raise ValueError(f"actions must have shape {buffers.actions.shape}; got {actions.shape}")
+        np.copyto(buffers.actions, actions, casting="same_kind")
+        if self._rows.actions is not buffers.actions:
+            self._check_choices()
+            self._rows.actions[...] = buffers.actions
+        self._needs_reset = "the last step() failed: call reset() before step()"
+        ended = self._engine.step(not self.infos)
+        infos = self._env_infos() if self.infos else {}
+        self._needs_reset = ""
+        self._deliver()
+        if ended:
+            if ended == 2:
+                self._draws.refill()
+            done = buffers.terminated | buffers.truncated
+            if self._rows.final_obs is not buffers.final_obs:
+                buffers.final_obs[done] = self._rows.final_obs[done]
+            np.copyto(self.episode_returns, self._finished_returns, where=done)
+            np.copyto(self.episode_lengths, self._finished_lengths, where=done)
+            self._episode_infos(infos, done)
+        if self.copy:
+            return (
+                buffers.obs.copy(),
+                buffers.rewards.copy(),
+                buffers.terminated.copy(),
+                buffers.truncated.copy(),
+                infos,
+            )
+        return buffers.obs, buffers.rewards, buffers.terminated, buffers.truncated, infos
+
+    def _check_choices(self) -> None:
+        """Raises ValueError where the actions are not among those of a Discrete space, which starts with 0."""
+        space, actions = self.single_action_space, self._buffers.actions
+        assert isinstance(space, Discrete)
+        if (actions < 0).any() or (actions >= space.n).any():
+            raise ValueError(f"actions must be in [0, {space.n}); got {actions.tolist()}")
+
+    def _deliver(self) -> None:
+        """Hands out the engine's observations where the env's have another type."""
+        if self._rows.obs is not self._buffers.obs:
+            np.copyto(self._buffers.obs, self._rows.obs, casting="same_kind")
+
+    @property
+    def engine(self) -> Any:
+        """`_core.EnvEngine`, for native code that steps the envs itself; see `drive`."""
+        return self._engine
+
+    @property
+    def observations(self) -> NDArray[np.float64]:
+        """float64 [N, *obs_shape], the current observations: the engine's array."""
+        return self._rows.obs
+
+    @exclusive
+    def drive(self, run: Callable[[], bool]) -> None:
+        """Lets native code step the envs: calls run() until it returns True.
+
+        Where it returns False, an env has no initial state left; some are drawn before it is called again.
+
+        Raises:
+            SimulationError: MuJoCo raised an error; the envs need a `reset`.
+        """
+        if self.closed or self._needs_reset:
+            self._check_open()
+            raise RuntimeError(self._needs_reset)
+        self._needs_reset = "the last step() failed: call reset() before step()"
+        self._draws.refill(self._draws.capacity // 2)
+        while not run():
+            self._draws.refill()
+        self._deliver()
+        self._needs_reset = ""
+
+    def _env_infos(self) -> dict[str, Any]:
+        """Infos of the step just done; resets the envs whose episode ended, which the engine has left to this."""
+        done = np.flatnonzero(self._buffers.terminated | self._buffers.truncated).tolist()
+        envs: StepInfos = [(self._step_info(index), None) for index in range(self.num_envs)]
+        if done:
+            self._engine.reset(done)
+            self._draws.refill()
+        for index in done:
+            envs[index] = self._reset_info(index), envs[index][0]
+        infos: dict[str, Any] = {}
+        for index, (info, final_info) in enumerate(envs):
+            if final_info is not None:
+                infos = self._add_info(infos, {"final_info": final_info}, index)
+            infos = self._add_info(infos, info, index)
+        return infos
+
+    def _reset_envs(
+        self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool] | None
+    ) -> list[dict[str, Any]] | None:
+        draw = self._draw_with(options)
+        chosen = [index for index in range(self.num_envs) if mask is None or mask[index]]
+        for index in chosen:
+            seed = seeds[index]
+            if seed is not None:
+                self._draws.seed(index, seed)
+            else:
+                self._draws.fill(index, 1)
+            if draw is not None:
+                self._draws.redraw_next(index, draw)
+        self._engine.reset(chosen)
+        self._draws.refill()
+        self._deliver()
+        if not self.infos:
+            return None
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for index in chosen:
+            infos[index] = self._reset_info(index)
+        return infos
+
+    def _ask(self, method: str, *args: Any) -> list[Any]:
+        if method == "get_state":
+            return [self._get_env_state(index) for index in range(self.num_envs)]
+        if method == "set_state":
+            for index, state in enumerate(args[0]):
+                self._set_env_state(index, state)
+            return []
+        values = self._attribute(args[0]) if method == "call" else None
+        if values is not None:
+            return values
+        raise AttributeError(
+            f"the environments of {type(self).__name__} are not Python objects: {method}({args[0]!r}) works with "
+            f"DummyVecEnv and SubprocVecEnv; here one can get {', '.join(self._attributes)}"
+        )
+
+    def _get_env_state(self, index: int) -> dict[str, Any]:
+        generator, seed = self._draws.get_state(index)
+        elapsed = None if self._limit is None else int(self._elapsed[index])
+        own = {"np_random": generator, "np_random_seed": seed, "elapsed_steps": elapsed, "has_reset": True}
+        return {**self._get_physics(index), **own}
+
+    def _set_env_state(self, index: int, state: dict[str, Any]) -> None:
+        self._set_physics(index, state)
+        self._draws.set_state(index, state["np_random"], state["np_random_seed"])
+        self._elapsed[index] = state["elapsed_steps"] or 0
+
+    def _env_id(self) -> str:
+        return self._id
+
+    @exclusive
+    def render(self) -> Any:
+        """The frame of the first env, as its `render_mode` says."""
+        self._check_open()
+        return self._picture()
+
+    @exclusive
+    def close_extras(self, **kwargs: Any) -> None:
+        """Ends the threads."""
+        self._pool.stop()
+        self._env.close()
+
+
+def _bare(env: gymnasium.Env) -> tuple[Any, int | None]:
+    """The environment below the wrappers, and its time limit (None: no limit)."""
+    limits = []
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
+            raise NotNativeError(f"it is wrapped in {type(env).__name__}")
+        if type(env) is TimeLimit:
+            limits.append(env._max_episode_steps)
+        env = env.env
+    if len(limits) > 1:
+        raise NotNativeError("it has two time limits")
+    if env.render_mode == "human":
+        raise NotNativeError("render_mode='human' draws a window for each environment")
+    return env, limits[0] if limits else None
+
+
+def _as_type(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """The array itself if it is of that type, else room for its numbers."""
+    return array if array.dtype == dtype else np.zeros(array.shape, dtype)
+
+
+def _describe(env: gymnasium.Env) -> dict[str, Any]:
+    return {
+        "observation_space": env.observation_space,
+        "action_space": env.action_space,
+        "metadata": dict(env.metadata),
+        "render_mode": env.render_mode,
+        "spec": env.spec,
+        "state_supported": True,
+    }

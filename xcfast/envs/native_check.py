@@ -1,0 +1,135 @@
+"""Compares the native engine with Gymnasium before its first use: another version or CPU may compute differently."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Discrete
+from numpy.typing import NDArray
+
+from xcfast.envs import env_state
+from xcfast.envs.errors import NotNativeError
+
+if TYPE_CHECKING:
+    from xcfast.envs.native import NativeVecEnv
+
+_VERDICTS: dict[tuple[Any, ...], str] = {}
+_STEPS = 24
+
+
+def check_against_gymnasium(
+    env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[..., "NativeVecEnv"]
+) -> None:
+    """Compares a few steps of two envs, with ends of episodes, once per process, id and arguments.
+
+    Where the kind of env names states for that (`NativeVecEnv.probes`), a step from each of them is compared too, with
+    the whole state after it, of which observations show only a part and rounded.
+
+    Args:
+        env_id: Gymnasium's id.
+        env_kwargs: for `gymnasium.make`.
+        make_native: make_native(env_id, num_envs, num_threads, **env_kwargs) makes the native envs.
+
+    Raises:
+        NotNativeError: they differ.
+    """
+    key = (env_id, *sorted((name, repr(value)) for name, value in env_kwargs.items()))
+    if key not in _VERDICTS:
+        _VERDICTS[key] = _compare(env_id, env_kwargs, make_native)
+    if _VERDICTS[key]:
+        raise NotNativeError(f"{_VERDICTS[key]} on this machine")
+
+
+def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
+    """One environment of Gymnasium."""
+    from xcfast.envs.make import make_env_fn  # which itself makes native environments
+
+    return make_env_fn(env_id, **env_kwargs)()
+
+
+def _compare(env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[..., "NativeVecEnv"]) -> str:
+    # A short time limit, so that truncation and autoreset take part.
+    kwargs = {**env_kwargs, "max_episode_steps": _STEPS // 3}
+    rng = np.random.default_rng(0)
+    ours = make_native(env_id, 2, 1, **kwargs)
+    theirs = [make_env(env_id, kwargs) for _ in range(2)]
+    try:
+        difference = _first_difference(ours, theirs, rng)
+        probes = ours.probes(rng)
+        if difference or not probes:
+            return difference
+        many = make_native(env_id, len(probes), 1, **kwargs)
+        try:
+            return _first_difference_from(probes, many, theirs[0], rng)
+        finally:
+            many.close()
+    finally:
+        ours.close()
+        for env in theirs:
+            env.close()
+
+
+def _first_difference(ours: "NativeVecEnv", theirs: list[gymnasium.Env], rng: np.random.Generator) -> str:
+    obs, _ = ours.reset(seed=7)
+    if not _same(obs, np.stack([env.reset(seed=7 + index)[0] for index, env in enumerate(theirs)])):
+        return "its reset differs from Gymnasium's"
+    for step in range(_STEPS):
+        actions = random_actions(ours, rng)
+        if step % 5 == 4 and not isinstance(ours.single_action_space, Discrete):
+            actions = ours.action_space.high * np.sign(actions)  # type: ignore[attr-defined]
+        obs, rewards, terminated, truncated, infos = ours.step(actions)
+        for index, env in enumerate(theirs):
+            ob, reward, *ends, _ = env.step(actions[index])
+            if not _same_reward(rewards[index], float(reward)):
+                return f"its reward differs from Gymnasium's ({rewards[index]} for {float(reward)})"
+            if [bool(terminated[index]), bool(truncated[index])] != ends:
+                return "its episodes end otherwise than Gymnasium's"
+            if any(ends):
+                if not _same(infos["final_obs"][index], ob):
+                    return "its last observation of an episode differs from Gymnasium's"
+                ob, _ = env.reset()
+            if not _same(obs[index], ob):
+                return "its observation differs from Gymnasium's"
+    return ""
+
+
+def _first_difference_from(
+    probes: list[dict[str, Any]], ours: "NativeVecEnv", theirs: gymnasium.Env, rng: np.random.Generator
+) -> str:
+    ours.reset(seed=7)
+    states = ours.get_state()
+    for state, probe in zip(states["envs"], probes, strict=True):
+        state.update(probe)
+    ours.set_state(states)
+    actions = random_actions(ours, rng)
+    obs, rewards, terminated, _, infos = ours.step(actions)
+    after = ours.get_state()["envs"]
+    for index, state in enumerate(states["envs"]):
+        env_state.set_state(theirs, state)
+        ob, reward, is_terminated, _, _ = theirs.step(actions[index])
+        if terminated[index] != is_terminated or not np.array_equal(rewards[index], float(reward), equal_nan=True):
+            return f"its step from the state {probes[index]['physics']} differs from Gymnasium's"
+        if is_terminated:
+            if not _same(infos["final_obs"][index], ob):
+                return "its last observation of an episode differs from Gymnasium's"
+        elif not _same(obs[index], ob) or not _same(after[index]["physics"], env_state.get_state(theirs)["physics"]):
+            return f"its step from the state {probes[index]['physics']} differs from Gymnasium's"
+    return ""
+
+
+def random_actions(envs: "NativeVecEnv", rng: np.random.Generator) -> NDArray[Any]:
+    """Uniform actions for one vector step."""
+    space: Any = envs.single_action_space
+    if isinstance(space, Discrete):
+        return rng.integers(space.start, space.start + space.n, envs.num_envs)
+    return rng.uniform(envs.action_space.low, envs.action_space.high).astype(space.dtype)  # type: ignore[attr-defined]
+
+
+def _same(ours: NDArray[Any], theirs: NDArray[Any]) -> bool:
+    return ours.dtype == theirs.dtype and np.array_equal(ours, theirs, equal_nan=True)
+
+
+def _same_reward(ours: float, theirs: float) -> bool:
+    """Equal, or within one unit of float32's last place: what numpy's BLAS makes of a norm depends on the CPU."""
+    return bool(np.isnan(theirs) and np.isnan(ours)) or abs(ours - theirs) <= np.spacing(np.float32(abs(theirs)))
