@@ -164,3 +164,23 @@ def test_another_env_id_in_the_file_is_told(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert get_arguments("ppo", "mujoco", "Ant-v4", path, line).env_id == "Hopper-v4"
     assert capsys.readouterr().err == "env_id is Hopper-v4, as parser_args has it, not Ant-v4\n"
+
+
+def test_another_agent_in_the_file_is_told(tmp_path, capsys):
+    path = tmp_path / "page.yaml"
+    path.write_text("agent: PPO_Clip\nlearner: PPOCLIP_Learner\n")
+    assert get_arguments("ppo_kl", "mujoco", "Hopper-v4", path).agent == "PPO_Clip"
+    assert capsys.readouterr().err == "agent is PPO_Clip, as the configuration has it, not ppo_kl\n"
+    path.write_text("agent: PPOKL_Agent\n")
+    assert get_arguments("ppo_kl", "mujoco", "Hopper-v4", path).agent == "PPOKL_Agent"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("env", "env_id", "policy"),
+    [("classic_control", "MountainCar-v0", "Categorical_AC"), ("box2d", "BipedalWalker-v3", "Gaussian_AC")],
+)
+def test_tasks_of_xuances_files_have_one_here(env, env_id, policy):
+    args = get_arguments("ppo", env, env_id)
+    assert (args.env_id, args.policy) == (env_id, policy)
+    assert args.env_name.lower().replace(" ", "_") == env and args.actor_hidden_size != [256]

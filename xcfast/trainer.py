@@ -380,7 +380,7 @@ class Trainer:
         """Close the envs that are the run's own, and files, and give torch its threads back; safe to call twice."""
         try:
             self._closers.close()
-            if self._folders is not None and not self.begun:
+            if self._folders is not None and not self.begun and self.ranks.is_main:
                 self._folders.discard_unused()
         finally:
             torch.set_num_threads(self._threads)

@@ -26,7 +26,7 @@ from xcfast.results import Mode, RunFolders, Summary
 from xcfast.testing import playing, rendering
 from xcfast.trainer import Parts, Trainer
 from xcfast.xuance.arguments import keys_of_class, set_device, to_config
-from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, whole
+from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, values_of, whole
 from xcfast.xuance.environment import XuanCeVecEnv, plain
 from xcfast.xuance.finding import find_model_file
 from xcfast.xuance.loading import check_fits, load_training
@@ -92,13 +92,13 @@ class PPO_Agent:
                 f"policy must come from Gaussian_AC_Policy or Categorical_AC_Policy; got {type(policy).__name__}"
             )
         self.quiet = quiet
-        self.config = self._configure(config, None if envs is None else plain(envs).num_envs, policy, device)
-        if scheduler is not None:
-            check_scheduler(scheduler, self.config.num_updates)
-            optimizer = scheduler.optimizer if optimizer is None else optimizer
-        self._own_rates = optimizer is None
         self.train_envs = envs
         vec_env = None if envs is None else plain(envs)
+        self.config = self._configure(config, None if vec_env is None else vec_env.num_envs, policy, device)
+        if scheduler is not None:
+            check_scheduler(scheduler, self.config.num_updates)
+            optimizer = getattr(scheduler, "optimizer", None) if optimizer is None else optimizer
+        self._own_rates = optimizer is None
         if vec_env is not None:
             observation_space, action_space = vec_env.single_observation_space, vec_env.single_action_space
         if observation_space is None or action_space is None:
@@ -117,7 +117,7 @@ class PPO_Agent:
         self._warned = False
         self._uses = 0
         if vec_env is not None:
-            benchmark = not isinstance(config, Config) and bool(getattr(config, "benchmark", False))
+            benchmark = not isinstance(config, Config) and values_of("config", config).get("benchmark")
             mode: Mode = "benchmark" if benchmark else "train"
             # Scripts put the env id into their folders themselves.
             parts = Parts(vec_env, policy, optimizer, scheduler, below_env=False, late=True)

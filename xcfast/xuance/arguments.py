@@ -113,6 +113,8 @@ def get_arguments(
     if env_id is not None and given["env_id"] != env_id:
         source = "parser_args" if "env_id" in on_line else config_path
         print(f"env_id is {given['env_id']}, as {source} has it, not {env_id}", file=sys.stderr)
+    if name.lower().endswith("kl") and _todays_agent(given["agent"]) != "PPO_KL":
+        print(f"agent is {given['agent']}, as the configuration has it, not {name}", file=sys.stderr)
     if "policy" not in given and "env_id" in given:
         given |= _fitting_policy(str(given["env_id"]))
     values = Config().to_dict() | given
@@ -168,8 +170,7 @@ def keys_of_class(config: Namespace | Mapping[str, Any] | Config | Any, agent: s
     Raises:
         ConfigError: ``PPO_KL`` was asked for, of a class that clips.
     """
-    given = config.agent if isinstance(config, Config) else values_of("config", config).get("agent")
-    given = keys_of(Config)["agent"].aliases.get(given, given)
+    given = _todays_agent(config.agent if isinstance(config, Config) else values_of("config", config).get("agent"))
     if (agent, given) == ("PPO", "PPO_KL"):
         allowed = "PPO_Clip; or PPOKL_Agent, or PPO_Agent, which follows the configuration"
         raise ConfigError("contradicts PPOCLIP_Agent", key="agent", given=given, allowed=allowed)
@@ -178,6 +179,10 @@ def keys_of_class(config: Namespace | Mapping[str, Any] | Config | Any, agent: s
     if given == "PPO":
         say("warning: PPOKL_Agent trains with agent PPO_KL; the configuration's agent is PPO", error=True)
     return {"agent": agent, "learner": "PPOKL_Learner"}
+
+
+def _todays_agent(name: Any) -> Any:
+    return keys_of(Config)["agent"].aliases.get(name, name)
 
 
 def _known(name: str) -> bool:
