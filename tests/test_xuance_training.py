@@ -280,7 +280,11 @@ def test_a_run_with_wrong_arguments(small, mode, keys, error, message):
         RunnerDRL(small()).run(mode, **keys)
 
 
-def test_what_fails_at_the_first_step_leaves_no_empty_folder(small, tmp_path):
+def test_what_fails_before_it_begins_leaves_no_empty_folder(begin, small, tmp_path):
     with pytest.raises(EnvError):
         RunnerDRL(small(env_id="Nowhere-v0")).run("train")
+    agent = begin(env_id="toys:toy/RaisesAtOnce-v0")  # in the warm-up of the observations' statistics
+    with pytest.raises(ValueError, match="the simulator broke"):
+        agent.train(32)
+    agent.finish()
     assert not (tmp_path / "logs").exists() and not (tmp_path / "models").exists()

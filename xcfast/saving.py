@@ -110,7 +110,7 @@ class Saver:
         return RunFailed(self._save_after_failure(error, known), isinstance(cause, _EXPECTED), known)
 
     def _save_after_failure(self, error: Exception, known: bool) -> str:
-        state, ranks, path = self._state, self._ranks, self._path
+        state, ranks = self._state, self._ranks
         state.parts.obs_normalizer.discard()
         message = f"stopped at step {state.step}: {error}"
         if not known:  # other ranks wait for something else, or have ended: their part of the state is out of reach
@@ -118,6 +118,7 @@ class Saver:
             return f"rank {ranks.rank} {message}\nCheckpoints, if there was time for one: {folder}"
         if state.progress.iteration == 0:
             return f"{message}\nNothing had been trained yet"
+        path = self._path
         if ranks.broadcast(path.exists()):  # the others may not see rank 0's files
             return f"{message}\nThe last good state is in {path}"
         # The envs have gone on, or failed: a resumed run starts new episodes with these weights.

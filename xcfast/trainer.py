@@ -151,13 +151,13 @@ class Trainer:
         """Begin the first episodes, and give the observation statistics a start unless they have one; only once."""
         if self.begun:
             return
-        self.begun = True
-        if self._given.late:
-            self._open()
         with self.ranks.together():
             self.parts.collector.reset([self.config.env_seed + i for i in self.rows])
         if self.config.use_obsnorm and self.parts.obs_normalizer.rms.count == 0:
             self.parts.collector.warm_up(self.parts.rollout)
+        if self._given.late:
+            self._open()
+        self.begun = True
 
     def run(self) -> Summary:
         """Train until ``running_steps``, or until SIGINT, SIGTERM or SIGHUP; returns what was achieved.
