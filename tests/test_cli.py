@@ -84,6 +84,8 @@ def test_the_algorithm_may_be_a_flag(trainer: FakeTrainer) -> None:
         ("--env-id Ant-v5", "ant.yaml", "Ant-v5"),
         ("--algo PPO --env classic_control --env-id CartPole-v0", "cartpole.yaml", "CartPole-v0"),
         ("--env box2d --env-id LunarLander-v2", "lunar_lander.yaml", "LunarLander-v2"),
+        ("Hopper-v5 seed=3", "hopper.yaml", "Hopper-v5"),
+        ("MountainCar-v0 --env-id MountainCar-v0", "mountain_car.yaml", "MountainCar-v0"),
     ],
 )
 def test_an_env_id_finds_the_shipped_file(trainer: FakeTrainer, argv: str, file: str, env_id: str) -> None:

@@ -509,6 +509,7 @@ def test_policy_must_fit_the_actions() -> None:
 SHIPPED = {
     "acrobot": "Acrobot-v1",
     "ant": "Ant-v4",
+    "bipedal_walker": "BipedalWalker-v3",
     "cartpole": "CartPole-v1",
     "half_cheetah": "HalfCheetah-v4",
     "hopper": "Hopper-v4",
@@ -517,6 +518,7 @@ SHIPPED = {
     "inverted_double_pendulum": "InvertedDoublePendulum-v4",
     "inverted_pendulum": "InvertedPendulum-v4",
     "lunar_lander": "LunarLander-v3",
+    "mountain_car": "MountainCar-v0",
     "pendulum": "Pendulum-v1",
     "pusher": "Pusher-v5",
     "reacher": "Reacher-v4",

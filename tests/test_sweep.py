@@ -99,10 +99,12 @@ def test_a_stopped_sweep_is_resumed_where_it_was(base, capsys):
     while len({path.parent for path in Path("out").glob("all/models/*/seed_*/checkpoint_*.pth")}) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    assert main(argv) == 2 and "out is in use" in capsys.readouterr().err
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert "out is in use" in error and re.search(rf"processes (\d+, )*{process.pid}\b", error)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
     out, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
+    assert process.returncode == 128 + signal.SIGINT, error
     assert out.count(": stopped\n") == 2 and "stopped; the same command continues" in out
     assert [row["seeds"] for row in table()] == ["0"]
     stopped = [runs_of("out/all", seed) for seed in (1, 2)]

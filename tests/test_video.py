@@ -45,6 +45,7 @@ def test_the_video_is_of_the_best_episode_only(test_the_model):
     done, folder = test_the_model()
     assert done.returncode == 0, done.stderr
     (video,) = [path for path in folder.iterdir() if path.suffix == ".mp4"]
+    assert f"recording 3 episodes, one after the other, into {video}" in done.stdout
     assert f"video {video} (the best of 3 episodes: number 2, return 15.00)" in done.stdout
     pictures = pictures_of(video, 48, 34)
     assert len(pictures) == 10  # one for each step of that episode
@@ -89,3 +90,15 @@ def test_the_first_of_equal_episodes_is_kept(tmp_path):
     assert video.best == (1, -1.0)
     assert [path.name for path in tmp_path.iterdir()] == ["test.mp4"]
     assert len(pictures_of(tmp_path / "test.mp4", 32, 32)) == 3
+
+
+def test_what_a_killed_recording_left_is_removed_by_the_next(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".test_2026_0714_101500_{ended.pid}.mp4"
+    of_the_living = tmp_path / f".test_2026_0714_101500_{os.getppid()}.mp4"
+    others = [tmp_path / f".notes_{ended.pid}.mp4", tmp_path / f"test_{ended.pid}.mp4"]
+    for path in (left, of_the_living, *others):
+        path.write_bytes(b"")
+    BestEpisodeVideo(tmp_path / "test_2026_0715_101500.mp4", fps=10).close()
+    assert sorted(tmp_path.iterdir()) == sorted([of_the_living, *others])

@@ -201,7 +201,7 @@ def test_an_optimizer_alone_keeps_its_rate(make_agent):
         (lambda p: torch.optim.Adam(p, 1e-3, amsgrad=True), None, "amsgrad is True"),
         (lambda p: torch.optim.Adam([{"params": [q]} for q in p], 1e-3), None, "several parameter groups"),
         (lambda p: torch.optim.Adam(list(p)[:2], 1e-3), None, "not all of the policy's parameters"),
-        (adam, lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, total_steps=64), "base_momentum"),
+        (adam, lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, total_steps=64), "cycle_momentum=False"),
     ],
 )
 def test_what_is_not_plain_adam_is_served_by_torch(make_agent, make, scheduler, reason):

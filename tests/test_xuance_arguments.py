@@ -1,6 +1,7 @@
 """Arguments, environments and networks by XuanCe's names."""
 
 import inspect
+import json
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,8 +263,32 @@ def test_get_runner(tmp_path, monkeypatch, call):
     assert len(get_runner(algo="ppo", **where).run("test", test_episodes=3, model_path=summary.model_dir)) == 3
 
 
+KEYS = (Path(__file__).parent / "data" / "xuance_keys.txt").read_text(encoding="utf-8").split()
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_key_of_xuances_files_is_read_or_named_with_the_reason(tmp_path, name):
+    """Those of XuanCe 1.4.4; where a value is needed, the reader's own default is one."""
+    value = Config().to_dict().get(name, 1)
+    path = tmp_path / "file.yaml"
+    path.write_text(f"{name}: {json.dumps(value)}\n")
+    config = load_config(path)
+    if name in INERT_KEYS:
+        assert config.notices == (f"{name} has no effect: {INERT_KEYS[name]}",)
+    else:
+        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("family", ["Atari", "MiniGrid", "MetaDrive", "Drones"])
+def test_environments_that_are_not_supported_are_refused_by_name(tmp_path, family):
+    path = tmp_path / "file.yaml"
+    path.write_text(f"env_name: {family}\nenv_config:\n  map: C\n")  # a key with keys below it, in MetaDrive's file
+    with pytest.raises(ConfigError, match=f"env_name: not supported; .*given: {family}"):
+        load_config(path)
+
+
 def test_the_document_names_every_key_and_name():
     """Those of XuanCe's files, of any generation, and those of xcfast.xuance."""
     text = (Path(__file__).parent.parent / "docs" / "from_xuance.md").read_text(encoding="utf-8")
-    names = [*load_yaml(SEED_FILE), *RENAMED_KEYS, *INERT_KEYS, *xcfast.xuance.__all__]
+    names = [*load_yaml(SEED_FILE), *KEYS, *RENAMED_KEYS, *INERT_KEYS, *xcfast.xuance.__all__]
     assert [name for name in names if f"`{name}" not in text] == []

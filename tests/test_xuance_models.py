@@ -14,6 +14,7 @@ import torch
 
 from xcfast.errors import CheckpointError
 from xcfast.xuance import PPO_Agent, make_envs
+from xcfast.xuance.finding import find_model_file
 from xcfast.xuance.models import read_obs_rms
 
 ROOT = Path(__file__).parent.parent
@@ -234,8 +235,9 @@ def test_nothing_in_a_file_is_executed(tmp_path, place):
         write_object(folder / "obs_rms.npy", {"count": 1.0, "mean": Bomb(target), "var": np.ones(3)})
     else:
         torch.save({"policy": {"w": Bomb(target)}}, folder / "final_train_model.pth")
-    with pytest.raises(CheckpointError, match=r"only numpy arrays are allowed|not a model file"):
+    with pytest.raises(CheckpointError, match=r"only numpy arrays are allowed|nothing but tensors") as caught:
         acting_agent(tmp_path, "pendulum_dict").load_model(folder)
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)  # what would execute it
     assert not target.exists()
     pickle.loads(pickle.dumps(Bomb(target)))
     assert target.exists()  # it would have
@@ -285,9 +287,155 @@ def test_a_damaged_model_is_one_sentence(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(DATA / "pendulum_dict", folder)
     model = folder / "final_train_model.pth"
-    model.write_bytes(model.read_bytes()[:9000])
+    whole = model.read_bytes()
+    model.write_bytes(whole[:9000])
     with pytest.raises(CheckpointError, match=r"truncated, or not a model file"):
         acting_agent(tmp_path, "pendulum_dict").load_model(folder)
     torch.save([1, 2], model)
     with pytest.raises(CheckpointError, match=r"neither a model of xcfast nor one of XuanCe"):
         acting_agent(tmp_path, "pendulum_dict").load_model(folder)
+    model.write_bytes(b"no model at all")
+    with pytest.raises(CheckpointError, match=r"truncated, or not a model file of torch") as caught:
+        acting_agent(tmp_path, "pendulum_dict").load_model(folder)
+    assert "weights_only" not in str(caught.value)
+
+
+def state_of(agent):
+    """Everything that loading can change, as plain copies."""
+    state = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+    state |= {f"obs_{name}": torch.tensor(value) for name, value in agent.obs_rms.state_dict().items()}
+    return state | {
+        "var": torch.tensor(agent.ret_rms.var),
+        "identity": torch.tensor(agent._acting().action_map.identity),
+    }
+
+
+def of_xcfast(tmp_path, change):
+    """A model file of xcfast with something changed in it, and an agent that it is for."""
+    args = arguments(tmp_path, "pendulum_dict")
+    envs = make_envs(args)
+    agent = PPO_Agent(args, envs, quiet=True)
+    agent.train(32)
+    agent.save_model("whole.pth", tmp_path)
+    state = torch.load(tmp_path / "whole.pth", weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "changed.pth")
+    agent.train(32)
+    return agent, envs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["policy"]["actor.logstd"].fill_(np.nan), r"actor.logstd is not finite in it"),
+        (
+            lambda s: s["obs_normalizer"]["rms"].update(var=torch.ones(2)),
+            r"mean has the shape \[3\], var the shape \[2\]",
+        ),
+        (lambda s: s["obs_normalizer"]["rms"]["var"].fill_(np.inf), "must be finite"),
+        (lambda s: s["obs_normalizer"].clear(), "incomplete"),
+        (
+            lambda s: s["reward_normalizer"]["rms"].update(var=torch.ones(2), mean=torch.ones(2)),
+            r"returns of shape \[2\]",
+        ),
+        (lambda s: s.update(policy=[1]), "its policy is no dict of weights"),
+        (lambda s: s["policy"].update(strange=torch.ones(2)), r"it has strange \[2\], which is not known here$"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_leaves_the_agent_as_it_was(tmp_path, change, message):
+    agent, envs = of_xcfast(tmp_path, change)
+    before = state_of(agent)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        agent.load_model(tmp_path / "changed.pth")
+    assert str(caught.value).startswith(str(tmp_path / "changed.pth"))
+    after = state_of(agent)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    agent.finish()
+    envs.close()
+
+
+def test_statistics_of_two_shapes_leave_the_agent_as_it_was(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(DATA / "pendulum_dict", folder)
+    write_object(folder / "obs_rms.npy", {"count": 3.0, "mean": np.zeros(3), "var": np.ones(4)})
+    agent = acting_agent(tmp_path, "pendulum_dict")
+    before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"obs_rms.npy: mean has the shape \[3\], var the shape \[4\]"):
+        agent.load_model(folder)
+    assert all(torch.equal(before[name], value) for name, value in agent.policy.state_dict().items())
+
+
+def test_moments_that_do_not_fit_are_left_out(tmp_path):
+    def change(state):
+        state["learner"]["optimizer"]["state"][0]["exp_avg_sq"] = torch.ones(5)
+
+    agent, envs = of_xcfast(tmp_path, change)
+    before = agent.learner.state_dict()["optimizer"]["state"][0]["exp_avg"].clone()
+    agent.load_model(tmp_path / "changed.pth")
+    assert torch.equal(agent.learner.state_dict()["optimizer"]["state"][0]["exp_avg"], before)
+    agent.load_model(tmp_path / "whole.pth")
+    assert not torch.equal(agent.learner.state_dict()["optimizer"]["state"][0]["exp_avg"], before)
+    agent.finish()
+    envs.close()
+
+
+def test_other_names_of_weights_are_listed(tmp_path):
+    """As of XuanCe's development version, which calls a parameter otherwise."""
+    state = torch.load(DATA / "inverted_pendulum_bare" / "final_train_model.pth", weights_only=True)
+    folder = tmp_path / "model"
+    shutil.copytree(DATA / "inverted_pendulum_bare", folder)
+    state["actor.log_std"] = state.pop("actor.logstd")
+    torch.save(state, folder / "final_train_model.pth")
+    with pytest.raises(CheckpointError) as caught:
+        acting_agent(tmp_path, "inverted_pendulum_bare").load_model(folder)
+    assert str(caught.value).endswith(
+        "another network of the same widths: "
+        "it has actor.log_std [1], which is not known here; it lacks actor.logstd [1]"
+    )
+
+
+# Finding a file
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+
+
+def test_models_are_found_by_any_of_their_names(tmp_path):
+    touch(tmp_path / "seed_5_2026_0714_101500", "best_model.pth", "mine", "other.pth")
+    touch(tmp_path / "seed_7_2026_0714_101500", "final_train_model.pth")
+    touch(tmp_path / "results" / "seed_1" / "best_model", "best_model.pth")
+
+    def found(path, model=None, seed=5):
+        return find_model_file(tmp_path / path, model, seed).relative_to(tmp_path).as_posix()
+
+    assert found("seed_5_2026_0714_101500", "mine") == "seed_5_2026_0714_101500/mine"  # as save_model("mine") names it
+    assert found(".", "mine") == "seed_5_2026_0714_101500/mine"
+    assert found(".", "other") == found(".", "other.pth") == "seed_5_2026_0714_101500/other.pth"
+    assert found(".", "seed_7_2026_0714_101500") == "seed_7_2026_0714_101500/final_train_model.pth"
+    assert (
+        found(".", "7") == found(".", 7) == found(".", np.int64(7)) == "seed_7_2026_0714_101500/final_train_model.pth"
+    )
+    assert found("results", "1") == found("results", seed=1) == "results/seed_1/best_model/best_model.pth"
+    touch(tmp_path / "seed_5_2026_0714_101500", "7")
+    assert found(".", "7") == "seed_5_2026_0714_101500/7"  # the exact name goes first
+
+
+def test_what_is_not_found_is_one_sentence(tmp_path):
+    run_folder = tmp_path / "seed_5_2026_0714_101500"
+    touch(run_folder, "best_model.pth", "x.pth")
+    for place, model, message in (
+        (run_folder, "other", f"{run_folder}: no other.pth in it; there: best_model.pth, x.pth"),
+        (tmp_path, "x.pth", f"{tmp_path}: no x.pth of seed 9 in it; seeds with one there: 5"),
+        (tmp_path, "79811", f"{tmp_path}: no model file of seed 79811 in it; seeds with one there: 5"),
+        (tmp_path, None, f"{tmp_path}: no model file of seed 9 in it; seeds with one there: 5"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            find_model_file(place, model, 9)
+        assert str(caught.value) == message
+    with pytest.raises(TypeError, match="path must be a model file or a folder; got None"):
+        find_model_file(None, None, 1)
+    with pytest.raises(TypeError, match=r"model must be a file's name, a seed or None; got 1.5"):
+        find_model_file(tmp_path, 1.5, 1)

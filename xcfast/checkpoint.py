@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,32 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: not saved: {error}") from error
 
 
+def read_torch_file(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU. Nothing is made of it but tensors, numbers, texts and containers.
+
+    Raises:
+        CheckpointError: missing, truncated, damaged, no such file at all, or it asks for objects of any other kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:
+        raise CheckpointError(f"{path}: truncated, or not a model file of torch ({error})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged (checksum of {damaged!r} does not match)")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        # Not torch's own words: they advise to load the file once more with everything in it allowed.
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise CheckpointError(f"{path}: not a model file of torch") from None
+        reason = f"it asks for {asked[1]}; nothing but tensors, numbers, texts and containers is read from a model"
+        raise CheckpointError(f"{path}: {reason}") from None
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; arrays come back as CPU tensors.
 
@@ -56,20 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: missing, truncated, damaged, not a checkpoint of this program, or of a newer format.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{path}: truncated, or not a checkpoint ({error})") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path}: damaged (checksum of {damaged!r} does not match)")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a checkpoint of xcfast ({reason})") from error
+    state = read_torch_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT or "version" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of xcfast")
     if state["version"] > VERSION:

@@ -80,6 +80,10 @@ INERT_KEYS = {
         ("obs_type", "img_size", "num_stack", "frame_skip", "noop_max", "full_action_space", "fc_hidden_sizes"), _ATARI
     ),
     **dict.fromkeys(("filters", "kernels", "strides"), "image representations only"),
+    **dict.fromkeys(("ImgObsWrapper", "RGBImgPartialObsWrapper"), "MiniGrid only"),
+    **dict.fromkeys(("act_type", "num_drones", "obstacles", "record", "sleep"), "drones only"),
+    "max_episode_steps": "drones only; the time limit of a Gymnasium id is its own",
+    "env_config": "MetaDrive only",
 }
 
 

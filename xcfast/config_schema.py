@@ -64,7 +64,7 @@ class Config:
     env_name: Literal["MuJoCo", "Classic Control", "Box2D", "Gymnasium"] = key(
         "MuJoCo",
         "family of the task; a label, since every id is made by gymnasium.make",
-        refused=dict.fromkeys(("Atari", "MiniGrid", "MetaDrive"), _OTHER_ENV),
+        refused=dict.fromkeys(("Atari", "MiniGrid", "MetaDrive", "Drones"), _OTHER_ENV),
     )
     env_id: str = key("Ant-v4", "Gymnasium id of the task")
     env_seed: int = key(1, "environment i is seeded with env_seed + i", low=0, high=_MAX_SEED)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from xcfast.config_keys import ConfigError, nearest_name
+from xcfast.config_keys import INERT_KEYS, ConfigError, nearest_name
 
 Layer = dict[str, tuple[Any, str | None]]
 """Key -> (value, where it was given)."""
@@ -48,7 +48,7 @@ def read_file(path: str | os.PathLike[str]) -> Layer:
             name = name_node.value
             if name in layer:
                 raise ConfigError(f"given twice, first in {layer[name][1]}", key=name, where=place)
-            if isinstance(value_node, yaml.MappingNode):
+            if isinstance(value_node, yaml.MappingNode) and name not in INERT_KEYS:
                 raise ConfigError("has keys below it; the keys of a configuration do not nest", key=name, where=place)
             layer[name] = (_construct(value_node, name, place), place)
     except yaml.YAMLError as error:

@@ -41,6 +41,7 @@ class Parts:
         optimizer: of the policy's parameters.
         scheduler: of that optimizer; stepped once after each update, it decides the learning rates.
         below_env: whether the run's folders are in one ``<env_id>``.
+        late: whether folders, log and start table wait until training begins or somebody asks for the folders.
     """
 
     envs: VecEnv | None = None
@@ -48,6 +49,7 @@ class Parts:
     optimizer: torch.optim.Optimizer | None = None
     scheduler: LRScheduler | None = None
     below_env: bool = True
+    late: bool = False
 
 
 class RunParts:

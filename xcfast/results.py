@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,6 +104,19 @@ class RunFolders:
             raise CheckpointError(f"{pointer}: damaged ({error})") from error
         return found
 
+    def discard_unused(self) -> None:
+        """Remove those of the two folders in which nothing was written."""
+        for folder in {self.log_dir, self.model_dir}:
+            if [path.name for path in folder.glob("*")] == ["run.json"]:
+                (folder / "run.json").unlink()
+                folder.rmdir()
+
+    def in_mode(self, mode: Mode) -> RunFolders:
+        """The same folders, of a run in another mode."""
+        folders = replace(self, mode=mode)
+        folders._write_pointers()
+        return folders
+
     def _write_pointers(self) -> None:
         """Let each of the two folders name both, and the mode, so that either leads to the run."""
         for folder in {self.log_dir, self.model_dir}:
@@ -187,6 +200,18 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+# Of benchmark mode's files, besides ``step``; None: one for each episode.
+_COLUMNS: dict[str, list[str] | None] = {
+    "test_scores.csv": None,
+    "learning_curve.csv": ["avg_return"],
+    "elapsed.csv": ["seconds"],  # a file of its own: the other two have XuanCe's columns
+}
+
+
+def _benchmark(running_steps: int, eval_interval: int, test_episodes: int) -> dict[str, int]:
+    return {"running_steps": running_steps, "eval_interval": eval_interval, "test_episodes": test_episodes}
+
+
 class ResultFiles:
     """XuanCe's result files of benchmark mode, in its names and columns, kept up to date during the run."""
 
@@ -206,27 +231,28 @@ class ResultFiles:
             "device": device,
             "seed": config.seed,
             "xcfast_version": package_versions()["xcfast"],
-            "benchmark": {
-                "running_steps": config.running_steps,
-                "eval_interval": config.eval_interval,
-                "test_episodes": config.test_episode,
-            },
+            "benchmark": _benchmark(config.running_steps, config.eval_interval, config.test_episode),
             "system_info": {"platform": platform.platform(), "cpu_count": os.cpu_count(), **package_versions()},
         }
         self._write_meta()
         self._csv: dict[str, CsvLog] = {}
-        columns = ["step", *(f"return_episode_{i}" for i in range(config.test_episode))]
-        headers = {
-            "test_scores.csv": columns,
-            "learning_curve.csv": ["step", "avg_return"],
-            "elapsed.csv": ["step", "seconds"],  # a file of its own: the other two have XuanCe's columns
-        }
-        for name, header in headers.items():
-            path = self._log_dir / name
-            if resume_step is not None and path.exists():
-                truncate_csv(path, resume_step)
-            if mode == "benchmark":
-                self._csv[name] = CsvLog(path, header)
+        for name in _COLUMNS:
+            if resume_step is not None and (self._log_dir / name).exists():
+                truncate_csv(self._log_dir / name, resume_step)
+        if mode == "benchmark":
+            self._keep(config.test_episode)
+
+    def keep(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
+        """Begin the files of benchmark mode, unless they have begun."""
+        if not self._csv:
+            self._meta["benchmark"] = _benchmark(running_steps, eval_interval, test_episodes)
+            self._keep(test_episodes)
+            self._write_meta()
+
+    def _keep(self, test_episodes: int) -> None:
+        for name, columns in _COLUMNS.items():
+            header = columns or [f"return_episode_{i}" for i in range(test_episodes)]
+            self._csv[name] = CsvLog(self._log_dir / name, ["step", *header])
 
     def add_scores(self, step: int, scores: np.ndarray, elapsed_seconds: float) -> None:
         """One evaluation, if results are kept.
@@ -245,10 +271,13 @@ class ResultFiles:
         self._times["best_model_time"] = _now()
         write_json(self._log_dir / "best_model_info.json", {"mean": mean, "std": std, "step": step})
 
-    def close(self, elapsed_seconds: float) -> None:
-        """Write the time stamps and close the files; the seconds are those of all parts of a resumed run."""
+    def stamp(self, elapsed_seconds: float) -> None:
+        """Write the time stamps; the seconds are those of all parts of a resumed run."""
         self._meta["timestamps"] = {**self._times, "end_time": _now(), "elapsed_seconds": round(elapsed_seconds, 3)}
         self._write_meta()
+
+    def close(self) -> None:
+        """Close the files."""
         for log in self._csv.values():
             log.close()
 

@@ -110,10 +110,15 @@ class RunLog:
         """A best model was saved."""
         self._results.new_best(float(scores.mean()), float(scores.std()), step)
 
+    def keep_results(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
+        """Begin the result files of benchmark mode, unless they have begun."""
+        self._results.keep(running_steps, eval_interval, test_episodes)
+
     def end(self, elapsed_seconds: float) -> None:
         """Write the time stamps; the seconds are those of all parts of a resumed run."""
-        self._results.close(elapsed_seconds)
+        self._results.stamp(elapsed_seconds)
 
     def close(self) -> None:
-        """Close the curves."""
+        """Close curves and result files."""
+        self._results.close()
         self._writer.close()

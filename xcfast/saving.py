@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,12 +54,12 @@ class Saver:
 
     Args:
         state: of the run.
-        folders: of the run.
+        folders: of the run, made at the first call.
         quiet: print nothing but warnings.
     """
 
-    def __init__(self, state: RunState, folders: RunFolders, quiet: bool) -> None:
-        self._state, self._folders, self._quiet = state, folders, quiet
+    def __init__(self, state: RunState, folders: Callable[[], RunFolders], quiet: bool) -> None:
+        self._state, self._make_folders, self._quiet = state, folders, quiet
         self._ranks = state.ranks
 
     def save(self, path: Path) -> None:
@@ -109,7 +110,7 @@ class Saver:
         return RunFailed(self._save_after_failure(error, known), isinstance(cause, _EXPECTED), known)
 
     def _save_after_failure(self, error: Exception, known: bool) -> str:
-        state, ranks, path = self._state, self._ranks, self._path
+        state, ranks = self._state, self._ranks
         state.parts.obs_normalizer.discard()
         message = f"stopped at step {state.step}: {error}"
         if not known:  # other ranks wait for something else, or have ended: their part of the state is out of reach
@@ -117,6 +118,7 @@ class Saver:
             return f"rank {ranks.rank} {message}\nCheckpoints, if there was time for one: {folder}"
         if state.progress.iteration == 0:
             return f"{message}\nNothing had been trained yet"
+        path = self._path
         if ranks.broadcast(path.exists()):  # the others may not see rank 0's files
             return f"{message}\nThe last good state is in {path}"
         # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
@@ -148,9 +150,13 @@ class Saver:
         say(f"resuming {path} at step {self._state.step}", self._quiet)
 
     @property
-    def saved(self) -> bool:
-        """Whether there is a checkpoint of this step."""
-        return self._path.exists()
+    def saved(self) -> Path | None:
+        """The checkpoint of this step, or None where there is none."""
+        return self._path if self._path.exists() else None
+
+    @property
+    def _folders(self) -> RunFolders:
+        return self._make_folders()
 
     @property
     def _path(self) -> Path:

@@ -106,9 +106,11 @@ def reason_not_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[tor
     if {id(p) for p in group["params"]} != {id(p) for p in parameters}:
         return "the optimizer has not all of the policy's parameters"
     added = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay", "capturable")
-    for name in (*added, "base_momentum"):  # the last one: a scheduler moves the betas
+    for name in added:
         if group.get(name):
             return f"the optimizer's {name} is {group[name]}; it has plain Adam"
+    if "base_momentum" in group:
+        return "the scheduler moves Adam's beta1, which cycle_momentum=False would leave to it; it has fixed betas"
     if not all(isinstance(value, float | int) for value in (group["lr"], group["eps"], *group["betas"])):
         return "the optimizer's settings are tensors"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:

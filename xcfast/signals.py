@@ -11,10 +11,16 @@ from typing import Any
 
 
 class StopRequest:
-    """While active, SIGINT, SIGTERM and SIGHUP set ``signal_name`` and do not kill; inert outside the main thread."""
+    """While active, SIGINT, SIGTERM and SIGHUP are noted and do not kill; inert outside the main thread.
+
+    Attributes:
+        signal_name: of the first one that came, or None.
+        number: its number.
+    """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self.number: int | None = None
         self._previous: dict[int, Any] = {}
 
     @property
@@ -34,8 +40,13 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def take_effect(self) -> None:
+        """Once inactive again: give the signal that came the effect that it would have had."""
+        if self.number is not None:
+            signal.raise_signal(self.number)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
+        self.signal_name, self.number = signal.Signals(number).name, number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         message = f"\n{self.signal_name}: stopping after this iteration; Ctrl-C once more stops at once\n"
         with suppress(OSError):  # not print: the signal may have come in the middle of one

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import os
 import re
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +56,11 @@ class Setting:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0 (done, or stopped and saved), 1 if a job failed, 2 for a bad command line."""
+    """Runs the command line.
+
+    Returns:
+        Exit status: 0 done, 1 a job failed, 2 a bad command line, 128 + its number: a signal stopped the sweep.
+    """
     parser = _parser()
     args = parser.parse_intermixed_args(argv)
     if bool(args.study) != bool(args.search) or (args.study and args.grid):
@@ -70,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("xcfast.sweep: interrupted; the same command continues from the last checkpoints", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -105,9 +110,9 @@ def _sweep(args: argparse.Namespace) -> int:
         print(f"{folder}: {slots.size} jobs at a time, {threads} CPU{'s' * (threads > 1)} each", flush=True)
         done, failed = _run(settings, slots, stop, ended)
     _report(done, folder)
-    if stop.requested:
+    if stop.number is not None:
         print("stopped; the same command continues")
-        return 0
+        return 128 + stop.number
     return 1 if failed else 0
 
 
@@ -224,10 +229,23 @@ def _locked(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{folder} is in use: a sweep, or a job that one left behind, is running there") from None
+            known = f" (processes {', '.join(map(str, pids))})" if (pids := _holders(folder / ".lock")) else ""
+            raise ConfigError(
+                f"{folder} is in use: a sweep, or a job that one left behind, is running there{known}"
+            ) from None
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _holders(lock: Path) -> list[int]:
+    """The other processes that have the file open, as far as /proc tells."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == str(lock.resolve()):
+                found.add(int(link.parts[2]))
+    return sorted(found - {os.getpid()})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -122,6 +122,7 @@ def playing(
     action_map: ActionMap,
     video_dir: Path | None,
     quiet: bool,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Evaluator]:
     """An evaluator that shows what it plays; at the end it says where the video is.
 
@@ -132,6 +133,7 @@ def playing(
         action_map: of its actions.
         video_dir: where a video goes; None: nothing is shown.
         quiet: print nothing but warnings.
+        should_stop: ends the evaluation.
     """
     with ExitStack() as stack:
         render_mode = video = None
@@ -140,7 +142,8 @@ def playing(
             render_mode = config.render_mode if config.render_mode == "human" or video is not None else None
         if video is not None:
             stack.callback(video.close)
-        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, video)
+            say(f"recording {config.test_episode} episodes, one after the other, into {video.path}", quiet)
+        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, video, should_stop)
         stack.callback(evaluator.close)
         yield evaluator
         if video is not None and video.best is not None:

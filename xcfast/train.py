@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     try:
         path, overrides = _split_positionals(args.config, args.config_path)
+        if path is not None and re.fullmatch(r".*-v\d+", path) and not Path(path).exists():  # an id instead of a file
+            if args.env_id not in (None, path):
+                raise ConfigError("two env ids", given=f"{path}, {args.env_id}", where="command line")
+            args.env_id, path = path, None
         if not (path or args.env_id or args.resume):
             parser.error("nothing to train: give CONFIG (a YAML file), --env-id or --resume")
         config = _build_config(args, path, overrides)
@@ -225,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         "--benchmark 0 trains only, --benchmark 0 --test 1 tests a saved model.",
     )
     add = parser.add_argument
-    add("config", nargs="*", metavar="CONFIG | key=value", help="a YAML file, then keys that override it")
+    add("config", nargs="*", metavar="CONFIG | key=value", help="a YAML file, or an env id; then keys that override it")
     add("--config-path", metavar="FILE", help="the same as CONFIG")
     add("--method", "--algo", type=_algorithm, default="ppo", help="ppo, or ppo_kl: the same as agent=PPO_KL")
     add("--env", choices=sorted(_FAMILIES), help="family of the task")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -88,6 +89,8 @@ class Trainer:
         self._rollout_seconds = 0.0
         self._threads = torch.get_num_threads()
         self._closers = ExitStack()
+        self._folders: RunFolders | None = None
+        self.log: RunLog | None = None
         try:
             self._prepare(mode, resume, given)
         except BaseException:
@@ -105,30 +108,39 @@ class Trainer:
         self.mode: Mode = mode or ("benchmark" if folders is None else folders.mode)
         with ranks.together():
             self.parts = RunParts(config, given, ranks, saved, lambda: self._stop.requested, self._closers)
-            if ranks.is_main and folders is None:
+            if ranks.is_main and folders is None and not given.late:
                 folders = RunFolders.create(config, self.mode, given.below_env)
-        self.folders: RunFolders = ranks.broadcast(folders)
+        self._given, self._folders = given, ranks.broadcast(folders)
         policy = self.parts.policy
         for tensor in (*policy.parameters(), *policy.buffers()):  # equal by their seed; to be sure
             ranks.broadcast_(tensor.detach())
         self.parts.adopt_weights()
         self.episodes_done = np.zeros(self.parts.envs.num_envs, np.int64)
         self._state = RunState(config, self.mode, ranks, self.parts, self.progress)
-        self.saver = Saver(self._state, self.folders, self.quiet)
+        self.saver = Saver(self._state, lambda: self.folders, self.quiet)
         self._background: ThreadPoolExecutor | None = None
         if self.parts.spare is not None:
             self._background = ThreadPoolExecutor(1, thread_name_prefix="xcfast-collect")
             self._closers.callback(self._background.shutdown)
         with ranks.together():
-            self.log = None
-            if ranks.is_main:
-                self.log = RunLog(
-                    config, self.folders, self.mode, str(self.parts.device), saved.get("step"), self.quiet
-                )
-                self._closers.callback(self.log.close)
-                say(start_table(config, self.mode, self.parts, self.folders, ranks), self.quiet)
+            if ranks.is_main and not given.late:
+                self._open(saved.get("step"))
             if resumed is not None:
                 self.saver.restore(resumed)
+
+    @property
+    def folders(self) -> RunFolders:
+        """Where the run writes."""
+        if self._folders is None:
+            self._folders = RunFolders.create(self.config, self.mode, self._given.below_env)
+        return self._folders
+
+    def _open(self, resume_step: int | None = None) -> None:
+        """Begin the log, and say what will run."""
+        device = str(self.parts.device)
+        self.log = RunLog(self.config, self.folders, self.mode, device, resume_step, self.quiet)
+        self._closers.callback(self.log.close)
+        say(start_table(self.config, self.mode, self.parts, self.folders, self.ranks), self.quiet)
 
     @property
     def step(self) -> int:
@@ -139,11 +151,13 @@ class Trainer:
         """Begin the first episodes, and give the observation statistics a start unless they have one; only once."""
         if self.begun:
             return
-        self.begun = True
         with self.ranks.together():
             self.parts.collector.reset([self.config.env_seed + i for i in self.rows])
         if self.config.use_obsnorm and self.parts.obs_normalizer.rms.count == 0:
             self.parts.collector.warm_up(self.parts.rollout)
+        if self._given.late:
+            self._open()
+        self.begun = True
 
     def run(self) -> Summary:
         """Train until ``running_steps``, or until SIGINT, SIGTERM or SIGHUP; returns what was achieved.
@@ -269,8 +283,12 @@ class Trainer:
                 self.log.evaluation(scores, step, self.progress.total_seconds)
         return is_best
 
-    def advance(self, num_steps: int) -> dict[str, float]:
+    def advance(self, num_steps: int, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Train for ``num_steps`` steps of each env; a rollout that is not full then waits for the next call.
+
+        Args:
+            num_steps: of each env.
+            should_stop: asked after each iteration.
 
         Returns:
             What the last update logged; nothing where there was none.
@@ -286,7 +304,7 @@ class Trainer:
         try:
             self.start()
             with ProgressBar(begin + num_steps * num_envs, begin, enabled=not self.quiet) as bar:
-                while num_steps > 0:
+                while num_steps > 0 and not should_stop():
                     part = min(num_steps, rollout.num_steps - rollout.step)
                     num_steps -= part
                     logged = self._iterate(part) or logged
@@ -299,11 +317,28 @@ class Trainer:
 
     def finish(self) -> Summary:
         """The end of a run by ``advance``: the last weights in a checkpoint, the results' end, the summary."""
+        self.save_last()
+        return self.summarize()
+
+    def save_last(self) -> Path | None:
+        """A checkpoint of the last update, unless there is one; its path, or None where there is none to be had."""
         if self.progress.iteration > 0 and not self.saver.saved:
             self.saver.save_checkpoint()
+        return self.saver.saved
+
+    def summarize(self) -> Summary:
+        """Write the summary and the results' time stamps; the run may go on."""
         if self.log is not None:
             self.log.end(self.progress.total_seconds)
         return self._summarize()
+
+    def keep_results(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
+        """Begin the result files of benchmark mode, for whoever has a loop of their own and only now says so."""
+        self.start()
+        self.mode = "benchmark"
+        self._folders = self.folders.in_mode(self.mode)
+        if self.log is not None:
+            self.log.keep_results(running_steps, eval_interval, test_episodes)
 
     def _finish(self) -> Summary:
         """Save what resuming or testing needs, and report."""
@@ -345,5 +380,7 @@ class Trainer:
         """Close the envs that are the run's own, and files, and give torch its threads back; safe to call twice."""
         try:
             self._closers.close()
+            if self._folders is not None and not self.begun and self.ranks.is_main:
+                self._folders.discard_unused()
         finally:
             torch.set_num_threads(self._threads)

@@ -28,6 +28,7 @@ class BestEpisodeVideo:
 
         self._open = imageio.v2.get_writer
         self.path, self._fps = path, fps
+        _remove_left_overs(path)
         self._current = path.with_name(f".{path.stem}_{os.getpid()}{path.suffix}")
         self._writer: Any = None
         self.episodes = 0
@@ -56,3 +57,23 @@ class BestEpisodeVideo:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _remove_left_overs(path: Path) -> None:
+    """Delete what processes that were killed while they recorded have left in the folder."""
+    if os.name != "posix":  # elsewhere os.kill cannot merely ask
+        return
+    for left in path.parent.glob(f".{path.stem.partition('_')[0]}*_*{path.suffix}"):
+        process = left.stem.rpartition("_")[2]
+        if process.isdecimal() and not _lives(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True

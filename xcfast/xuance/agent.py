@@ -7,43 +7,39 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 import torch
-from torch.distributions import Categorical, Independent, Normal
 
 from xcfast.config import Config, check_policy
 from xcfast.envs import VecEnv
+from xcfast.errors import CheckpointError
 from xcfast.evaluation import TEST_RUN, Evaluator
 from xcfast.normalize import ObservationNormalizer, RunningMeanStd
-from xcfast.policy import ActionMap, ActorCritic, CategoricalActor, build_policy
+from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.report import end_table, resolve_device, say
-from xcfast.results import Mode, Summary
+from xcfast.results import Mode, RunFolders, Summary
 from xcfast.testing import playing, rendering
 from xcfast.trainer import Parts, Trainer
-from xcfast.xuance.arguments import set_device, to_config
+from xcfast.xuance.arguments import keys_of_class, set_device, to_config
+from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, values_of, whole
 from xcfast.xuance.environment import XuanCeVecEnv, plain
-from xcfast.xuance.models import SavedModel, check_fits, find_model_file, read_model
-from xcfast.xuance.networks import check_optimizer, check_spaces, keys_describing
+from xcfast.xuance.finding import find_model_file
+from xcfast.xuance.loading import check_fits, load_training
+from xcfast.xuance.models import read_model
+from xcfast.xuance.networks import keys_describing
+from xcfast.xuance.player import Player, actions_of
+from xcfast.xuance.training import saving, warn_of_the_end
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from xcfast.parts import RunParts
-
 # What a model was trained with and cannot do without; the rest of its configuration may differ from the agent's.
 _OF_THE_MODEL = ("activation", "activation_action", "normalize", "use_obsnorm", "obsnorm_range")
-
-
-class _Player(NamedTuple):
-    """What it takes to act: the part of ``RunParts`` that an agent without environments has."""
-
-    policy: ActorCritic
-    obs_normalizer: ObservationNormalizer
-    action_map: ActionMap
 
 
 class PPO_Agent:
@@ -73,7 +69,7 @@ class PPO_Agent:
         ValueError: the policy is for another environment, or the scheduler belongs to another optimizer.
     """
 
-    _names = {"agent": "PPO", "learner": "PPO_Learner"}  # noqa: RUF012
+    _agent: str | None = None  # the configuration's
 
     def __init__(
         self,
@@ -95,17 +91,19 @@ class PPO_Agent:
             raise TypeError(
                 f"policy must come from Gaussian_AC_Policy or Categorical_AC_Policy; got {type(policy).__name__}"
             )
-        if scheduler is not None and optimizer is None:
-            optimizer = scheduler.optimizer
         self.quiet = quiet
         self.train_envs = envs
         vec_env = None if envs is None else plain(envs)
+        self.config = self._configure(config, None if vec_env is None else vec_env.num_envs, policy, device)
+        if scheduler is not None:
+            check_scheduler(scheduler, self.config.num_updates)
+            optimizer = getattr(scheduler, "optimizer", None) if optimizer is None else optimizer
+        self._own_rates = optimizer is None
         if vec_env is not None:
             observation_space, action_space = vec_env.single_observation_space, vec_env.single_action_space
         if observation_space is None or action_space is None:
             raise TypeError("without envs, observation_space and action_space must be given")
         self.observation_space, self.action_space = observation_space, action_space
-        self.config = self._configure(config, vec_env, policy, device)
         self.model_dir_load = self.config.model_dir
         self.render = self.config.render
         check_policy(self.config, action_space)
@@ -114,34 +112,35 @@ class PPO_Agent:
         if optimizer is not None:
             check_optimizer(optimizer, policy)
         self._trainer: Trainer | None = None
-        self._loaded = False
+        self._loaded: Path | None = None  # the model file
+        self._unlogged: list[tuple[np.ndarray, int, float]] = []
+        self._warned = False
         self._uses = 0
         if vec_env is not None:
-            benchmark = not isinstance(config, Config) and bool(getattr(config, "benchmark", False))
+            benchmark = not isinstance(config, Config) and values_of("config", config).get("benchmark")
             mode: Mode = "benchmark" if benchmark else "train"
             # Scripts put the env id into their folders themselves.
-            parts = Parts(vec_env, policy, optimizer, scheduler, below_env=False)
+            parts = Parts(vec_env, policy, optimizer, scheduler, below_env=False, late=True)
             self._trainer = Trainer(self.config, mode, quiet=quiet, parts=parts)
-            self._player: RunParts | _Player = self._trainer.parts
             return
         policy = policy or build_policy(self.config, observation_space, action_space)
         normalizer = ObservationNormalizer(
             observation_space.shape or (), num_envs=1, clip=self.config.obsnorm_range, enabled=self.config.use_obsnorm
         )
         policy.to(resolve_device(self.config))
-        self._player = _Player(policy, normalizer, ActionMap(action_space, self.config.activation_action))
+        self._alone = Player(policy, normalizer, ActionMap(action_space, self.config.activation_action))
 
     def _configure(
         self,
         config: Namespace | Any,
-        envs: VecEnv | None,
+        num_envs: int | None,
         policy: ActorCritic | None,
         device: str | torch.device | None,
     ) -> Config:
         """The configuration, of what is there rather than of what the arguments say where both speak of it."""
-        changes: dict[str, Any] = dict(self._names)
-        if envs is not None:
-            changes["parallels"] = envs.num_envs
+        changes = {} if self._agent is None else keys_of_class(config, self._agent)
+        if num_envs is not None:
+            changes["parallels"] = num_envs
         if policy is not None:
             changes |= keys_describing(policy)
         if device is not None:
@@ -167,7 +166,7 @@ class PPO_Agent:
     @property
     def policy(self) -> ActorCritic:
         """The network."""
-        return self._player.policy
+        return self._acting().policy
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +176,7 @@ class PPO_Agent:
     @property
     def obs_rms(self) -> RunningMeanStd:
         """The statistics of the observations."""
-        return self._player.obs_normalizer.rms
+        return self._acting().obs_normalizer.rms
 
     @property
     def ret_rms(self) -> RunningMeanStd:
@@ -223,7 +222,8 @@ class PPO_Agent:
     def train(self, train_steps: int) -> dict[str, float]:
         """Trains for a number of vector steps. A rollout that is not full then is continued by the next call.
 
-        Every tenth of the run a checkpoint is written, from which ``python -m xcfast.train --resume`` goes on.
+        Every tenth of the run a checkpoint is written, from which ``python -m xcfast.train --resume`` goes on. A first
+        SIGINT (Ctrl-C), SIGTERM or SIGHUP ends the iteration, writes one too, and has its usual effect then.
 
         Args:
             train_steps: steps of each env, any number.
@@ -234,13 +234,18 @@ class PPO_Agent:
         Raises:
             RunFailed: something broke; the last good weights are saved.
         """
+        steps = whole("train_steps", train_steps, low=0)
         trainer = self._begin()
         uses = getattr(self.train_envs, "uses", 0)
         if uses != self._uses:
             say("the environments were used elsewhere: all episodes start anew", self.quiet)
             trainer.parts.restart_episodes()
             self._uses = uses
-        return trainer.advance(train_steps)
+        if self._own_rates and not self._warned:
+            self._warned = warn_of_the_end(trainer, steps)
+        with saving(trainer) as stopping:
+            logged = trainer.advance(steps, stopping)
+        return logged
 
     def test(
         self,
@@ -266,29 +271,29 @@ class PPO_Agent:
         """
         if (env_fn is None) == (test_envs is None):
             raise TypeError("test() wants either env_fn or test_envs")
-        episodes = self.config.test_episode if test_episodes is None else int(test_episodes)
+        episodes = self.config.test_episode if test_episodes is None else whole("test_episodes", test_episodes)
         config = dataclasses.replace(self.config, test_episode=episodes, notices=(), render=self.render)
-        if self._trainer is not None and not self._loaded:
+        if self._trainer is not None and self._loaded is None:
             self._begin()  # so that the statistics have their start, as in a run by the command line
         start = time.perf_counter()
         given = env_fn() if env_fn is not None else test_envs
         assert given is not None
         envs = plain(given)
+        scores = None
         try:
-            scores = self._show(config) if self.render else None
-            if scores is None:
-                if isinstance(given, XuanCeVecEnv):
-                    given.uses += 1
-                evaluator = Evaluator(config, *self._acting(), envs=envs)
-                scores = evaluator(self._evaluation_number())
+            with saving(self._trainer) as stopping:
+                scores = self._show(config, stopping) if self.render else None
+                if scores is None:
+                    if isinstance(given, XuanCeVecEnv):
+                        given.uses += 1
+                    evaluator = Evaluator(config, *self._acting(), envs=envs, should_stop=stopping)
+                    scores = evaluator(self._evaluation_number())
         finally:
             if env_fn is not None or close_envs:
                 envs.close()
-        trainer = self._trainer
-        if trainer is not None:
-            best = trainer.add_scores(scores, self.current_step, time.perf_counter() - start)
-            if best and trainer.mode == "benchmark" and trainer.log is not None:
-                trainer.log.new_best(scores, self.current_step)
+        if scores is None:  # stopped by a signal that the script handles itself
+            return []
+        self._log(scores, self.current_step, time.perf_counter() - start)
         return [float(score) for score in scores]
 
     def save_model(self, model_name: str, model_path: str | Path | None = None) -> None:
@@ -313,34 +318,31 @@ class PPO_Agent:
 
         Args:
             path: a model file, the folder of a run, or a folder of runs.
-            model: a file's name such as ``best_model.pth``, or the seed of the run. None: the best model, or else the
-                final one, of the newest run with this agent's seed.
+            model: a file's name such as ``best_model.pth``, the name of a run's folder, or the seed of the run. None:
+                the best model, or else the final one, of the newest run with this agent's seed.
 
         Raises:
-            CheckpointError: there is none, or it is of another network: what was found and what was expected.
+            CheckpointError: there is none, it is damaged, or of another network: what was found and what was expected.
+                Then the agent is as it was.
         """
         saved = read_model(find_model_file(path, model, self.config.seed), self.config.use_obsnorm)
         keys = {key: getattr(self.config, key) for key in _OF_THE_MODEL}
-        check_fits(saved, self.policy.state_dict(), keys, self.observation_space.shape or ())
+        weights = self.policy.state_dict()
+        check_fits(saved, weights, keys, self.observation_space.shape or ())
+        # From here on nothing can fail: an agent is not left with half of a model.
         with torch.no_grad():
-            for name, value in self.policy.state_dict().items():
+            for name, value in weights.items():
                 value.copy_(saved.policy[name])
-        if self._trainer is not None:
-            self._trainer.parts.adopt_weights()
         if saved.obs_rms is not None:
             self.obs_rms.load_state_dict(saved.obs_rms)
-        if self._trainer is not None:
-            self._trainer.parts.use_identity_actions(saved.identity_actions)
-            _load_training(self._trainer, saved)
-            if self._trainer.begun:  # what other weights have collected must not be learned from
-                self._trainer.parts.restart_episodes()
-        else:
+        if self._trainer is None:
             action_map = ActionMap(self.action_space, self.config.activation_action, saved.identity_actions)
-            self._player = _Player(self.policy, self._player.obs_normalizer, action_map)
-        self._loaded = True
+            self._alone = self._alone._replace(action_map=action_map)
+        else:
+            load_training(self._trainer, saved)
+        self._loaded = saved.path
         say(f"loaded {saved.path}", self.quiet)
 
-    @torch.no_grad()
     def get_actions(
         self,
         observations: np.ndarray,
@@ -363,102 +365,108 @@ class PPO_Agent:
             ``actions`` [B, *action_shape] for the environment, within its bounds; ``values`` float32 [B]; ``dists``, a
             ``torch.distributions`` object of the policy's own actions, and their ``log_pi`` float32 [B], or None.
         """
-        policy, normalizer, action_map = self._acting()
-        obs = torch.from_numpy(normalizer.normalize(np.asarray(observations))).to(policy.device)
-        masks = None
-        if action_masks is not None:
-            if not isinstance(policy.actor, CategoricalActor):
-                raise ValueError("action_masks are for a Categorical policy; this one is Gaussian")
-            masks = torch.from_numpy(np.asarray(action_masks, np.bool_)).to(policy.device)
-        output = policy.act(obs, masks)
-        dists: Any
-        if isinstance(policy.actor, CategoricalActor):
-            dists = Categorical(logits=output)
-        else:
-            dists = Independent(Normal(output, policy.actor.logstd.exp().expand_as(output)), 1)
-        raw = policy.actor.mode(output) if deterministic else dists.sample()
-        return {
-            "actions": action_map(raw.cpu().numpy()),
-            "values": policy.value(obs).cpu().numpy(),
-            "dists": dists if return_dists else None,
-            "log_pi": policy.actor.log_prob(output, raw).cpu().numpy() if return_logpi else None,
-        }
+        batch = observations_for(self.observation_space, observations)
+        return actions_of(self._acting(), batch, deterministic, return_dists, return_logpi, action_masks)
 
     def action(self, observations: np.ndarray, **kwargs: Any) -> dict[str, Any]:
         """The name that ``get_actions`` had until XuanCe 1.4.3."""
         return self.get_actions(observations, **kwargs)
 
     def finish(self) -> Summary | None:
-        """Ends the run: saves the last weights, writes the summary, closes the log; returns what was achieved."""
-        if self._trainer is None:
-            return None
+        """Ends the run: saves the last weights, writes the summary, closes the log.
+
+        Returns:
+            What was achieved; None where there was no run: an agent that only tested leaves no folder.
+        """
         trainer = self._trainer
-        summary = trainer.finish()
-        if summary.steps and not self.quiet:
+        if trainer is None:
+            return None
+        summary = trainer.finish() if trainer.begun else None
+        if summary is not None and summary.steps and not self.quiet:
             say(end_table(summary, None))
         trainer.close()
-        folder = trainer.folders.model_dir
-        if not trainer.begun and [path.name for path in folder.glob("*")] == ["run.json"]:
-            (folder / "run.json").unlink()  # a test trained nothing, so it leaves no folder of models
-            folder.rmdir()
         return summary
+
+    def keep_results(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
+        """Begins the result files of a benchmark: from now on each ``test`` is one of its evaluations.
+
+        Args:
+            running_steps: of the benchmark, for the record, as is the next one.
+            eval_interval: steps between two evaluations.
+            test_episodes: of each evaluation.
+        """
+        self._begin().keep_results(running_steps, eval_interval, test_episodes)
+
+    def summarize(self) -> Summary:
+        """What was achieved so far; also written to ``summary.json``."""
+        return self._training().summarize()
 
     def _begin(self) -> Trainer:
         trainer = self._training()
         if not trainer.begun:
             self._uses = getattr(self.train_envs, "uses", 0)
             trainer.start()
+            for scores in self._unlogged:
+                self._log(*scores)
         return trainer
+
+    def _log(self, scores: np.ndarray, step: int, seconds: float) -> None:
+        """Enters an evaluation into the run; what comes before it, as from a model that was loaded, once it begins."""
+        trainer = self._trainer
+        if trainer is None:
+            return
+        if not trainer.begun:
+            self._unlogged.append((scores, step, seconds))
+            return
+        best = trainer.add_scores(scores, step, seconds)
+        if best and trainer.mode == "benchmark" and trainer.log is not None:
+            trainer.log.new_best(scores, step)
 
     def _training(self) -> Trainer:
         if self._trainer is None:
             raise RuntimeError("this agent was made without envs: it can load a model, act and test, but not train")
         return self._trainer
 
-    def _acting(self) -> tuple[ActorCritic, ObservationNormalizer, ActionMap]:
-        player = self._player
-        return player.policy, player.obs_normalizer, player.action_map
+    def _acting(self) -> Player:
+        trainer = self._trainer
+        if trainer is None:
+            return self._alone
+        parts = trainer.parts
+        return Player(parts.policy, parts.obs_normalizer, parts.action_map)
 
     def _evaluation_number(self) -> int:
         """It decides the seeds: those of the command line's test for a model that was loaded and not trained."""
-        if self._trainer is None or (self._loaded and self.current_step == 0):
+        if self._trainer is None or (self._loaded is not None and self.current_step == 0):
             return TEST_RUN
         return self._trainer.progress.evaluations
 
-    def _show(self, config: Config) -> np.ndarray | None:
+    def _show(self, config: Config, stopping: Callable[[], bool]) -> np.ndarray | None:
         """The scores of episodes that are shown, or None where nothing can be shown."""
-        folder = Path(config.log_dir) if self._trainer is None else self._trainer.folders.log_dir
         with rendering(config) as able:
             if not able:
                 return None
+            folder = self._video_dir()
             folder.mkdir(parents=True, exist_ok=True)
-            with playing(config, *self._acting(), folder, self.quiet) as evaluator:
+            with playing(config, *self._acting(), folder, self.quiet, stopping) as evaluator:
                 return evaluator(self._evaluation_number())
+
+    def _video_dir(self) -> Path:
+        """The run's log folder; of an agent that only tests, that of the run whose model it has."""
+        if self._trainer is not None and self._trainer.begun:
+            return self._trainer.folders.log_dir
+        if self._loaded is not None:
+            with suppress(CheckpointError):  # a model that lies by itself
+                return RunFolders.find(self._loaded).log_dir
+        return Path(self.config.log_dir)
+
+
+class PPOCLIP_Agent(PPO_Agent):
+    """As ``PPO_Agent``, with ``agent: PPO`` (``PPO_Clip``): the name until XuanCe 1.4.3."""
+
+    _agent = "PPO"
 
 
 class PPOKL_Agent(PPO_Agent):
     """As ``PPO_Agent``, with ``agent: PPO_KL``."""
 
-    _names = {"agent": "PPO_KL", "learner": "PPOKL_Learner"}  # noqa: RUF012
-
-
-#: The name that ``PPO_Agent`` had until XuanCe 1.4.3.
-PPOCLIP_Agent = PPO_Agent
-
-
-def _load_training(trainer: Trainer, saved: SavedModel) -> None:
-    """The optimizer's moments, where they are of the same parameters in the same order, and the reward statistics."""
-    optimizer = trainer.parts.learner.optimizer
-    parameters = list(trainer.parts.policy.parameters())
-    state = {} if saved.optimizer is None else saved.optimizer["state"]
-    moments = [state.get(i, {}).get("exp_avg") for i in range(len(parameters))]
-    if (
-        isinstance(optimizer, torch.optim.Adam)
-        and len(optimizer.param_groups) == 1
-        and all(m is not None and m.shape == p.shape for m, p in zip(moments, parameters, strict=True))
-    ):
-        learner, settings = trainer.parts.learner, optimizer.state_dict()["param_groups"]
-        own = learner.state_dict()  # of which the settings and the scheduler's place stay
-        learner.load_state_dict({**own, "optimizer": {"state": state, "param_groups": settings}})
-    if saved.reward_normalizer is not None:
-        trainer.parts.reward_normalizer.rms.load_state_dict(saved.reward_normalizer["rms"])
+    _agent = "PPO_KL"

@@ -18,6 +18,9 @@ from xcfast.config import Config, ConfigError, load_config, shipped_config
 from xcfast.config_keys import INERT_KEYS, RENAMED_KEYS, keys_of, nearest_name
 from xcfast.config_schema import hints
 from xcfast.config_yaml import read_file
+from xcfast.envs import make_env_fn
+from xcfast.report import say
+from xcfast.xuance.checks import values_of
 
 # Arguments that XuanCe's scripts have besides the configuration's keys.
 _OF_SCRIPTS = {
@@ -64,19 +67,21 @@ def get_arguments(
     env: str | None = None,
     env_id: str | None = None,
     config_path: str | os.PathLike[str] | None = None,
-    parser_args: Namespace | None = None,
+    parser_args: Namespace | Mapping[str, Any] | None = None,
     is_test: bool = False,
     *,
     method: str | None = None,
 ) -> Namespace:
     """All keys of a run, from three layers: what is shipped for env and env id, the given file, the command line.
 
+    Where no layer has a ``policy``, it is the one that fits the environment's actions.
+
     Args:
         algo: ``ppo``; ``method`` is its older name.
         env: the family: ``mujoco``, ``classic_control``, ``box2d``.
         env_id: Gymnasium's id.
         config_path: a YAML file, relative to the current folder.
-        parser_args: what argparse returned; a value None does not count as given.
+        parser_args: what argparse returned, or a dict; a value None does not count as given.
         is_test: make testing the mode of ``RunnerDRL.run()``.
         method: see ``algo``.
 
@@ -88,27 +93,45 @@ def get_arguments(
         raise ConfigError("not available", key="algo", given=name, allowed="ppo, ppo_kl")
     if env is not None and env.lower() not in _ENV_FAMILIES:
         raise ConfigError("not available", key="env", given=env, allowed=", ".join(_ENV_FAMILIES))
-    values = Config().to_dict()
+    given: dict[str, Any] = {}
     if env_id is not None:
         shipped = shipped_config(env_id)
         if shipped is not None:
-            values |= _renamed(load_yaml(shipped))
-            if env is not None and values["env_name"] != _ENV_FAMILIES[env.lower()]:
-                raise ConfigError(
-                    f"does not fit {env_id}, whose env_name is {values['env_name']}", key="env", given=env
-                )
+            given |= _renamed(load_yaml(shipped))
+            if env is not None and given["env_name"] != _ENV_FAMILIES[env.lower()]:
+                raise ConfigError(f"does not fit {env_id}, whose env_name is {given['env_name']}", key="env", given=env)
         elif env is not None:
-            values["env_name"] = _ENV_FAMILIES[env.lower()]
-        values["env_id"] = env_id
+            given["env_name"] = _ENV_FAMILIES[env.lower()]
+        given["env_id"] = env_id
     if name.lower().endswith("kl"):
-        values |= {"agent": "PPO_KL", "learner": "PPOKL_Learner"}
-    if config_path is not None:
-        values |= _renamed(load_yaml(config_path))
-    if parser_args is not None:
-        values |= _renamed({key: value for key, value in vars(parser_args).items() if value is not None})
+        given |= {"agent": "PPO_KL", "learner": "PPOKL_Learner"}
+    in_file = {} if config_path is None else load_yaml(config_path)
+    on_line = {} if parser_args is None else values_of("parser_args", parser_args)
+    on_line = {key: value for key, value in on_line.items() if value is not None}
+    given |= _renamed(in_file)
+    given |= _renamed(on_line)
+    if env_id is not None and given["env_id"] != env_id:
+        source = "parser_args" if "env_id" in on_line else config_path
+        print(f"env_id is {given['env_id']}, as {source} has it, not {env_id}", file=sys.stderr)
+    if name.lower().endswith("kl") and _todays_agent(given["agent"]) != "PPO_KL":
+        print(f"agent is {given['agent']}, as the configuration has it, not {name}", file=sys.stderr)
+    if "policy" not in given and "env_id" in given:
+        given |= _fitting_policy(str(given["env_id"]))
+    values = Config().to_dict() | given
     if is_test:
         values["test_mode"] = True
     return Namespace(**values)
+
+
+def _fitting_policy(env_id: str) -> dict[str, str]:
+    """The policy for the actions of an environment; nothing where it cannot be made, which is another's error."""
+    try:
+        env = make_env_fn(env_id)()
+    except Exception:
+        return {}
+    discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
+    env.close()
+    return {"policy": "Categorical_AC" if discrete else "Gaussian_AC"}
 
 
 def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any) -> Config:
@@ -124,7 +147,7 @@ def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any
     if isinstance(args, Config):
         given: dict[str, Any] = args.to_dict()
     else:
-        given = dict(args if isinstance(args, Mapping) else vars(args))
+        given = values_of("config", args)
     strange = [name for name in given if not _known(name) and name not in _OF_SCRIPTS]
     config = load_config(None, {**_renamed({n: v for n, v in given.items() if _known(n)}), **changes})
     if strange:
@@ -132,6 +155,34 @@ def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any
         listed = ", ".join(f"{name} (did you mean {close}?)" if close else name for name, close in near.items())
         object.__setattr__(config, "notices", (*config.notices, f"arguments that are no keys, not read: {listed}"))
     return config
+
+
+def keys_of_class(config: Namespace | Mapping[str, Any] | Config | Any, agent: str) -> dict[str, Any]:
+    """The keys that an agent's class decides, whatever the configuration says, or does not say.
+
+    Where the two contradict each other: a configuration's ``PPO`` may be no more than the default, so a line tells of
+    it; ``PPO_KL`` was asked for.
+
+    Args:
+        config: the script's arguments.
+        agent: ``PPO`` or ``PPO_KL``.
+
+    Raises:
+        ConfigError: ``PPO_KL`` was asked for, of a class that clips.
+    """
+    given = _todays_agent(config.agent if isinstance(config, Config) else values_of("config", config).get("agent"))
+    if (agent, given) == ("PPO", "PPO_KL"):
+        allowed = "PPO_Clip; or PPOKL_Agent, or PPO_Agent, which follows the configuration"
+        raise ConfigError("contradicts PPOCLIP_Agent", key="agent", given=given, allowed=allowed)
+    if agent == "PPO":
+        return {"agent": agent}
+    if given == "PPO":
+        say("warning: PPOKL_Agent trains with agent PPO_KL; the configuration's agent is PPO", error=True)
+    return {"agent": agent, "learner": "PPOKL_Learner"}
+
+
+def _todays_agent(name: Any) -> Any:
+    return keys_of(Config)["agent"].aliases.get(name, name)
 
 
 def _known(name: str) -> bool:

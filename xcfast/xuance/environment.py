@@ -12,6 +12,7 @@ from xcfast.config import Config
 from xcfast.envs import VecEnv
 from xcfast.envs import make_envs as make_vec_env
 from xcfast.xuance.arguments import to_config
+from xcfast.xuance.checks import values_of
 
 _KEYS = ("env_id", "env_name", "env_seed", "vectorize", "parallels", "num_threads", "num_workers")
 _MASK_KEYS = ("policy", "use_actions_mask")
@@ -112,7 +113,7 @@ def make_envs(config: Namespace | Config | Any) -> XuanCeVecEnv:
         ConfigError: one of these keys cannot be.
         EnvError: the environment cannot be made.
     """
-    given = config.to_dict() if isinstance(config, Config) else vars(config)
+    given = config.to_dict() if isinstance(config, Config) else values_of("config", config)
     names = (*_KEYS, *_MASK_KEYS) if given.get("use_actions_mask") else _KEYS
     keys = {name: given[name] for name in names if name in given}
     # Of the rest of the arguments a test environment need not make sense.

@@ -6,19 +6,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from xcfast.config import ConfigError
+from xcfast.config import Config, ConfigError
+from xcfast.config_keys import keys_of
 from xcfast.policy import ACTIVATIONS, ActorCritic, BasicMLP, CategoricalActor, Critic, GaussianActor
 from xcfast.xuance.arguments import set_device
+from xcfast.xuance.checks import sizes
+from xcfast.xuance.names import Names
 
-#: Name -> what makes the activation.
-ActivationFunctions: dict[str, Callable[[], nn.Module]] = ACTIVATIONS
+#: Name -> what makes the activation; capitalised names are known too.
+ActivationFunctions: Names[Callable[[], nn.Module]] = Names(ACTIVATIONS, keys_of(Config)["activation"].aliases)
 #: Name -> class.
-NormalizeFunctions: dict[str, type[nn.Module]] = {"LayerNorm": nn.LayerNorm}
+NormalizeFunctions: Names[type[nn.Module]] = Names({"LayerNorm": nn.LayerNorm})
 
 Initialize = Callable[..., Any]
 Activation = Callable[[], nn.Module]
@@ -28,9 +30,9 @@ _NAME_OF = {type(make()): name for name, make in ACTIVATIONS.items()}
 def Basic_MLP(
     input_shape: Sequence[int],
     hidden_sizes: Sequence[int],
-    normalize: type[nn.Module] | None = None,
+    normalize: type[nn.Module] | str | None = None,
     initialize: Initialize | None = None,
-    activation: Activation | None = None,
+    activation: Activation | str | None = None,
     device: str | torch.device | None = None,
     **kwargs: Any,
 ) -> BasicMLP:
@@ -42,14 +44,17 @@ def Basic_MLP(
         normalize: ``nn.LayerNorm`` after each activation, or None.
         initialize: called with each weight matrix, as ``torch.nn.init.orthogonal_`` can be; biases are 0 then. None:
             orthogonal with xcfast's gains. Either way torch's global generator decides.
-        activation: of ``ActivationFunctions``.
+        activation: of ``ActivationFunctions``, or its name.
         device: of the weights; the CPU where it is not there.
         **kwargs: arguments of XuanCe's other representations, not read.
 
     Raises:
         ConfigError: an activation or a normalisation that is not supported.
     """
-    layers = BasicMLP(math.prod(input_shape), hidden_sizes, _activation(activation), _normalize(normalize))
+    widths = sizes("hidden_sizes", hidden_sizes)
+    layers = BasicMLP(
+        math.prod(sizes("input_shape", input_shape)), widths, _activation(activation), _normalize(normalize)
+    )
     return _initialized(layers, initialize).to(set_device(device))
 
 
@@ -61,7 +66,7 @@ def Basic_Identical(input_shape: Sequence[int], device: str | torch.device | Non
         device: not read: there are no weights.
         **kwargs: arguments of XuanCe's other representations, not read.
     """
-    return BasicMLP(math.prod(input_shape), (), "relu")
+    return BasicMLP(math.prod(sizes("input_shape", input_shape)), (), "relu")
 
 
 def Gaussian_AC_Policy(
@@ -69,10 +74,10 @@ def Gaussian_AC_Policy(
     representation: BasicMLP,
     actor_hidden_size: Sequence[int] | None = None,
     critic_hidden_size: Sequence[int] | None = None,
-    normalize: type[nn.Module] | None = None,
+    normalize: type[nn.Module] | str | None = None,
     initialize: Initialize | None = None,
-    activation: Activation | None = None,
-    activation_action: Activation | None = None,
+    activation: Activation | str | None = None,
+    activation_action: Activation | str | None = None,
     device: str | torch.device | None = None,
     use_distributed_training: bool = False,
     log_std_init: float = -1.0,
@@ -105,7 +110,7 @@ def Gaussian_AC_Policy(
     bound = None if activation_action is None else _activation(activation_action)
     actor = GaussianActor(
         n_features,
-        actor_hidden_size or (),
+        sizes("actor_hidden_size", actor_hidden_size),
         math.prod(action_space.shape),
         shape[0],
         bound,
@@ -120,9 +125,9 @@ def Categorical_AC_Policy(
     representation: BasicMLP,
     actor_hidden_size: Sequence[int] | None = None,
     critic_hidden_size: Sequence[int] | None = None,
-    normalize: type[nn.Module] | None = None,
+    normalize: type[nn.Module] | str | None = None,
     initialize: Initialize | None = None,
-    activation: Activation | None = None,
+    activation: Activation | str | None = None,
     device: str | torch.device | None = None,
     use_distributed_training: bool = False,
 ) -> ActorCritic:
@@ -136,7 +141,8 @@ def Categorical_AC_Policy(
             f"does not fit {action_space}", key="policy", given="Categorical_AC", allowed="Gaussian_AC with Box"
         )
     shape = (_activation(activation), _normalize(normalize))
-    actor = CategoricalActor(_features(representation), actor_hidden_size or (), int(action_space.n), *shape)
+    widths = sizes("actor_hidden_size", actor_hidden_size)
+    actor = CategoricalActor(_features(representation), widths, int(action_space.n), *shape)
     return _policy(representation, actor, critic_hidden_size, shape, initialize, device)
 
 
@@ -148,7 +154,7 @@ def _policy(
     initialize: Initialize | None,
     device: str | torch.device | None,
 ) -> ActorCritic:
-    critic = Critic(representation.output_size, critic_hidden_size or (), *shape)
+    critic = Critic(representation.output_size, sizes("critic_hidden_size", critic_hidden_size), *shape)
     policy = ActorCritic(representation, _initialized(actor, initialize), _initialized(critic, initialize))
     policy.to(set_device(device))
     keys_describing(policy)  # raises where the configuration has no words for it
@@ -190,35 +196,6 @@ def keys_describing(policy: ActorCritic) -> dict[str, Any]:
     return keys
 
 
-def check_spaces(
-    policy: ActorCritic, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
-) -> None:
-    """Whether a policy fits an environment's spaces.
-
-    Raises:
-        ValueError: it does not; the message says what either has.
-    """
-    layers = [layer for layer in policy.modules() if isinstance(layer, torch.nn.Linear)]
-    wanted = math.prod(observation_space.shape or ())
-    if layers[0].in_features != wanted:
-        raise ValueError(f"policy takes observations of {layers[0].in_features} values; the environment has {wanted}")
-    found = policy.act(torch.zeros(1, wanted, device=policy.device)).shape[-1]
-    size = getattr(action_space, "n", None) or math.prod(action_space.shape or ())
-    if found != size:
-        raise ValueError(f"policy makes actions of {found} values; the environment has {size}")
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic | None) -> None:
-    """Whether an optimizer was made for a policy.
-
-    Raises:
-        ValueError: it was made for another one.
-    """
-    mine = set() if policy is None else {id(p) for p in policy.parameters()}
-    if not all(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError("optimizer's parameters are not the policy's; pass the policy that it was made for too")
-
-
 def _features(representation: Any) -> int:
     if not isinstance(representation, BasicMLP):
         raise TypeError(
@@ -227,20 +204,24 @@ def _features(representation: Any) -> int:
     return representation.output_size
 
 
-def _activation(make: Activation | None) -> str:
-    name = None if make is None else _NAME_OF.get(type(make()) if not isinstance(make, type) else make)
+def _activation(make: Activation | str | None) -> str:
+    if isinstance(make, str):
+        if make not in ActivationFunctions:
+            raise ConfigError("not supported", key="activation", given=make, allowed=", ".join(ACTIVATIONS))
+        make = ActivationFunctions[make]
+    kind = make if isinstance(make, type) or not callable(make) or isinstance(make, nn.Module) else type(make())
+    name = _NAME_OF.get(kind) if isinstance(kind, type) else None
     if name is None:
         given = getattr(make, "__name__", str(make))
         raise ConfigError("not supported", key="activation", given=given, allowed=", ".join(ACTIVATIONS))
     return name
 
 
-def _normalize(kind: type[nn.Module] | None) -> str | None:
-    if kind is None:
-        return None
-    if kind is not nn.LayerNorm:
-        raise ConfigError("not supported", key="normalize", given=kind.__name__, allowed="LayerNorm, None")
-    return "LayerNorm"
+def _normalize(kind: type[nn.Module] | str | None) -> str | None:
+    if kind is None or kind == "LayerNorm" or kind is nn.LayerNorm:
+        return None if kind is None else "LayerNorm"
+    given = getattr(kind, "__name__", str(kind))
+    raise ConfigError("not supported", key="normalize", given=given, allowed="LayerNorm, None")
 
 
 def _initialized(module: Any, initialize: Initialize | None) -> Any:

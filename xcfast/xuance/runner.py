@@ -5,23 +5,35 @@ from __future__ import annotations
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xcfast.config import ConfigError
+from xcfast.config import Config, ConfigError
+from xcfast.config_keys import keys_of
 from xcfast.envs import VecEnv
 from xcfast.report import say
 from xcfast.results import Mode, Summary
 from xcfast.trainer import Parts, Trainer
 from xcfast.xuance.agent import PPO_Agent, PPOKL_Agent
 from xcfast.xuance.arguments import get_arguments, to_config
+from xcfast.xuance.checks import known_arguments, whole
 from xcfast.xuance.environment import XuanCeVecEnv, make_envs, plain
+from xcfast.xuance.names import Names
 
-#: XuanCe's name of the algorithm -> its agent.
-REGISTRY_Agents = {"PPO": PPO_Agent, "PPO_KL": PPOKL_Agent}
+#: XuanCe's name of the algorithm -> its agent; older names are known too.
+REGISTRY_Agents: Names[type[PPO_Agent]] = Names(
+    {"PPO": PPO_Agent, "PPO_KL": PPOKL_Agent}, keys_of(Config)["agent"].aliases
+)
+# What each mode can be told; what is a number of something.
+_ARGUMENTS = {
+    "train": ("running_steps",),
+    "benchmark": ("running_steps", "eval_interval", "test_episodes", "benchmark_result_path"),
+    "test": ("n_envs", "render", "render_mode", "model_path", "model_name", "test_episodes"),
+}
+_NUMBERS = ("running_steps", "eval_interval", "test_episodes", "n_envs")
 
 
 class RunnerDRL:
@@ -87,14 +99,18 @@ class RunnerDRL:
             A ``Summary``; of a test the list of scores.
 
         Raises:
-            ValueError: there is no such mode.
-            TypeError: an argument that the mode does not have.
+            ValueError: there is no such mode, or a number is out of range.
+            TypeError: an argument that the mode does not have, or no number.
         """
         if mode is None:
             mode = "test" if self._settings.test_mode else "train"
         modes: dict[str, Callable[..., Any]] = {"train": self._train, "test": self._test, "benchmark": self._benchmark}
         if mode not in modes:
             raise ValueError(f"mode must be one of {', '.join(modes)}; got {mode!r}")
+        known_arguments(f"run({mode!r})", kwargs, _ARGUMENTS[mode])
+        for name in _NUMBERS:
+            if kwargs.get(name) is not None:
+                kwargs[name] = whole(name, kwargs[name])
         try:
             return modes[mode](**kwargs)
         finally:
@@ -105,13 +121,13 @@ class RunnerDRL:
         """The name that ``run("benchmark")`` had until XuanCe 1.4.2."""
         return self.run("benchmark", **kwargs)
 
-    def _train(self, running_steps: int | None = None) -> Any:
+    def _train(self, running_steps: int | None = None) -> Summary:
         if self._agent is None:
             return self._train_as_command_line("train", {"running_steps": running_steps})
         self.agent.train(max(1, (running_steps or self._settings.running_steps) // self.n_envs))
         self.agent.save_model("final_train_model.pth")
         say("Finish training.")
-        return None
+        return self.agent.summarize()
 
     def _benchmark(
         self,
@@ -119,17 +135,15 @@ class RunnerDRL:
         eval_interval: int | None = None,
         test_episodes: int | None = None,
         benchmark_result_path: str | os.PathLike[str] | None = None,
-    ) -> Any:
+    ) -> Summary:
         if self._agent is None:
             changes = {"running_steps": running_steps, "eval_interval": eval_interval, "test_episode": test_episodes}
             summary = self._train_as_command_line("benchmark", changes)
-            log_dir = summary.log_dir
         else:
-            self._benchmark_agent(running_steps, eval_interval, test_episodes)
-            summary, log_dir = None, self._agent.log_dir
+            summary = self._benchmark_agent(running_steps, eval_interval, test_episodes)
         if benchmark_result_path is not None:
             Path(benchmark_result_path).mkdir(parents=True, exist_ok=True)
-            for path in (*Path(log_dir).glob("*.csv"), *Path(log_dir).glob("*.json")):
+            for path in (*Path(summary.log_dir).glob("*.csv"), *Path(summary.log_dir).glob("*.json")):
                 shutil.copy2(path, benchmark_result_path)
         return summary
 
@@ -147,11 +161,14 @@ class RunnerDRL:
         finally:
             trainer.close()
 
-    def _benchmark_agent(self, running_steps: int | None, eval_interval: int | None, test_episodes: int | None) -> None:
+    def _benchmark_agent(
+        self, running_steps: int | None, eval_interval: int | None, test_episodes: int | None
+    ) -> Summary:
         agent, settings = self.agent, self._settings
+        steps, interval = running_steps or settings.running_steps, eval_interval or settings.eval_interval
         episodes = test_episodes or settings.test_episode
-        per_round = max(1, (eval_interval or settings.eval_interval) // self.n_envs)
-        left = max(1, (running_steps or settings.running_steps) // self.n_envs)
+        per_round, left = max(1, interval // self.n_envs), max(1, steps // self.n_envs)
+        agent.keep_results(steps, interval, episodes)
         test_envs = self._make_envs(episodes)
         try:
             best = float("-inf")
@@ -167,6 +184,7 @@ class RunnerDRL:
             test_envs.close()
         agent.save_model("final_train_model.pth")
         say(f"Best Model Score: {best:.2f}")
+        return agent.summarize()
 
     def _test(
         self,
@@ -213,7 +231,7 @@ def get_runner(
     env: str | None = None,
     env_id: str | None = None,
     config_path: str | os.PathLike[str] | None = None,
-    parser_args: Namespace | None = None,
+    parser_args: Namespace | Mapping[str, Any] | None = None,
     is_test: bool = False,
     *,
     method: str | None = None,

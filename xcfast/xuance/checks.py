@@ -1,0 +1,151 @@
+"""What a script hands over, looked at before it is used: errors name the argument, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from reprlib import repr as short_repr
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.optim.lr_scheduler import OneCycleLR
+
+if TYPE_CHECKING:
+    from xcfast.policy import ActorCritic
+
+
+def whole(name: str, value: Any, low: int = 1) -> int:
+    """A number without a fraction, as an integer; 3.0 is one, since a script's division makes such.
+
+    Raises:
+        TypeError: it is no number, or has a fraction.
+        ValueError: it is below ``low``.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not number.is_integer():
+        raise TypeError(f"{name} must be an integer >= {low}; got {value!r}")
+    if number < low:
+        raise ValueError(f"{name} must be an integer >= {low}; got {value}")
+    return int(number)
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """Widths of layers, or a shape; None is none.
+
+    Raises:
+        TypeError: it is no list.
+        ValueError: one of them is no positive integer.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | torch.Size):
+        raise TypeError(f"{name} must be a list of positive integers; got {short_repr(value)}")
+    try:
+        return tuple(whole(name, one) for one in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a list of positive integers; got {short_repr(value)}") from None
+
+
+def values_of(name: str, args: Any) -> dict[str, Any]:
+    """The values of a Namespace, a mapping, or any object with attributes.
+
+    Raises:
+        TypeError: it is nothing of this kind.
+    """
+    if isinstance(args, Mapping):
+        return dict(args)
+    if isinstance(args, type) or not hasattr(args, "__dict__"):
+        raise TypeError(f"{name} must be a {Namespace.__name__}, a dict or a Config; got {short_repr(args)}")
+    return dict(vars(args))
+
+
+def observations_for(space: gymnasium.Space[Any], observations: Any) -> NDArray[Any]:
+    """A batch of observations as an array [B, *obs_shape].
+
+    Raises:
+        ValueError: they have another shape, or are not finite.
+    """
+    shape = tuple(space.shape or ())
+    batch = np.asarray(observations)
+    wanted = f"observations must be [{', '.join(map(str, ('B', *shape)))}]"
+    if batch.dtype.kind not in "fiub" or batch.ndim != len(shape) + 1 or batch.shape[1:] != shape or not len(batch):
+        raise ValueError(f"{wanted}; got {batch.dtype} {list(batch.shape)}")
+    if not np.isfinite(batch).all():
+        raise ValueError(
+            f"{wanted} of finite numbers; got NaN or infinity in row {np.argwhere(~np.isfinite(batch))[0, 0]}"
+        )
+    return batch
+
+
+def known_arguments(call: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Whether a call got only arguments that it has.
+
+    Raises:
+        TypeError: it got another one.
+    """
+    for name in given:
+        if name not in allowed:
+            raise TypeError(f"{call} has no argument {name}; allowed: {', '.join(allowed)}")
+
+
+def check_spaces(
+    policy: ActorCritic, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
+) -> None:
+    """Whether a policy fits an environment's spaces.
+
+    Raises:
+        ValueError: it does not; the message says what either has.
+    """
+    layers = [layer for layer in policy.modules() if isinstance(layer, torch.nn.Linear)]
+    wanted = math.prod(observation_space.shape or ())
+    if layers[0].in_features != wanted:
+        raise ValueError(f"policy takes observations of {layers[0].in_features} values; the environment has {wanted}")
+    found = policy.act(torch.zeros(1, wanted, device=policy.device)).shape[-1]
+    size = getattr(action_space, "n", None) or math.prod(action_space.shape or ())
+    if found != size:
+        raise ValueError(f"policy makes actions of {found} values; the environment has {size}")
+
+
+def check_optimizer(optimizer: Any, policy: ActorCritic | None) -> None:
+    """Whether it is an optimizer that can be stepped without a closure, made for a policy.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it was made for another policy, or wants a closure.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be one of torch.optim's, made for the policy; got {short_repr(optimizer)}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "optimizer: LBFGS computes the loss several times a step; allowed: those that step with one gradient"
+        )
+    mine = set() if policy is None else {id(p) for p in policy.parameters()}
+    if not all(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("optimizer's parameters are not the policy's; pass the policy that it was made for too")
+
+
+def check_scheduler(scheduler: Any, num_updates: int) -> None:
+    """Whether it is a scheduler that can be stepped once after each of a run's updates.
+
+    Args:
+        scheduler: of torch, or with the same methods.
+        num_updates: of the run.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it ends before the run does.
+    """
+    methods = ("step", "state_dict", "load_state_dict")
+    if isinstance(scheduler, type) or not all(callable(getattr(scheduler, name, None)) for name in methods):
+        raise TypeError(f"scheduler must be one of torch.optim.lr_scheduler's; got {short_repr(scheduler)}")
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps - scheduler.last_epoch < num_updates:
+        left = scheduler.total_steps - scheduler.last_epoch
+        raise ValueError(
+            f"scheduler: OneCycleLR has {left} of its {scheduler.total_steps} steps left, the run has {num_updates} "
+            "updates; allowed: total_steps=get_total_iters(agent_name, config), or more"
+        )

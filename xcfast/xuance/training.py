@@ -1,0 +1,56 @@
+"""Around the steps that an agent trains: stopping without losing them, and a word where the schedule ends before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from xcfast.evaluation import EvaluationStopped
+from xcfast.report import say
+from xcfast.signals import StopRequest
+from xcfast.trainer import Trainer
+
+
+@contextmanager
+def saving(trainer: Trainer | None) -> Iterator[Callable[[], bool]]:
+    """While active, a first signal is only noted: what is yielded says so. At the end the last update is saved.
+
+    Then the signal has its usual effect: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process. Where nothing has
+    begun, there is nothing to save, and it has it at once.
+
+    Args:
+        trainer: whose state is to be saved; None where there is none.
+    """
+    if trainer is None or not trainer.begun:
+        yield lambda: False
+        return
+    with StopRequest() as stop, suppress(EvaluationStopped):
+        yield lambda: stop.requested
+    if stop.requested:
+        path = trainer.save_last()
+        what = "nothing had been trained yet" if path is None else f"saved in {path}"
+        say(f"{stop.signal_name}: stopped at step {trainer.step}; {what}", error=True)
+        stop.take_effect()
+
+
+def warn_of_the_end(trainer: Trainer, steps: int) -> bool:
+    """Say that the learning rate has fallen as far as it was to fall, where an update after that is to come.
+
+    Args:
+        trainer: with the configuration's learning rates.
+        steps: of each env, to come.
+
+    Returns:
+        Whether it was said.
+    """
+    config = trainer.config
+    iterations = trainer.progress.iteration + (trainer.parts.rollout.step + steps) // config.horizon_size
+    if iterations <= config.num_iterations or config.end_factor_lr_decay == 1.0:
+        return False
+    say(
+        f"warning: training goes on after running_steps {config.running_steps}, where the learning rate has fallen to "
+        f"{config.learning_rate * config.end_factor_lr_decay:g} and stays; set running_steps to the length of the run, "
+        "or end_factor_lr_decay: 1.0",
+        error=True,
+    )
+    return True
