@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xcfast.config import Config, ConfigError
-from xcfast.distributed import check_gpus
+from xcfast.distributed import check_gpus, launched
 from xcfast.errors import CheckpointError, RunFailed
 from xcfast.report import resolve_device, say
 
@@ -54,7 +54,28 @@ def ranks_to_start(config: Config) -> int:
     return config.num_ranks
 
 
-def launch(config: Config, mode: Mode | None, resume: Path | None, quiet: bool, num_ranks: int) -> Summary:
+def check_alone(config: Config) -> None:
+    """Check that one process is what a configuration asks for.
+
+    Raises:
+        ConfigError: it asks for several, or this is one of several; the message says how they start.
+    """
+    if launched():
+        raise ConfigError("this is one of several processes, which a Trainer must be given as ranks", key="num_ranks")
+    if config.num_ranks == 1 and not config.distributed_training:
+        return
+    num_ranks = ranks_to_start(config)
+    if num_ranks > 1:
+        raise ConfigError(
+            "python -m xcfast.train and get_runner(...) start several processes; "
+            f"a script of one's own is started by torchrun --nproc-per-node={num_ranks} SCRIPT",
+            key="num_ranks" if config.num_ranks > 1 else "distributed_training",
+        )
+
+
+def launch(
+    config: Config, mode: Mode | None, resume: Path | None, quiet: bool, num_ranks: int, below_env: bool = True
+) -> Summary:
     """Run a configuration in that many processes, and wait for them; arguments and exceptions as ``xcfast.run``."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -66,7 +87,13 @@ def launch(config: Config, mode: Mode | None, resume: Path | None, quiet: bool, 
     with tempfile.TemporaryDirectory(prefix="xcfast-") as folder:
         job = Path(folder) / "job.json"
         resumed = None if resume is None else str(resume)
-        arguments = {"config": config.to_dict(), "mode": mode, "resume": resumed, "quiet": quiet}
+        arguments = {
+            "config": config.to_dict(),
+            "mode": mode,
+            "resume": resumed,
+            "quiet": quiet,
+            "below_env": below_env,
+        }
         job.write_text(json.dumps(arguments), encoding="utf-8")
         setup = LaunchConfig(
             min_nodes=1,
@@ -110,7 +137,8 @@ def main() -> int:
     outcome: dict[str, Any]
     try:
         resume = None if job["resume"] is None else Path(job["resume"])
-        outcome = run(Config.from_dict(job["config"]), job["mode"], resume, job["quiet"]).to_dict()
+        config, quiet, below_env = Config.from_dict(job["config"]), job["quiet"], job["below_env"]
+        outcome = run(config, job["mode"], resume, quiet, below_env=below_env).to_dict()
     except (ConfigError, CheckpointError, EnvError, RunFailed) as error:
         if isinstance(error, RunFailed) and not error.expected:
             traceback.print_exception(error.__cause__)

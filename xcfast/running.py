@@ -10,6 +10,7 @@ from xcfast.config_keys import ConfigError
 from xcfast.distributed import RankError, Ranks, launched
 from xcfast.envs import EnvError
 from xcfast.errors import CheckpointError, RunFailed
+from xcfast.parts import Parts
 from xcfast.report import resolve_device
 from xcfast.results import Mode, Summary
 from xcfast.trainer import Trainer
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
     from xcfast.config import Config
 
 
-def run(config: Config, mode: Mode | None = None, resume: str | Path | None = None, quiet: bool = False) -> Summary:
+def run(
+    config: Config,
+    mode: Mode | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    *,
+    below_env: bool = True,
+) -> Summary:
     """Do what the command line does; starts further processes where the configuration asks for several ranks.
 
     Args:
@@ -27,6 +35,7 @@ def run(config: Config, mode: Mode | None = None, resume: str | Path | None = No
             the run that is resumed, else ``benchmark``.
         resume: a run folder or a checkpoint file to continue (in ``test`` mode: to take the model from).
         quiet: print nothing but warnings.
+        below_env: whether the folders of a new run are in one ``<env_id>`` below ``log_dir`` and ``model_dir``.
 
     Raises:
         CheckpointError: the run or model asked for cannot be read.
@@ -43,10 +52,10 @@ def run(config: Config, mode: Mode | None = None, resume: str | Path | None = No
 
         num_ranks = ranks_to_start(config)
         if num_ranks > 1:
-            return launch(config, mode, resume, quiet, num_ranks)
+            return launch(config, mode, resume, quiet, num_ranks, below_env)
     ranks = Ranks.start(cuda=resolve_device(config).type == "cuda")
     try:
-        trainer = Trainer(config, mode, resume, quiet, ranks=ranks)
+        trainer = Trainer(config, mode, resume, quiet, Parts(below_env=below_env), ranks)
         try:
             summary = trainer.run()
         finally:

@@ -69,8 +69,10 @@ class Saver:
             CheckpointError: it cannot be written.
         """
         contents = self._state.gather(self._with_envs)
-        if contents is not None:
-            ckpt.save_checkpoint(path, contents)
+        with self._ranks.together():
+            if contents is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                ckpt.save_checkpoint(path, contents)
 
     def save_model(self, name: str) -> bool:
         """Write a model file into the run's folder; a full disk is reported and does not end the run.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch
 from xcfast import checkpoint as ckpt
 from xcfast.collector import check_finite
 from xcfast.config import Config, ConfigError
-from xcfast.distributed import ALONE, RankError, Ranks, launched
+from xcfast.distributed import ALONE, RankError, Ranks
 from xcfast.envs import MujocoVecEnv
 from xcfast.errors import RunFailed
 from xcfast.evaluation import EvaluationStopped
+from xcfast.launch import check_alone
 from xcfast.learner_cuda import CudaLearner
 from xcfast.parts import Parts, RunParts
 from xcfast.progress import Progress
@@ -73,13 +75,10 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> None:
         given = parts or Parts()
-        several = ranks.world_size > 1 or config.num_ranks > 1 or config.distributed_training or launched()
-        if several and given != Parts():
-            raise ConfigError(
-                "envs, policy and optimizer that a script makes serve one process; "
-                "several are started by python -m xcfast.train, or by torchrun in front of it",
-                key="num_ranks" if config.num_ranks > 1 else "distributed_training",
-            )
+        if ranks.world_size == 1:
+            check_alone(config)
+        else:
+            given = replace(given, late=False)  # who asks for the folders first would not be the same on all ranks
         self.config, self.ranks = config, ranks
         self.quiet = quiet or not ranks.is_main
         self.rows = ranks.rows(config.parallels)  # global indices of this rank's envs
@@ -322,7 +321,7 @@ class Trainer:
 
     def save_last(self) -> Path | None:
         """A checkpoint of the last update, unless there is one; its path, or None where there is none to be had."""
-        if self.progress.iteration > 0 and not self.saver.saved:
+        if self.progress.iteration > 0 and not self.ranks.broadcast(self.saver.saved):
             self.saver.save_checkpoint()
         return self.saver.saved
 
@@ -336,9 +335,11 @@ class Trainer:
         """Begin the result files of benchmark mode, for whoever has a loop of their own and only now says so."""
         self.start()
         self.mode = "benchmark"
-        self._folders = self.folders.in_mode(self.mode)
-        if self.log is not None:
-            self.log.keep_results(running_steps, eval_interval, test_episodes)
+        with self.ranks.together():
+            if self.ranks.is_main:
+                self._folders = self.folders.in_mode(self.mode)
+            if self.log is not None:
+                self.log.keep_results(running_steps, eval_interval, test_episodes)
 
     def _finish(self) -> Summary:
         """Save what resuming or testing needs, and report."""

@@ -18,7 +18,7 @@ import torch
 from xcfast.config import Config, check_policy
 from xcfast.envs import VecEnv
 from xcfast.errors import CheckpointError
-from xcfast.evaluation import TEST_RUN, Evaluator
+from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator
 from xcfast.normalize import ObservationNormalizer, RunningMeanStd
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.report import end_table, resolve_device, say
@@ -27,12 +27,13 @@ from xcfast.testing import playing, rendering
 from xcfast.trainer import Parts, Trainer
 from xcfast.xuance.arguments import keys_of_class, set_device, to_config
 from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, values_of, whole
-from xcfast.xuance.environment import XuanCeVecEnv, plain
+from xcfast.xuance.environment import XuanCeVecEnv, plain, total_envs
 from xcfast.xuance.finding import find_model_file
 from xcfast.xuance.loading import check_fits, load_training
 from xcfast.xuance.models import read_model
 from xcfast.xuance.networks import keys_describing
 from xcfast.xuance.player import Player, actions_of
+from xcfast.xuance.script_ranks import script_ranks, undivided
 from xcfast.xuance.training import saving, warn_of_the_end
 
 if TYPE_CHECKING:
@@ -91,10 +92,12 @@ class PPO_Agent:
             raise TypeError(
                 f"policy must come from Gaussian_AC_Policy or Categorical_AC_Policy; got {type(policy).__name__}"
             )
-        self.quiet = quiet
-        self.train_envs = envs
         vec_env = None if envs is None else plain(envs)
-        self.config = self._configure(config, None if vec_env is None else vec_env.num_envs, policy, device)
+        self._ranks = script_ranks(values_of("config", config).get("device") if device is None else device)
+        self.quiet = quiet or not self._ranks.is_main
+        self.train_envs = envs
+        num_envs = None if vec_env is None else total_envs(vec_env, self._ranks)
+        self.config = self._configure(config, num_envs, policy, device)
         if scheduler is not None:
             check_scheduler(scheduler, self.config.num_updates)
             optimizer = getattr(scheduler, "optimizer", None) if optimizer is None else optimizer
@@ -121,7 +124,7 @@ class PPO_Agent:
             mode: Mode = "benchmark" if benchmark else "train"
             # Scripts put the env id into their folders themselves.
             parts = Parts(vec_env, policy, optimizer, scheduler, below_env=False, late=True)
-            self._trainer = Trainer(self.config, mode, quiet=quiet, parts=parts)
+            self._trainer = Trainer(self.config, mode, quiet=self.quiet, parts=parts, ranks=self._ranks)
             return
         policy = policy or build_policy(self.config, observation_space, action_space)
         normalizer = ObservationNormalizer(
@@ -160,7 +163,7 @@ class PPO_Agent:
 
     @property
     def n_envs(self) -> int:
-        """Number of training environments."""
+        """Number of training environments, of all processes."""
         return self.config.parallels
 
     @property
@@ -202,9 +205,9 @@ class PPO_Agent:
 
     @property
     def current_episode(self) -> np.ndarray:
-        """int64 [N], episodes that each env has finished."""
+        """int64 [N], episodes that each of this process's envs has finished."""
         trainer = self._training()
-        running = np.bincount(trainer.parts.rollout.episodes["env"], minlength=self.n_envs)
+        running = np.bincount(trainer.parts.rollout.episodes["env"], minlength=trainer.parts.envs.num_envs)
         return trainer.episodes_done + running
 
     @property
@@ -243,8 +246,8 @@ class PPO_Agent:
             self._uses = uses
         if self._own_rates and not self._warned:
             self._warned = warn_of_the_end(trainer, steps)
-        with saving(trainer) as stopping:
-            logged = trainer.advance(steps, stopping)
+        with saving(trainer) as stop:
+            logged = trainer.advance(steps, lambda: self._ranks.any_(stop.requested))
         return logged
 
     def test(
@@ -275,22 +278,16 @@ class PPO_Agent:
         config = dataclasses.replace(self.config, test_episode=episodes, notices=(), render=self.render)
         if self._trainer is not None and self._loaded is None:
             self._begin()  # so that the statistics have their start, as in a run by the command line
-        start = time.perf_counter()
-        given = env_fn() if env_fn is not None else test_envs
-        assert given is not None
-        envs = plain(given)
-        scores = None
+        start, scores = time.perf_counter(), None
         try:
-            with saving(self._trainer) as stopping:
-                scores = self._show(config, stopping) if self.render else None
-                if scores is None:
-                    if isinstance(given, XuanCeVecEnv):
-                        given.uses += 1
-                    evaluator = Evaluator(config, *self._acting(), envs=envs, should_stop=stopping)
-                    scores = evaluator(self._evaluation_number())
+            with saving(self._trainer) as stop:
+                with self._ranks.together():
+                    if self._ranks.is_main:
+                        scores = self._play(config, env_fn, test_envs, lambda: stop.requested)
+                scores = self._ranks.broadcast(scores)
         finally:
-            if env_fn is not None or close_envs:
-                envs.close()
+            if test_envs is not None and close_envs:
+                plain(test_envs).close()
         if scores is None:  # stopped by a signal that the script handles itself
             return []
         self._log(scores, self.current_step, time.perf_counter() - start)
@@ -307,7 +304,6 @@ class PPO_Agent:
             CheckpointError: it cannot be written.
         """
         folder = Path(self.model_dir_save if model_path is None else model_path)
-        folder.mkdir(parents=True, exist_ok=True)
         self._training().saver.save(folder / model_name)
 
     def load_model(self, path: str | Path, model: str | int | None = None) -> None:
@@ -439,6 +435,31 @@ class PPO_Agent:
         if self._trainer is None or (self._loaded is not None and self.current_step == 0):
             return TEST_RUN
         return self._trainer.progress.evaluations
+
+    def _play(
+        self,
+        config: Config,
+        env_fn: Callable[[], XuanCeVecEnv | VecEnv] | None,
+        test_envs: XuanCeVecEnv | VecEnv | None,
+        stopping: Callable[[], bool],
+    ) -> np.ndarray | None:
+        """The scores of a test; None where it was stopped."""
+        with undivided():
+            given = test_envs if env_fn is None else env_fn()
+        assert given is not None
+        envs = plain(given)
+        try:
+            with suppress(EvaluationStopped):
+                scores = self._show(config, stopping) if self.render else None
+                if scores is not None:
+                    return scores
+                if isinstance(given, XuanCeVecEnv):
+                    given.uses += 1
+                return Evaluator(config, *self._acting(), envs=envs, should_stop=stopping)(self._evaluation_number())
+            return None
+        finally:
+            if env_fn is not None:
+                envs.close()
 
     def _show(self, config: Config, stopping: Callable[[], bool]) -> np.ndarray | None:
         """The scores of episodes that are shown, or None where nothing can be shown."""

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xcfast.config import Config
+from xcfast.config import Config, ConfigError
+from xcfast.distributed import Ranks
 from xcfast.envs import VecEnv
 from xcfast.envs import make_envs as make_vec_env
 from xcfast.xuance.arguments import to_config
 from xcfast.xuance.checks import values_of
+from xcfast.xuance.script_ranks import share
 
 _KEYS = ("env_id", "env_name", "env_seed", "vectorize", "parallels", "num_threads", "num_workers")
 _MASK_KEYS = ("policy", "use_actions_mask")
@@ -109,8 +111,11 @@ class XuanCeVecEnv:
 def make_envs(config: Namespace | Config | Any) -> XuanCeVecEnv:
     """The environments that a script's arguments ask for: env_id, parallels, vectorize, env_seed.
 
+    Where torchrun has started the script several times, each process makes its share of them; those of a test
+    (``agent.test(env_fn)``) it makes whole.
+
     Raises:
-        ConfigError: one of these keys cannot be.
+        ConfigError: one of these keys cannot be, or there are fewer environments than processes.
         EnvError: the environment cannot be made.
     """
     given = config.to_dict() if isinstance(config, Config) else values_of("config", config)
@@ -119,7 +124,13 @@ def make_envs(config: Namespace | Config | Any) -> XuanCeVecEnv:
     # Of the rest of the arguments a test environment need not make sense.
     small = {"horizon_size": 1, "n_minibatch": 1, "running_steps": 2**40}
     env_config = to_config({**keys, **small, "device": "cpu"})
-    return XuanCeVecEnv(make_vec_env(env_config), env_config.env_seed)
+    rows, sharing = share(env_config.parallels, given.get("device"))
+    if not rows:
+        raise ConfigError(
+            "each process of a script that torchrun started needs one", key="parallels", given=env_config.parallels
+        )
+    envs = make_vec_env(env_config, num_envs=len(rows), sharing=sharing)
+    return XuanCeVecEnv(envs, env_config.env_seed + rows.start)
 
 
 def plain(envs: XuanCeVecEnv | VecEnv) -> VecEnv:
@@ -132,3 +143,17 @@ def plain(envs: XuanCeVecEnv | VecEnv) -> VecEnv:
     if not isinstance(inner, VecEnv):
         raise TypeError(f"envs must come from make_envs, or be a vector env of xcfast.envs; got {type(envs).__name__}")
     return inner
+
+
+def total_envs(envs: VecEnv, ranks: Ranks) -> int:
+    """Number of environments of all processes, of which this one has ``envs``.
+
+    Raises:
+        ConfigError: they are not divided as ``make_envs`` divides them.
+    """
+    total = int(ranks.sum_(np.array([envs.num_envs]))[0])
+    if ranks.any_(envs.num_envs != len(ranks.rows(total))):
+        raise ConfigError(
+            "each process must have its share of the environments, as make_envs makes it", key="envs", given=total
+        )
+    return total

@@ -13,15 +13,18 @@ import numpy as np
 
 from xcfast.config import Config, ConfigError
 from xcfast.config_keys import keys_of
+from xcfast.distributed import launched
 from xcfast.envs import VecEnv
 from xcfast.report import say
 from xcfast.results import Mode, Summary
+from xcfast.running import run
 from xcfast.trainer import Parts, Trainer
 from xcfast.xuance.agent import PPO_Agent, PPOKL_Agent
 from xcfast.xuance.arguments import get_arguments, to_config
 from xcfast.xuance.checks import known_arguments, whole
-from xcfast.xuance.environment import XuanCeVecEnv, make_envs, plain
+from xcfast.xuance.environment import XuanCeVecEnv, make_envs, plain, total_envs
 from xcfast.xuance.names import Names
+from xcfast.xuance.script_ranks import script_ranks, undivided
 
 #: XuanCe's name of the algorithm -> its agent; older names are known too.
 REGISTRY_Agents: Names[type[PPO_Agent]] = Names(
@@ -64,6 +67,7 @@ class RunnerDRL:
         self.config = config
         self.manage_resources = (envs is None or agent is None) if manage_resources is None else manage_resources
         self._settings = to_config(config)
+        self._ranks = script_ranks(self._settings.device)
         self._envs = envs if envs is not None or agent is None else agent.train_envs
         self._agent = agent
 
@@ -76,8 +80,8 @@ class RunnerDRL:
 
     @property
     def n_envs(self) -> int:
-        """Number of training environments."""
-        return self._settings.parallels if self._envs is None else self._envs.num_envs
+        """Number of training environments, of all processes."""
+        return self._settings.parallels if self._envs is None else total_envs(plain(self._envs), self._ranks)
 
     @property
     def agent(self) -> PPO_Agent:
@@ -126,7 +130,7 @@ class RunnerDRL:
             return self._train_as_command_line("train", {"running_steps": running_steps})
         self.agent.train(max(1, (running_steps or self._settings.running_steps) // self.n_envs))
         self.agent.save_model("final_train_model.pth")
-        say("Finish training.")
+        say("Finish training.", not self._ranks.is_main)
         return self.agent.summarize()
 
     def _benchmark(
@@ -141,7 +145,7 @@ class RunnerDRL:
             summary = self._train_as_command_line("benchmark", changes)
         else:
             summary = self._benchmark_agent(running_steps, eval_interval, test_episodes)
-        if benchmark_result_path is not None:
+        if benchmark_result_path is not None and self._ranks.is_main:
             Path(benchmark_result_path).mkdir(parents=True, exist_ok=True)
             for path in (*Path(summary.log_dir).glob("*.csv"), *Path(summary.log_dir).glob("*.json")):
                 shutil.copy2(path, benchmark_result_path)
@@ -150,12 +154,12 @@ class RunnerDRL:
     def _train_as_command_line(self, mode: Mode, changes: dict[str, Any]) -> Summary:
         envs = None if self._envs is None else plain(self._envs)
         given = {name: value for name, value in changes.items() if value is not None}
-        if envs is not None:
-            given["parallels"] = envs.num_envs
-        config = to_config(self.config, **given)
+        config = to_config(self.config, **{**given, "parallels": self.n_envs})
         for line in config.notices:
-            say(line, error=True)
-        trainer = Trainer(config, mode, parts=Parts(envs, below_env=False))
+            say(line, not self._ranks.is_main, error=True)
+        if envs is None and not launched():
+            return run(config, mode, below_env=False)
+        trainer = Trainer(config, mode, parts=Parts(envs, below_env=False), ranks=self._ranks)
         try:
             return trainer.run()
         finally:
@@ -183,7 +187,7 @@ class RunnerDRL:
         finally:
             test_envs.close()
         agent.save_model("final_train_model.pth")
-        say(f"Best Model Score: {best:.2f}")
+        say(f"Best Model Score: {best:.2f}", not self._ranks.is_main)
         return agent.summarize()
 
     def _test(
@@ -210,13 +214,15 @@ class RunnerDRL:
             agent.render = render
         agent.load_model(agent.model_dir_load if model_path is None else Path(model_path), model_name)
         scores = agent.test(test_episodes=test_episodes, test_envs=test_envs)
-        say(f"Test Episode Scores: {np.array2string(np.array(scores), precision=2)}")
-        say(f"Mean Score: {np.mean(scores):.2f}, Std: {np.std(scores):.2f}, Best Score: {max(scores):.2f}")
+        quiet = not self._ranks.is_main
+        say(f"Test Episode Scores: {np.array2string(np.array(scores), precision=2)}", quiet)
+        say(f"Mean Score: {np.mean(scores):.2f}, Std: {np.std(scores):.2f}, Best Score: {max(scores):.2f}", quiet)
         return scores
 
     def _make_envs(self, num_envs: int) -> XuanCeVecEnv:
-        values = self._settings.to_dict()
-        return make_envs(Namespace(**{**values, "parallels": num_envs}))
+        """For a test, which one process plays."""
+        with undivided():
+            return make_envs(Namespace(**{**self._settings.to_dict(), "parallels": num_envs}))
 
     def _finalize(self) -> None:
         if self._agent is not None:

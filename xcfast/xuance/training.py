@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from xcfast.evaluation import EvaluationStopped
 from xcfast.report import say
 from xcfast.signals import StopRequest
 from xcfast.trainer import Trainer
 
 
 @contextmanager
-def saving(trainer: Trainer | None) -> Iterator[Callable[[], bool]]:
-    """While active, a first signal is only noted: what is yielded says so. At the end the last update is saved.
+def saving(trainer: Trainer | None) -> Iterator[StopRequest]:
+    """While active, a first signal is only noted, in what is yielded. At the end the last update is saved.
 
-    Then the signal has its usual effect: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process. Where nothing has
-    begun, there is nothing to save, and it has it at once.
+    Then the signal has its usual effect: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process; of several
+    processes, those that got none raise KeyboardInterrupt. Where nothing has begun, there is nothing to save, and it
+    has its effect at once.
 
     Args:
         trainer: whose state is to be saved; None where there is none.
     """
     if trainer is None or not trainer.begun:
-        yield lambda: False
+        yield StopRequest()
         return
-    with StopRequest() as stop, suppress(EvaluationStopped):
-        yield lambda: stop.requested
-    if stop.requested:
+    with StopRequest() as stop:
+        yield stop
+    if trainer.ranks.any_(stop.requested):
         path = trainer.save_last()
         what = "nothing had been trained yet" if path is None else f"saved in {path}"
-        say(f"{stop.signal_name}: stopped at step {trainer.step}; {what}", error=True)
+        name = stop.signal_name or "a signal to another process"
+        say(f"{name}: stopped at step {trainer.step}; {what}", trainer.quiet, error=True)
         stop.take_effect()
+        if not stop.requested:
+            raise KeyboardInterrupt(name)
 
 
 def warn_of_the_end(trainer: Trainer, steps: int) -> bool:
