@@ -22,6 +22,9 @@ FILE = Path(__file__).parent / "data" / "learning_bands.json"
 TASKS = {
     "CartPole-v1": {"running_steps": 100_000},
     "Acrobot-v1": {"running_steps": 150_000},
+    "Pendulum-v1": {"running_steps": 200_000},
+    "MountainCar-v0": {"running_steps": 500_000},
+    "MountainCarContinuous-v0": {"running_steps": 300_000},
     "LunarLander-v3": {"running_steps": 500_000},
     "InvertedPendulum-v4": {"running_steps": 100_000},
     "HalfCheetah-v4": {"running_steps": 150_000},

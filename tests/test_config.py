@@ -519,6 +519,7 @@ SHIPPED = {
     "inverted_pendulum": "InvertedPendulum-v4",
     "lunar_lander": "LunarLander-v3",
     "mountain_car": "MountainCar-v0",
+    "mountain_car_continuous": "MountainCarContinuous-v0",
     "pendulum": "Pendulum-v1",
     "pusher": "Pusher-v5",
     "reacher": "Reacher-v4",
