@@ -10,8 +10,9 @@ from interleave import SMOKE
 from test_mujoco import physics_alone
 
 from xcfast import ObservationNormalizer, Rollout, load_config
+from xcfast.config import shipped_config
 from xcfast.engines import make_collector
-from xcfast.envs import MujocoVecEnv, available_cpus
+from xcfast.envs import MujocoVecEnv, available_cpus, make_envs
 from xcfast.policy import ActionMap, build_policy
 
 NUM_ENVS, NUM_THREADS = 16, 2
@@ -92,3 +93,43 @@ def test_against_the_torch_collector(compare: Any, env_id: str) -> None:
     )
     for collector, _, _ in made.values():
         collector.envs.close()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_classic_control(compare: Any, env_id: str) -> None:
+    """With the shipped file's network: native against the Python environments one by one with torch."""
+    functions, closers = {}, []
+    for vectorize in ("DummyVecEnv", "ClassicControlVecEnv"):
+        keys = {"vectorize": vectorize, "parallels": NUM_ENVS, "num_threads": 1, "device": "cpu"}
+        config = load_config(shipped_config(env_id), keys)
+        envs = make_envs(config)
+        obs_space, action_space = envs.single_observation_space, envs.single_action_space
+        policy = build_policy(config, obs_space, action_space)
+        normalizer = ObservationNormalizer(obs_space.shape, num_envs=NUM_ENVS, clip=config.obsnorm_range)
+        action_map = ActionMap(action_space, config.activation_action)
+        collector, _ = make_collector(config, envs, policy, normalizer, action_map)
+        dtype = np.int64 if action_map.discrete else np.float32
+        rollout = Rollout(NUM_STEPS, NUM_ENVS, obs_space.shape, action_space.shape, dtype)
+
+        def run(collector: Any = collector, rollout: Rollout = rollout) -> None:
+            rollout.clear()
+            collector.collect(rollout)
+
+        torch.set_num_threads(1)
+        collector.reset(0)
+        functions[f"{collector.name} collector, {vectorize}"] = run
+        closers.append(envs.close)
+    first, second = functions
+    assert (first.split()[0], second.split()[0]) == ("torch", "native")
+    compare(
+        "native collector: classic control",
+        functions,
+        baseline=first,
+        contender=second,
+        kind="at_least",
+        target=10.0,
+        shape=f"{env_id}, {NUM_ENVS} envs, 1 thread",
+        items=NUM_STEPS * NUM_ENVS,
+    )
+    for close in closers:
+        close()
