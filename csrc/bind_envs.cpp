@@ -23,6 +23,7 @@ void find_loop(const py::handle &numpy, const char *name, envs::Ufunc<T> &functi
     const char *types;
   };
   const py::object ufunc = numpy.attr(name);
+  if (!py::isinstance(ufunc, numpy.attr("ufunc"))) return;  // somebody has put something else in its place
   const auto *head = reinterpret_cast<const Head *>(ufunc.ptr());
   constexpr char kType = sizeof(T) == 8 ? 12 : 11;  // NPY_DOUBLE, NPY_FLOAT
   if (head->nin != 1 || head->nout != 1 || head->nargs != 2) return;

@@ -120,6 +120,20 @@ gymnasium.register(
 )
 
 
+def test_a_model_is_converted_without_playing(tmp_path):
+    args = arguments(tmp_path, "pendulum_dict", env_id="Pendulum-v1", vectorize="ClassicControlVecEnv")
+    envs = make_envs(args)
+    agent = PPO_Agent(args, envs, quiet=True)
+    agent.load_model(DATA / "pendulum_dict")
+    agent.save_model("converted.pth", tmp_path)
+    again = acting_agent(tmp_path, "pendulum_dict")
+    again.load_model(tmp_path / "converted.pth")
+    for name, value in agent.policy.state_dict().items():
+        assert torch.equal(again.policy.state_dict()[name], value)
+    agent.finish()
+    envs.close()
+
+
 def test_a_policy_from_xuance_keeps_its_map_of_actions(tmp_path):
     """Pendulum's bounds are +-2: a policy trained here is stretched to them, one from XuanCe is not, also later."""
     keys = {"env_id": "recorded/Pendulum-v1"}

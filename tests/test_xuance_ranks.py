@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -32,14 +33,17 @@ policy = Gaussian_AC_Policy(envs.action_space, trunk, [16], [16], activation=rel
 optimizer = torch.optim.Adam(policy.parameters(), 1e-3, eps=1e-5)
 scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, get_total_iters("PPO", args))
 agent = PPOCLIP_Agent(args, envs, policy, optimizer, scheduler)
-scores = []
-for _ in range(3):
-    agent.train(40)  # a rollout is 32
-    if arguments.get("fail") and os.environ.get("RANK") == "1":
-        raise ValueError("the script's own mistake")
-    scores.append(agent.test(lambda: make_envs(test_args), 3))
-    agent.save_model("best_model.pth")
-agent.finish()
+scores, mistake, second = [], arguments.get("mistake"), os.environ.get("RANK") == "1"
+try:
+    for _ in range(3):
+        agent.train(40)  # a rollout is 32
+        if mistake == "raises" and second:
+            raise ValueError("the script's own mistake")
+        scores.append(agent.test(lambda: make_envs(test_args), 3))
+        if not (mistake == "one saves" and second):
+            agent.save_model("best_model.pth")
+finally:
+    agent.finish()
 weights = torch.nn.utils.parameters_to_vector(policy.parameters()).tolist()
 told = {"envs": envs.num_envs, "n_envs": agent.n_envs, "step": agent.current_step, "scores": scores, "weights": weights}
 with open(f"told_{os.environ.get('RANK', 'alone')}.json", "w") as file:
@@ -74,16 +78,25 @@ def test_a_script_under_torchrun_trains_as_it_does_alone(tmp_path):
     assert (models / "best_model.pth").is_file() and len((logs / "learning_curve.csv").read_text().split()) == 4
 
 
-def test_a_script_that_fails_in_one_process_ends_in_all(tmp_path):
-    done, told = run_script(tmp_path / "ranks", 2, fail=True)
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ("raises", "ValueError: the script's own mistake"),
+        ("one saves", "rank 0 calls save_model('best_model.pth'), rank 1 calls train(40)"),
+    ],
+)
+def test_a_mistake_in_one_process_ends_all(tmp_path, mistake, words):
+    done, told = run_script(tmp_path / "ranks", 2, mistake=mistake)
     assert done.returncode != 0 and not told
-    assert "the script's own mistake" in done.stderr
+    assert words in done.stderr
 
 
 def test_the_runner_starts_the_processes(tmp_path):
     folders = {"log_dir": str(tmp_path / "logs"), "model_dir": str(tmp_path / "models")}
     args = Namespace(**{**ARGUMENTS, **folders, "num_ranks": 2})
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     summary = get_runner("ppo", "mujoco", "InvertedPendulum-v4", parser_args=args).run("train")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert summary.steps == 512
     (logs,) = (tmp_path / "logs" / "InvertedPendulum-v4").iterdir()  # once, not twice, below the env's name
     assert json.loads((logs / "summary.json").read_text())["steps"] == 512

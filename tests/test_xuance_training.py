@@ -266,6 +266,15 @@ def test_a_benchmark_with_an_agent_from_outside_leaves_result_files(begin, small
     agent.test(lambda: make_envs(small()), 3)  # the files are still open
     assert len((Path(summary.log_dir) / "learning_curve.csv").read_text().split()) == 5
 
+    def files():
+        return {
+            path.name: path.read_bytes() for path in Path(summary.log_dir).glob("*.*") if "tfevents" not in path.name
+        }
+
+    before = files()
+    assert len(runner.run("test", n_envs=1, model_path=agent.model_dir_save, test_episodes=2)) == 2
+    assert files() == before  # the test of a model that was loaded is no evaluation of the run
+
 
 @pytest.mark.parametrize(
     ("mode", "keys", "error", "message"),

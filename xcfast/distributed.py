@@ -160,6 +160,21 @@ class Ranks:
         """Wait until every rank is here."""
         self.any_(False)
 
+    def agree(self, place: str) -> None:
+        """Check that all ranks are at the same place of a script, whose calls ours have to be.
+
+        Raises:
+            RankError: they are not; each hears who is where.
+        """
+        if self.world_size == 1:
+            return
+        places: list[str] = [""] * self.world_size
+        with _others():
+            dist.all_gather_object(places, place)
+        if len(set(places)) > 1:
+            listed = ", ".join(f"rank {rank} calls {one}" for rank, one in enumerate(places))
+            raise RankError(f"all processes must make the same calls: {listed}")
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """A block without collective operations that may fail on some ranks; then all of them raise.

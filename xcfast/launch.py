@@ -9,9 +9,11 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -106,7 +108,7 @@ def launch(
             max_restarts=0,
         )
         failed = 0
-        with _environment():
+        with _environment(), _handlers():
             try:
                 elastic_launch(setup, sys.executable)("-m", "xcfast.launch", str(job))
             except ChildFailedError as error:
@@ -194,6 +196,21 @@ def _environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _handlers() -> Iterator[None]:
+    """Gives the process its signal handlers back, which the launcher replaces and leaves so."""
+    if threading.current_thread() is not threading.main_thread():  # where it replaces none
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 if __name__ == "__main__":

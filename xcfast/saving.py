@@ -168,4 +168,4 @@ class Saver:
     def _with_envs(self) -> bool:
         parts = self._state.parts
         between = parts.rollout.step == 0 or parts.spare is not None  # with a spare, a filled one is part of the state
-        return between and not parts.envs.closed
+        return between and parts.envs.running

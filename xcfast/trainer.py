@@ -310,6 +310,8 @@ class Trainer:
                     if rollout.step == 0 and self._passed(self.config.checkpoint_every):
                         self.saver.save_checkpoint()
                     bar.update(self.step + rollout.step * num_envs, self.progress.recent_returns)
+            with self.ranks.together():
+                pass  # what rank 0 could not log is known to all from here on
         except Exception as error:
             raise self.saver.after_failure(error) from error
         return logged
@@ -327,8 +329,9 @@ class Trainer:
 
     def summarize(self) -> Summary:
         """Write the summary and the results' time stamps; the run may go on."""
-        if self.log is not None:
-            self.log.end(self.progress.total_seconds)
+        with self.ranks.together():
+            if self.log is not None:
+                self.log.end(self.progress.total_seconds)
         return self._summarize()
 
     def keep_results(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:

@@ -110,6 +110,11 @@ class VecEnv(gymnasium.vector.VectorEnv):
         return self._out(self._buffers.obs), infos
 
     @property
+    def running(self) -> bool:
+        """Whether episodes are under way: reset, not closed, and no failed step since."""
+        return not self.closed and not self._needs_reset
+
+    @property
     def action_masks(self) -> NDArray[np.bool_]:
         """What is allowed at the observations that came last, bool [N, n_actions].
 

@@ -17,7 +17,7 @@ import torch
 
 from xcfast.config import Config, check_policy
 from xcfast.envs import VecEnv
-from xcfast.errors import CheckpointError
+from xcfast.errors import CheckpointError, RunFailed
 from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator
 from xcfast.normalize import ObservationNormalizer, RunningMeanStd
 from xcfast.policy import ActionMap, ActorCritic, build_policy
@@ -238,6 +238,7 @@ class PPO_Agent:
             RunFailed: something broke; the last good weights are saved.
         """
         steps = whole("train_steps", train_steps, low=0)
+        self._ranks.agree(f"train({steps})")
         trainer = self._begin()
         uses = getattr(self.train_envs, "uses", 0)
         if uses != self._uses:
@@ -247,6 +248,7 @@ class PPO_Agent:
         if self._own_rates and not self._warned:
             self._warned = warn_of_the_end(trainer, steps)
         with saving(trainer) as stop:
+            self._loaded = self._loaded if steps == 0 else None
             logged = trainer.advance(steps, lambda: self._ranks.any_(stop.requested))
         return logged
 
@@ -274,6 +276,7 @@ class PPO_Agent:
         """
         if (env_fn is None) == (test_envs is None):
             raise TypeError("test() wants either env_fn or test_envs")
+        self._ranks.agree("test()")
         episodes = self.config.test_episode if test_episodes is None else whole("test_episodes", test_episodes)
         config = dataclasses.replace(self.config, test_episode=episodes, notices=(), render=self.render)
         if self._trainer is not None and self._loaded is None:
@@ -303,6 +306,7 @@ class PPO_Agent:
         Raises:
             CheckpointError: it cannot be written.
         """
+        self._ranks.agree(f"save_model({model_name!r})")
         folder = Path(self.model_dir_save if model_path is None else model_path)
         self._training().saver.save(folder / model_name)
 
@@ -321,6 +325,7 @@ class PPO_Agent:
             CheckpointError: there is none, it is damaged, or of another network: what was found and what was expected.
                 Then the agent is as it was.
         """
+        self._ranks.agree("load_model()")
         saved = read_model(find_model_file(path, model, self.config.seed), self.config.use_obsnorm)
         keys = {key: getattr(self.config, key) for key in _OF_THE_MODEL}
         weights = self.policy.state_dict()
@@ -372,11 +377,18 @@ class PPO_Agent:
         """Ends the run: saves the last weights, writes the summary, closes the log.
 
         Returns:
-            What was achieved; None where there was no run: an agent that only tested leaves no folder.
+            What was achieved; None where there was no run: an agent that only tested leaves no folder. None too where
+            an error is on its way through one of several processes; the others end with it.
         """
-        trainer = self._trainer
+        trainer, error = self._trainer, sys.exc_info()[1]
         if trainer is None:
             return None
+        if error is not None and self._ranks.world_size > 1 and not (isinstance(error, RunFailed) and error.known):
+            # On its way through this process, perhaps alone: the others must not be waited for, but told.
+            trainer.close()
+            self._ranks.close(f"{type(error).__name__}: {error}")
+            return None
+        self._ranks.agree("finish()")
         summary = trainer.finish() if trainer.begun else None
         if summary is not None and summary.steps and not self.quiet:
             say(end_table(summary, None))
@@ -407,16 +419,20 @@ class PPO_Agent:
         return trainer
 
     def _log(self, scores: np.ndarray, step: int, seconds: float) -> None:
-        """Enters an evaluation into the run; what comes before it, as from a model that was loaded, once it begins."""
+        """Enters an evaluation into the run; what comes before it, as from a model that was loaded, once it begins.
+
+        A model that is loaded later is not the run's.
+        """
         trainer = self._trainer
-        if trainer is None:
+        if trainer is None or (self._loaded is not None and step > 0):
             return
         if not trainer.begun:
             self._unlogged.append((scores, step, seconds))
             return
         best = trainer.add_scores(scores, step, seconds)
-        if best and trainer.mode == "benchmark" and trainer.log is not None:
-            trainer.log.new_best(scores, step)
+        with self._ranks.deferred():
+            if best and trainer.mode == "benchmark" and trainer.log is not None:
+                trainer.log.new_best(scores, step)
 
     def _training(self) -> Trainer:
         if self._trainer is None:

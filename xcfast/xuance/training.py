@@ -30,7 +30,7 @@ def saving(trainer: Trainer | None) -> Iterator[StopRequest]:
         path = trainer.save_last()
         what = "nothing had been trained yet" if path is None else f"saved in {path}"
         name = stop.signal_name or "a signal to another process"
-        say(f"{name}: stopped at step {trainer.step}; {what}", trainer.quiet, error=True)
+        say(f"{name}: stopped at step {trainer.step}; {what}", not trainer.ranks.is_main, error=True)
         stop.take_effect()
         if not stop.requested:
             raise KeyboardInterrupt(name)
