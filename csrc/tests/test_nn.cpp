@@ -94,8 +94,8 @@ Result run_update(const Network &network, const std::vector<float> &start, const
   std::vector<float> exp_avg(start.size()), exp_avg_sq(start.size());
   const int64_t minibatch = (int64_t(samples) + n_minibatch - 1) / n_minibatch;
   Learner learner(network, {r.parameters.data(), exp_avg.data(), exp_avg_sq.data()}, loss, {}, minibatch, threads, kernels);
-  // The actions are far from what this network would do, so that a ratio without a limit would overflow after larger steps.
-  const std::vector<double> rates(size_t(2 * n_minibatch), std::isinf(loss.clip_range) ? 1e-7 : 1e-3);
+  // A Gaussian's actions are far from what this network would do, so that ratios would overflow after larger steps.
+  const std::vector<double> rates(size_t(2 * n_minibatch), network.categorical() ? 1e-3 : 1e-5);
   const RolloutView view{data.num_steps,
                          data.num_envs,
                          int64_t(data.final_index.size()),
