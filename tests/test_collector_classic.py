@@ -5,15 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from collecting import Collecting
 
 from xcfast.collector import TorchCollector
 from xcfast.collector_native import NativeCollector
 from xcfast.config import ConfigError
-from xcfast.engines import make_collector
 from xcfast.envs import ClassicControlVecEnv, DummyVecEnv, EnvError, make_env_fn
 from xcfast.evaluation import Evaluator
-from xcfast.normalize import NonFiniteError, ObservationNormalizer
-from xcfast.policy import ActionMap, build_policy
+from xcfast.normalize import NonFiniteError
 from xcfast.rollout import Rollout
 
 DISCRETE = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
@@ -24,34 +23,20 @@ FIELDS = (
 )
 
 
-class Setup:
-    """A collector with all that belongs to it: native on ClassicControlVecEnv, torch on DummyVecEnv."""
+class Setup(Collecting):
+    """Native on ClassicControlVecEnv, torch on DummyVecEnv."""
 
     def __init__(self, config, backend="native", threads=1, limit=11, kind=None):
         num_envs, kwargs = config.parallels, {"max_episode_steps": limit}
         if kind is ClassicControlVecEnv or (kind is None and backend == "native"):
-            self.envs = ClassicControlVecEnv(config.env_id, num_envs, threads, copy=False, **kwargs)
+            envs = ClassicControlVecEnv(config.env_id, num_envs, threads, copy=False, **kwargs)
         else:
-            self.envs = DummyVecEnv([make_env_fn(config.env_id, **kwargs)] * num_envs, copy=False)
-        obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
-        self.policy = build_policy(config, obs_space, action_space)
-        self.normalizer = ObservationNormalizer(
-            obs_space.shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
-        )
-        self.action_map = ActionMap(action_space, config.activation_action)
-        config = replace(config, collector_backend=backend)
-        self.collector, _ = make_collector(config, self.envs, self.policy, self.normalizer, self.action_map)
+            envs = DummyVecEnv([make_env_fn(config.env_id, **kwargs)] * num_envs, copy=False)
+        super().__init__(config, envs, backend)
         assert type(self.collector) is (NativeCollector if backend == "native" else TorchCollector)
-        self.rollout = Rollout(config.num_steps, num_envs, obs_space.shape, action_space.shape, action_space.dtype)
 
-    def lively(self, seed=0):
-        """Weights that make the actions depend on the observations, and statistics that are not 0 and 1."""
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in self.policy.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        rng = np.random.default_rng(seed)
-        self.normalizer.rms.update(rng.normal(0.1, 0.5, (50, *self.normalizer.rms.shape)))
+    def lively(self):
+        self.weigh(0.3, 0.5, 0)
         return self
 
 

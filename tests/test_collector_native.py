@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from collecting import Collecting
 
 from xcfast import checkpoint as ckpt
 from xcfast import load_config
@@ -17,7 +18,6 @@ from xcfast.evaluation import Evaluator
 from xcfast.normalize import NonFiniteError, ObservationNormalizer, RunningMeanStd
 from xcfast.policy import ActionMap, build_policy
 from xcfast.report import describe
-from xcfast.rollout import Rollout
 
 ARRAYS = (
     *("obs", "actions", "rewards", "terminated", "truncated", "last_obs"),
@@ -25,32 +25,18 @@ ARRAYS = (
 )
 
 
-class Setup:
-    """A collector of one engine with all that belongs to it, in its initial state."""
+class Setup(Collecting):
+    """On MujocoVecEnv, whichever the engine."""
 
     def __init__(self, config, backend="native", threads=None, num_envs=None, limit=None):
         kwargs = {} if limit is None else {"max_episode_steps": limit}
-        num_envs = num_envs or config.parallels
-        self.envs = MujocoVecEnv(config.env_id, num_envs, threads or config.num_threads, copy=False, **kwargs)
-        obs_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
-        self.policy = build_policy(config, obs_space, action_space)
-        self.normalizer = ObservationNormalizer(
-            obs_space.shape, num_envs=num_envs, clip=config.obsnorm_range, enabled=config.use_obsnorm
-        )
-        self.action_map = ActionMap(action_space, config.activation_action)
-        config = replace(config, collector_backend=backend)
-        self.collector, _ = make_collector(config, self.envs, self.policy, self.normalizer, self.action_map)
-        self.rollout = Rollout(config.num_steps, num_envs, obs_space.shape, action_space.shape)
+        num_envs, threads = num_envs or config.parallels, threads or config.num_threads
+        super().__init__(config, MujocoVecEnv(config.env_id, num_envs, threads, copy=False, **kwargs), backend)
 
     def lively(self, seed=0):
-        """Weights that make the actions depend on the observations, and statistics that are not 0 and 1."""
-        generator = torch.Generator().manual_seed(seed)
+        self.weigh(0.2, 2.0, seed)
         with torch.no_grad():
-            for parameter in self.policy.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
             self.policy.actor.logstd.copy_(torch.linspace(-1.0, 0.0, self.policy.actor.logstd.numel()))
-        rng = np.random.default_rng(seed)
-        self.normalizer.rms.update(rng.normal(0.1, 2.0, (50, *self.normalizer.rms.shape)))
         return self
 
 

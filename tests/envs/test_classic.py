@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from equality import assert_equal
 from gymnasium.envs.classic_control import AcrobotEnv, CartPoleEnv, PendulumEnv
 
 from xcfast.envs import (
@@ -156,24 +157,6 @@ def both(env_id: str, **kwargs: Any) -> tuple[ClassicControlVecEnv, DummyVecEnv]
     infos = kwargs.pop("infos", False)
     dummy = DummyVecEnv([make_env_fn(env_id, **kwargs)] * NUM_ENVS, infos=infos)
     return ClassicControlVecEnv(env_id, NUM_ENVS, 2, infos=infos, **kwargs), dummy
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    assert type(left) is type(right)
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_equal(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_equal(one, other)
-    elif isinstance(left, np.ndarray) and left.dtype == object:
-        assert_equal(left.tolist(), right.tolist())
-    elif isinstance(left, np.ndarray):
-        np.testing.assert_array_equal(left, right, strict=True)
-    else:
-        assert left == right
 
 
 def roll(envs: VecEnv, env_id: str, steps: int, obs: np.ndarray) -> list[Any]:

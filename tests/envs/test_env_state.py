@@ -1,9 +1,8 @@
 """A saved state goes on bit for bit in a new vector environment of either kind."""
 
-from typing import Any
-
 import numpy as np
 import pytest
+from equality import assert_equal
 from gymnasium.wrappers import ClipReward
 
 from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv, VecEnv, make_env_fn
@@ -21,22 +20,6 @@ def roll(envs: VecEnv, actions: np.ndarray) -> tuple[list[np.ndarray], int]:
             episodes += int(infos["_episode"].sum())
             arrays += [infos["episode"]["r"], infos["episode"]["l"], *infos["final_obs"][infos["_final_obs"]]]
     return arrays, episodes
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    assert type(left) is type(right)
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_equal(left[key], right[key])
-    elif isinstance(left, list):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_equal(one, other)
-    elif isinstance(left, np.ndarray):
-        np.testing.assert_array_equal(left, right, strict=True)
-    else:
-        assert isinstance(left, int | float | str | None) and left == right
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)

@@ -12,6 +12,7 @@ import gymnasium
 import mujoco
 import numpy as np
 import pytest
+from equality import assert_equal
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 
@@ -43,24 +44,6 @@ def both(env_id: str, **kwargs: Any) -> tuple[MujocoVecEnv, DummyVecEnv]:
     infos = kwargs.pop("infos", False)
     dummy = DummyVecEnv([make_env_fn(env_id, **kwargs)] * NUM_ENVS, infos=infos)
     return MujocoVecEnv(env_id, NUM_ENVS, 2, infos=infos, **kwargs), dummy
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    assert type(left) is type(right)
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_equal(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_equal(one, other)
-    elif isinstance(left, np.ndarray) and left.dtype == object:
-        assert_equal(left.tolist(), right.tolist())
-    elif isinstance(left, np.ndarray):
-        np.testing.assert_array_equal(left, right, strict=True)
-    else:
-        assert left == right
 
 
 # --- states ---------------------------------------------------------------------------------------------------------

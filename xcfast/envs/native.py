@@ -188,14 +188,8 @@ class NativeVecEnv(VecEnv):
         self, actions: Any
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Steps all envs; one whose episode ends is reset at once. See `VecEnv.step`."""
-        if self.closed or self._needs_reset:
-            self._check_open()
-            raise RuntimeError(self._needs_reset)
+        self._take(actions)
         buffers = self._buffers
-        actions = np.asarray(actions)
-        if actions.shape != buffers.actions.shape:
-            raise ValueError(f"actions must have shape {buffers.actions.shape}; got {actions.shape}")
-        np.copyto(buffers.actions, actions, casting="same_kind")
         if self._rows.actions is not buffers.actions:
             self._check_choices()
             self._rows.actions[...] = buffers.actions

@@ -109,6 +109,16 @@ class VecEnv(gymnasium.vector.VectorEnv):
             infos = self._add_info(infos, info, index)
         return self._out(self._buffers.obs), infos
 
+    def _take(self, actions: Any) -> None:
+        """Copies the actions of a step into the buffers, after checks."""
+        if self.closed or self._needs_reset:
+            self._check_open()
+            raise RuntimeError(self._needs_reset)
+        wanted, actions = self._buffers.actions, np.asarray(actions)
+        if actions.shape != wanted.shape:
+            raise ValueError(f"actions must have shape {wanted.shape}; got {actions.shape}")
+        np.copyto(wanted, actions, casting="same_kind")
+
     @property
     def running(self) -> bool:
         """Whether episodes are under way: reset, not closed, and no failed step since."""
@@ -141,14 +151,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
             bool [N], truncated bool [N], and infos: empty but for steps that end an episode (`_episode_infos`), or
             with `infos=True`.
         """
-        if self.closed or self._needs_reset:
-            self._check_open()
-            raise RuntimeError(self._needs_reset)
+        self._take(actions)
         buffers = self._buffers
-        actions = np.asarray(actions)
-        if actions.shape != buffers.actions.shape:
-            raise ValueError(f"actions must have shape {buffers.actions.shape}; got {actions.shape}")
-        np.copyto(buffers.actions, actions, casting="same_kind")
         self._needs_reset = "the last step() was interrupted or failed: call reset() before step()"
         step_infos = self._step_envs()
         self._needs_reset = ""
