@@ -11,9 +11,9 @@ from test_mujoco import physics_alone
 
 from xcfast import ObservationNormalizer, Rollout, load_config
 from xcfast.config import shipped_config
-from xcfast.engines import make_collector
 from xcfast.envs import MujocoVecEnv, available_cpus, make_envs
 from xcfast.policy import ActionMap, build_policy
+from xcfast.runs.engines import make_collector
 
 NUM_ENVS, NUM_THREADS = 16, 2
 NUM_STEPS = 5 if SMOKE else 250

@@ -12,9 +12,9 @@ from test_mujoco import physics_alone
 
 from xcfast import RewardNormalizer, Rollout, compute_gae, load_config, run
 from xcfast.envs import MujocoVecEnv, available_cpus
-from xcfast.learner_cuda import CudaLearner, pinned
+from xcfast.learners.cuda import CudaLearner, page_locked
+from xcfast.learners.torch import TorchLearner
 from xcfast.policy import build_policy
-from xcfast.ppo import TorchLearner
 
 DEVICE = torch.device("cuda", 0)
 N_OBS, N_ACTIONS = 27, 8  # Ant
@@ -35,7 +35,7 @@ class Update:
         config = load_config(overrides={"device": "cuda", "running_steps": 10**8, **keys})
         box = gym.spaces.Box(-np.inf, np.inf, (N_OBS,), np.float32)
         policy = build_policy(config, box, gym.spaces.Box(-1, 1, (N_ACTIONS,), np.float32))
-        self.rollout = Rollout(config.num_steps, config.parallels, (N_OBS,), (N_ACTIONS,), allocate=pinned)
+        self.rollout = Rollout(config.horizon_size, config.parallels, (N_OBS,), (N_ACTIONS,), allocate=page_locked)
         rng = np.random.default_rng(0)
         for array in (self.rollout.obs, self.rollout.rewards, self.rollout.last_obs):
             array[:] = rng.normal(size=array.shape)

@@ -19,10 +19,10 @@ from test_learner import THREADS, Update, floor
 from test_mujoco import physics_alone
 
 from xcfast.envs import available_cpus
-from xcfast.learner_native import NativeLearner
+from xcfast.learners.native import NativeLearner
 from xcfast.policy import ActionMap
 
-SEED = ROOT / "tests" / "data" / "seed_mujoco.yaml"
+TUTORIAL = ROOT / "tests" / "data" / "xuance_tutorial.yaml"
 ROLLOUTS, ROUNDS = (1, 1) if SMOKE else (3, 4)
 # Keys beyond the file's, and what is asked for as a multiple of XuanCe's steps per second.
 OURS = {
@@ -35,9 +35,9 @@ GROUP = "end to end: PPO on Ant-v4, the seed's YAML"
 
 def test_seed_yaml(compare: Any, peer_interpreters: dict[str, str]) -> None:
     rivals = [("xuance", "SubprocVecEnv"), ("xuance", "DummyVecEnv"), ("stable-baselines3", "SubprocVecEnv")]
-    settings = json.dumps(yaml.safe_load(SEED.read_text()))
+    settings = json.dumps(yaml.safe_load(TUTORIAL.read_text()))
     with ExitStack() as stack:
-        runners = {name: Runner(sys.executable, "ours.py", str(SEED), *keys) for name, (keys, _) in OURS.items()}
+        runners = {name: Runner(sys.executable, "ours.py", str(TUTORIAL), *keys) for name, (keys, _) in OURS.items()}
         for name, vectorize in rivals:
             if name in peer_interpreters:
                 runners[f"{name} {vectorize}"] = Runner(peer_interpreters[name], "ppo.py", name, vectorize, settings)
@@ -82,12 +82,12 @@ def test_share_of_the_machine(compare: Any, peer_interpreters: dict[str, str], e
     if available_cpus() < THREADS:
         compare.not_measured(group, ["xcfast"], shape=shape, reason=f"needs {THREADS} CPUs")
         return
-    settings = {**yaml.safe_load(SEED.read_text()), "env_id": env_id}
+    settings = {**yaml.safe_load(TUTORIAL.read_text()), "env_id": env_id}
     keys = ("vectorize=MujocoVecEnv", f"env_id={env_id}", f"num_threads={THREADS}")
     rivals = [("xuance", "DummyVecEnv"), ("xuance", "SubprocVecEnv"), ("stable-baselines3", "SubprocVecEnv")]
     limit = machine_limit(env_id)
     with ExitStack() as stack:
-        runners = {"xcfast": Runner(sys.executable, "ours.py", str(SEED), *keys)}
+        runners = {"xcfast": Runner(sys.executable, "ours.py", str(TUTORIAL), *keys)}
         for name, vectorize in rivals:
             if name in peer_interpreters:
                 arguments = ("ppo.py", name, vectorize, json.dumps(settings))

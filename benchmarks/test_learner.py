@@ -19,9 +19,9 @@ from interleave import Measured, interleave
 
 from xcfast import RewardNormalizer, Rollout, load_config
 from xcfast.envs import available_cpus
-from xcfast.learner_native import NativeLearner
+from xcfast.learners.native import NativeLearner
+from xcfast.learners.torch import TorchLearner
 from xcfast.policy import build_policy
-from xcfast.ppo import TorchLearner
 
 SMOKE = os.environ.get("XCFAST_BENCH_SMOKE") == "1"
 THREADS = 2
@@ -55,7 +55,7 @@ class Update:
         config = load_config(overrides={"device": "cpu", **SHAPES[shape], **({"n_epochs": 1} if SMOKE else {})})
         box = gym.spaces.Box(-np.inf, np.inf, (N_OBS,), np.float32)
         self.policy = build_policy(config, box, gym.spaces.Box(-1, 1, (N_ACTIONS,), np.float32))
-        self.rollout = Rollout(config.num_steps, config.parallels, (N_OBS,), (N_ACTIONS,))
+        self.rollout = Rollout(config.horizon_size, config.parallels, (N_OBS,), (N_ACTIONS,))
         rng = np.random.default_rng(0)
         for array in (self.rollout.obs, self.rollout.rewards, self.rollout.last_obs):
             array[:] = rng.normal(size=array.shape)

@@ -1,4 +1,4 @@
-// Binds collect/: argument checks, GIL release, and the memory that a call keeps alive. xcfast/collector_native.py is the wrapper, and
+// Binds collect/: argument checks, GIL release, and the memory that a call keeps alive. xcfast/collectors/native.py is the wrapper, and
 // sees to it that one Python thread at a time comes here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -158,7 +158,7 @@ std::unique_ptr<EnvLoop> make_loop(py::object engine, const std::vector<LayerTup
 }  // namespace
 
 void bind_collector(py::module_ &m) {
-  py::class_<EnvLoop>(m, "EnvLoop", "Policy and EnvEngine in one loop; see xcfast/collector_native.py.")
+  py::class_<EnvLoop>(m, "EnvLoop", "Policy and EnvEngine in one loop; see xcfast/collectors/native.py.")
       .def(py::init(&make_loop), py::kw_only(), py::arg("engine"), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"),
            py::arg("log_std"), py::arg("n_obs"), py::arg("n_parameters"), py::arg("low"), py::arg("high"), py::arg("scale"),
            py::arg("offset"), py::arg("normalizer"), py::arg("normalize"), py::arg("epsilon"), py::arg("clip"))

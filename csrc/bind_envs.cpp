@@ -131,7 +131,7 @@ void EnvEngine::raise_errors() {
     first = "MuJoCo raised an error in environment " + std::to_string(i) + ": " + message;
     index = i;
   }
-  const py::object type = py::module_::import("xcfast.envs.errors").attr("SimulationError");
+  const py::object type = py::module_::import("xcfast.errors").attr("SimulationError");
   PyErr_SetObject(type.ptr(), type(first, index).ptr());
   throw py::error_already_set();
 }

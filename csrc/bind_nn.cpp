@@ -254,7 +254,7 @@ py::array_t<float> activation(int number, const py::array &x, const std::optiona
 }  // namespace
 
 void bind_nn(py::module_ &m) {
-  py::class_<BoundLearner>(m, "Learner", "The PPO update on all cores; xcfast.learner_native.NativeLearner is its wrapper.")
+  py::class_<BoundLearner>(m, "Learner", "The PPO update on all cores; xcfast.learners.native.NativeLearner is its wrapper.")
       .def(py::init<const std::vector<LayerTuple> &, int, int, int64_t, int64_t, py::array, py::array, py::array,
                     std::tuple<double, double, double>, std::tuple<double, double, double>, int64_t, int, bool,
                     const std::optional<std::string> &>(),

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from xcfast import ObservationNormalizer
-from xcfast.engines import make_collector
 from xcfast.policy import ActionMap, build_policy
 from xcfast.rollout import Rollout
+from xcfast.runs.engines import make_collector
 
 
 class Collecting:
@@ -24,7 +24,7 @@ class Collecting:
         self.action_map = ActionMap(action_space, config.activation_action)
         config = replace(config, collector_backend=backend)
         self.collector, _ = make_collector(config, envs, self.policy, self.normalizer, self.action_map)
-        self.rollout = Rollout(config.num_steps, num_envs, obs_space.shape, action_space.shape, action_space.dtype)
+        self.rollout = Rollout(config.horizon_size, num_envs, obs_space.shape, action_space.shape, action_space.dtype)
 
     def weigh(self, scale, spread, seed):
         """Weights of that scale, so that actions depend on the observations; statistics that are not 0 and 1."""

@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 SMALL = {
     "env_id": "InvertedPendulum-v4",
     "vectorize": "DummyVecEnv",
+    "native_envs": "off",
     "device": "cpu",
     "parallels": 4,
     "horizon_size": 32,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from xcfast import load_config, run
 from xcfast.config import shipped_config
-from xcfast.results import package_versions
+from xcfast.output.files import package_versions
 
 FILE = Path(__file__).parent / "data" / "learning_bands.json"
 TASKS = {

@@ -10,7 +10,7 @@ import traceback
 import numpy as np
 import torch
 
-from xcfast.distributed import Ranks
+from xcfast.ranks.group import Ranks
 
 
 def free_port():
@@ -125,7 +125,7 @@ def fail_on(ranks, failing):
 
 def iterate(ranks, config, iterations=1, resume=None):
     """The first iterations of a run: its first rollout, and what all ranks should hold at the end."""
-    from xcfast.trainer import Trainer
+    from xcfast.runs.trainer import Trainer
 
     trainer = Trainer(config, "train", resume, quiet=True, ranks=ranks)
     try:
@@ -166,8 +166,9 @@ def iterate(ranks, config, iterations=1, resume=None):
 def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, mode="train"):
     """``run``, in which one rank gets a signal, or its envs break, in the third iteration; or a method of the log."""
     from xcfast import run
-    from xcfast.run_log import RunLog
-    from xcfast.trainer import RunFailed, Trainer
+    from xcfast.errors import RunFailed
+    from xcfast.output.run_log import RunLog
+    from xcfast.runs.trainer import Trainer
 
     rank = int(os.environ["RANK"])
     iterate_once = Trainer._iterate
@@ -201,8 +202,8 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
 
 def cuda_update(ranks, config):
     """What ``iterate`` returns of one update by the learner for CUDA devices, which runs on the CPU as well."""
-    from xcfast import parts as module
-    from xcfast.learner_cuda import CudaLearner
+    from xcfast.runs import components as module
+    from xcfast.learners.cuda import CudaLearner
 
     make_learner = module.make_learner
     device = torch.device("cpu")
@@ -231,8 +232,8 @@ def gradients(ranks, config):
     """Of one minibatch, the whole rollout: ours, out of Adam's first moment, and DistributedDataParallel's."""
     import copy
 
-    from xcfast.ppo import ppo_loss
-    from xcfast.trainer import Trainer
+    from xcfast.learners.loss import ppo_loss
+    from xcfast.runs.trainer import Trainer
 
     trainer = Trainer(config, "train", None, quiet=True, ranks=ranks)
     try:

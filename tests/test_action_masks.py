@@ -14,15 +14,16 @@ from conftest import SMALL
 from torch.distributions import Categorical
 
 from xcfast import Rollout, load_config, run
-from xcfast.collector import TorchCollector
+from xcfast.collectors.torch import TorchCollector
 from xcfast.config import ConfigError
-from xcfast.engines import make_learner
-from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv, WorkerError, env_slice, make_env_fn, make_envs
+from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv, WorkerError, make_env_fn, make_envs, serial
 from xcfast.envs.action_masks import find_mask_source
-from xcfast.evaluation import Evaluator
+from xcfast.errors import RunFailed
 from xcfast.normalize import ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, CategoricalActor, build_policy, masked
-from xcfast.trainer import RunFailed, Trainer
+from xcfast.runs.engines import make_learner
+from xcfast.runs.evaluation import Evaluator
+from xcfast.runs.trainer import Trainer
 
 MASKED = {"env_id": "toys:toy/Masked-v0", "policy": "Categorical_AC", "use_actions_mask": True}
 KINDS = ["DummyVecEnv", "SubprocVecEnv"]
@@ -264,7 +265,7 @@ def parts_of(config):
     action_map = ActionMap(envs.single_action_space, None)
     collector = TorchCollector(envs, policy, normalizer, action_map, config.seed)
     num_actions = 5 if config.use_actions_mask else None
-    rollout = Rollout(config.num_steps, config.parallels, space.shape, (), np.int64, num_actions=num_actions)
+    rollout = Rollout(config.horizon_size, config.parallels, space.shape, (), np.int64, num_actions=num_actions)
     return SimpleNamespace(envs=envs, policy=policy, normalizer=normalizer, collector=collector, rollout=rollout)
 
 
@@ -327,7 +328,7 @@ def test_masked_training_learns(small):
 @pytest.mark.parametrize("agent", ["PPO", "PPO_KL"])
 def test_engines_agree_on_a_masked_rollout(small, agent):
     """The same rollout in the torch, native and CUDA learners (the last on the CPU): same weights, to rounding."""
-    from xcfast.learner_cuda import CudaLearner
+    from xcfast.learners.cuda import CudaLearner
 
     config = small(**MASKED, agent=agent, ent_coef=0.01, activation="tanh")
     parts = parts_of(config)
@@ -370,7 +371,7 @@ def saved_places(monkeypatch):
         env.unwrapped._now()
 
     told = SimpleNamespace(state_supported=lambda env: True, get_state=get_state, set_state=set_state)
-    monkeypatch.setattr(env_slice, "env_state", told)
+    monkeypatch.setattr(serial, "env_state", told)
 
 
 def test_a_resumed_run_ends_bit_identical(small, saved_places):

@@ -98,12 +98,12 @@ def test_triton_equals_reference(shape, bootstrap, p_end):
 
 
 def test_triton_serves_float32_alone():
-    from xcfast.kernels import triton_impl
+    from xcfast.kernels import triton_gae
 
     case = Case(0, (3, 2))
     wide = [torch.from_numpy(x) for x in (case.rewards, case.values, case.terminated)]
     last, out = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 3, 2, dtype=torch.float64)
-    assert not triton_impl.gae(*wide, None, last, None, None, GAMMA, LAMBDA, *out)
+    assert not triton_gae.gae(*wide, None, last, None, None, GAMMA, LAMBDA, *out)
     assert not out.any()
 
 

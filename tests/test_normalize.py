@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from implementations import KERNELS, forced
 
 from xcfast import ObservationNormalizer, RewardNormalizer, RunningMeanStd
+from xcfast.errors import NonFiniteError
 from xcfast.kernels import reference
-from xcfast.normalize import NonFiniteError
 
 EPS = np.finfo(np.float64).eps
 each_implementation = pytest.mark.parametrize("implementation", KERNELS)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from xcfast.gae import compute_gae, compute_returns
     from xcfast.normalize import ObservationNormalizer, RewardNormalizer, RunningMeanStd
     from xcfast.rollout import Rollout
-    from xcfast.running import run
+    from xcfast.runs.run import run
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _MODULE_OF = {
     "Config": "config",
     "load_config": "config",
     "make_envs": "envs",
-    "run": "running",
+    "run": "runs.run",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Buffer
 
-# --- kernels (csrc/bind_kernels.cpp): also in xcfast.kernels.numba_impl, except where noted ---
+# --- kernels (csrc/bind_kernels.cpp): also in xcfast.kernels.numba.impl, except where noted ---
 
 def gae(
     rewards: Any,
@@ -114,7 +114,7 @@ def inverse_normal_cdf(u: float) -> float: ...
 def build_info() -> dict[str, Any]: ...
 def use_variant(name: str) -> None: ...
 
-# --- the native learner (csrc/bind_nn.cpp): xcfast.learner_native documents it ---
+# --- the native learner (csrc/bind_nn.cpp): xcfast.learners.native documents it ---
 
 class Learner:
     def __init__(

@@ -1,16 +1,124 @@
-"""Errors that are raised in modules with heavy imports and caught where there are none."""
+"""Every exception class of xcfast. Importing this module loads nothing else."""
+
+from __future__ import annotations
+
+from reprlib import repr as short_repr
+from typing import Any
+
+_ABSENT = object()
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run. The message names the place, the key, the given and the allowed values.
+
+    Attributes:
+        problem: What is wrong, without the place.
+        key: The key at fault, or None.
+        where: File and line, or "command line", or None.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        key: str | None = None,
+        given: Any = _ABSENT,
+        allowed: str | None = None,
+        nearest: str | None = None,
+        where: str | None = None,
+    ) -> None:
+        if given is not _ABSENT:
+            problem += f"; given: {given if isinstance(given, str) and given else short_repr(given)}"
+        if allowed is not None:
+            problem += f"; allowed: {allowed}"
+        if nearest is not None:
+            problem += f"; did you mean {nearest}?"
+        super().__init__(problem)
+        self.problem = problem
+        self.key = key
+        self.where = where
+
+    def __str__(self) -> str:
+        """Place, key and problem in one line."""
+        return ": ".join(part for part in (self.where, self.key, self.problem) if part)
+
+
+class EnvError(ValueError):
+    """An environment that cannot be made, or cannot be used here. The message says what to do."""
+
+
+class NotNativeError(EnvError):
+    """An environment that the native engine cannot step. The message is the reason, as the end of a sentence."""
+
+
+class SimulationError(RuntimeError):
+    """MuJoCo raised an error in an environment of ``MujocoVecEnv``. ``reset`` starts the environments anew.
+
+    Attributes:
+        env_index: Index of the environment.
+    """
+
+    def __init__(self, message: str, env_index: int) -> None:
+        super().__init__(message)
+        self.env_index = env_index
+
+
+class WorkerError(RuntimeError):
+    """An environment raised in a worker process. The worker lives on, and ``reset`` starts its environments anew.
+
+    Attributes:
+        worker: Index of the worker.
+        env_index: Index of the environment, or None where it is not known.
+        exception_type: Class name of the exception in the worker, "" if there was none.
+        exception_message: Text of that exception.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        worker: int | None = None,
+        env_index: int | None = None,
+        exception_type: str = "",
+        exception_message: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.worker = worker
+        self.env_index = env_index
+        self.exception_type = exception_type
+        self.exception_message = exception_message
+
+
+class WorkerDiedError(WorkerError):
+    """A worker process ended by itself or was killed. The vector environment is closed."""
+
+
+class WorkerTimeoutError(WorkerError):
+    """A worker process did not answer in time. The vector environment is closed."""
+
+
+class NonFiniteError(FloatingPointError):
+    """An environment or an update produced NaN or infinity. The message says where."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint or run folder cannot be written or read; the message names it and the reason."""
+    """A checkpoint or a run folder cannot be written or read. The message names it and the reason."""
+
+
+class RankError(RuntimeError):
+    """Something failed on one rank or on several, and all ranks know. The message says where and what."""
+
+
+class RankLostError(RuntimeError):
+    """This rank cannot reach another one, which has probably ended."""
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on; the message says at which step, why, and what was saved.
+    """A run cannot go on. The message says at which step, why, and what was saved.
 
     Attributes:
-        expected: whether the message tells all there is to know; otherwise the cause's traceback does.
-        known: whether all ranks have failed with it, if there are several.
+        expected: Whether the message tells all there is to know. Otherwise the traceback of the cause does.
+        known: Whether all ranks have failed with it, if there are several.
     """
 
     def __init__(self, message: str, expected: bool = True, known: bool = True) -> None:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xcfast import kernels
+from xcfast.kernels.gae_arguments import check_cuts, check_shapes, describe
 
 Array = TypeVar("Array")  # numpy.ndarray or torch.Tensor; torch is not imported for it
 _ON_TENSORS = ("torch", "triton")  # implementations that compute on tensors, whatever they are given
@@ -135,12 +136,12 @@ def _general(
     if out is not None and len(out) != (2 if kernel == "gae" else 1):
         raise ValueError(f"out must be (advantages, returns); got {len(out)} arrays")
     if _is_tensor(arrays["rewards"]) or kernels.name in _ON_TENSORS:
-        from xcfast.kernels import torch_impl
+        from xcfast.kernels import torch_gae
 
-        torch_impl.check_devices({**arrays, **flags, **ends}, out)
-        if kernels.name in _ON_TENSORS or not torch_impl.numpy_serves(arrays["rewards"]):
-            return torch_impl.advantages(kernel, arrays, flags, ends, factors, time_major, out)
-        return torch_impl.through_numpy(_general, kernel, arrays, flags, ends, factors, time_major, out)
+        torch_gae.check_devices({**arrays, **flags, **ends}, out)
+        if kernels.name in _ON_TENSORS or not torch_gae.numpy_serves(arrays["rewards"]):
+            return torch_gae.advantages(kernel, arrays, flags, ends, factors, time_major, out)
+        return torch_gae.through_numpy(_general, kernel, arrays, flags, ends, factors, time_major, out)
     inputs = {name: _floating(name, x) for name, x in arrays.items() if x is not None}
     shape = check_shapes(inputs, flags, ends, time_major)
     dtype = np.dtype(np.float64 if any(x.dtype.itemsize == 8 for x in inputs.values()) else np.float32)
@@ -175,7 +176,7 @@ def _general(
         ("advantages", "returns") if len(out) == 2 else ("returns",), out, results, strict=True
     ):
         if not isinstance(target, np.ndarray) or target.shape != shape or target.dtype != dtype:
-            raise ValueError(f"out ({name}) must be {dtype} {list(shape)}; got {_describe(target)}")
+            raise ValueError(f"out ({name}) must be {dtype} {list(shape)}; got {describe(target)}")
         np.copyto(target, result)
     return out
 
@@ -196,36 +197,8 @@ def _check_combination(arrays: dict[str, Any], flags: dict[str, Any], ends: dict
         )
 
 
-def check_cuts(any_cut: bool) -> None:
-    """Raises for a truncated step without a value to bootstrap from."""
-    if any_cut:
-        raise ValueError("truncated steps need final_values or next_values to bootstrap from; got neither")
-
-
-def check_shapes(
-    inputs: dict[str, Any], flags: dict[str, Any], ends: dict[str, Any], time_major: bool
-) -> tuple[int, ...]:
-    """Returns the shape of `rewards`; raises where another one does not fit it."""
-    shape = tuple(inputs["rewards"].shape)
-    if len(shape) not in (1, 2) or shape[0 if time_major or len(shape) == 1 else 1] < 1:
-        layout = "[T, N]" if time_major else "[N, T]"
-        raise ValueError(f"rewards must be float {layout} or [T] with T >= 1; got {_describe(inputs['rewards'])}")
-    for name, x in {**inputs, **flags}.items():
-        if x is not None and tuple(np.shape(x)) != shape:
-            raise ValueError(f"{name} must be {list(shape)} as rewards is; got {_describe(x)}")
-    ends_shape = () if len(shape) == 1 else (shape[1] if time_major else shape[0],)
-    for name, x in ends.items():
-        if x is not None and tuple(np.shape(x)) != ends_shape and not (len(shape) == 1 and tuple(np.shape(x)) == (1,)):
-            raise ValueError(f"{name} must be {list(ends_shape)}, one for each env; got {_describe(x)}")
-    return shape
-
-
 def _floating(name: str, x: Any) -> Any:
     x = np.asarray(x)
     if x.dtype.newbyteorder("=") not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be float32 or float64; got {_describe(x)}")
+        raise TypeError(f"{name} must be float32 or float64; got {describe(x)}")
     return x
-
-
-def _describe(x: Any) -> str:
-    return f"{getattr(x, 'dtype', type(x).__name__)} {list(np.shape(x))}".removeprefix("torch.")

@@ -8,15 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from xcfast import kernels
+from xcfast.errors import NonFiniteError
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 #: Rows [N, ...] of this process's envs to those of all envs, in their order.
 Join = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-
-
-class NonFiniteError(FloatingPointError):
-    """An environment delivered NaN or infinity; the message says where."""
 
 
 class RunningMeanStd:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcfast import kernels
+from xcfast.errors import NonFiniteError
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -220,6 +221,30 @@ class Rollout:
         self._num_final += len(final_index)
         self.step += num_steps
 
+    def check_finite(self, env_offset: int = 0) -> None:
+        """Checks a full rollout: rewards, last observations, and those that a time limit cut off must be finite.
+
+        Observations before a step are checked with the statistics.
+
+        Args:
+            env_offset: Global index of its first env.
+
+        Raises:
+            NonFiniteError: One of them is not; the message names the env and the step.
+        """
+        num_envs = len(self.last_obs)
+        if not np.isfinite(self.rewards).all():
+            step, env = np.argwhere(~np.isfinite(self.rewards))[0].tolist()
+            reward = self.rewards[step, env]
+            raise NonFiniteError(f"reward of env {env_offset + env} at step {step} of the rollout is {reward}")
+        for row in _not_finite(self.last_obs):
+            env = env_offset + row
+            raise NonFiniteError(f"observation of env {env} after the last step of the rollout is not finite")
+        for row in _not_finite(self.final_obs):
+            step, env = divmod(int(self.final_index[row]), num_envs)
+            env += env_offset
+            raise NonFiniteError(f"final observation of env {env} at step {step} of the rollout is not finite")
+
     def minibatch_indices(
         self,
         seed: int,
@@ -342,3 +367,7 @@ class Rollout:
         self._episodes = grown(self._episodes, self._num_episodes + episodes + self.num_envs)
         self._final_index = grown(self._final_index, self._num_final + finals + self.num_envs)
         self._final_obs = grown(self._final_obs, self._num_final + finals + self.num_envs)
+
+
+def _not_finite(obs: np.ndarray) -> list[int]:
+    return np.flatnonzero(~np.isfinite(obs).all(axis=tuple(range(1, obs.ndim)))).tolist()

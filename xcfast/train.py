@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xcfast.config import RESUMABLE_KEYS, Config, ConfigError, load_config, shipped_config, shipped_configs
-from xcfast.config_yaml import read_overrides
+from xcfast.config.yaml_file import read_overrides
 from xcfast.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from xcfast.results import RunFolders
+    from xcfast.output.folders import RunFolders
 
 Mode = Literal["benchmark", "train", "test"]
 
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
     from xcfast.envs import EnvError, WorkerError
     from xcfast.errors import RunFailed
-    from xcfast.report import describe
-    from xcfast.running import run
+    from xcfast.runs.run import run
+    from xcfast.runs.start_table import describe
 
     try:
         if args.dry_run:
@@ -176,7 +176,7 @@ def _resumed_config(
 
 
 def _find_run(path: Path) -> "RunFolders":
-    from xcfast.results import RunFolders
+    from xcfast.output.folders import RunFolders
 
     return RunFolders.find(path)
 

@@ -1,4 +1,4 @@
-// From observations to actions: what the env loops of collection and evaluation share. xcfast/collector.py (TorchCollector) is the
+// From observations to actions: what the env loops of collection and evaluation share. xcfast/collectors/torch.py (TorchCollector) is the
 // reference.
 #pragma once
 

@@ -23,7 +23,7 @@ XC_INLINE void store(float *p, Vec v) { *reinterpret_cast<LooseVec *>(p) = v; }
 XC_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 
 // ---- Elementary functions. One core, expm1(x) = p 2^k + (2^k - 1), serves all; NaN passes.
-// tests/test_learner_native.py states accuracy.
+// tests/learners/test_learner_native.py states accuracy.
 
 struct Expm1 {
   Vec p, scale;

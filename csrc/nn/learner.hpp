@@ -1,4 +1,4 @@
-// The PPO update: xcfast/learner_native.py documents it, xcfast/ppo.py is its reference.
+// The PPO update: xcfast/learners/native.py documents it, xcfast/learners/torch.py is its reference.
 //
 // Work is split into tasks whose borders depend on sizes alone, and every sum runs within a task or over tasks in their
 // order: the result is bit for bit the same at any number of threads. A minibatch is three runs of the pool: forward,

@@ -1,5 +1,5 @@
-// Distributions and the loss of a block of rows, with the gradient of the heads' outputs: xcfast/ppo.py documents the
-// loss, xcfast/policy.py the distributions. Scalar double arithmetic: it is a thousandth of the update.
+// Distributions and the loss of a block of rows, with the gradient of the heads' outputs: xcfast/learners/loss.py documents the
+// loss, xcfast/policy/networks.py the distributions. Scalar double arithmetic: it is a thousandth of the update.
 #pragma once
 
 #include <cmath>

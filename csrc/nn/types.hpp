@@ -14,7 +14,7 @@ constexpr int64_t kPanel = 16;
 
 inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
-// The numbers are those of xcfast/learner_native.py.
+// The numbers are those of xcfast/policy/native_form.py.
 enum class Activation : int { none, relu, leaky_relu, tanh, sigmoid, elu, softmax };
 
 // f(x) = max(x, slope x) for the piecewise linear ones, which the matrix product applies itself; 1 for the others.

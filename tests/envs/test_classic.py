@@ -21,7 +21,6 @@ from xcfast.envs import (
     make_envs,
     make_native_or_subproc,
     native_check,
-    native_notice,
 )
 from xcfast.envs.registration import CLASSIC_IDS
 
@@ -354,14 +353,6 @@ def test_make_envs_and_make_vec() -> None:
     envs = gymnasium.make_vec("xcfast.envs:xcfast/InvertedPendulum-v5", num_envs=2)
     assert isinstance(envs, MujocoVecEnv)
     envs.close()
-
-
-def test_who_asks_for_the_serial_loop_hears_of_it(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(native_notice, "_said", set())
-    config = SimpleNamespace(env_id="CartPole-v1", vectorize="DummyVecEnv", parallels=2, num_workers=0)
-    make_envs(config).close()
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "vectorize: ClassicControlVecEnv would step CartPole-v1 about" in lines[0]
 
 
 def test_masks_are_refused_by_name() -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv, available_cpus, make_env_fn, make_envs
-from xcfast.envs.cpus import cgroup_quota
+from xcfast.resources import cgroup_quota
 
 
 def config(env_id: str = "InvertedPendulum-v4", vectorize: str = "DummyVecEnv", **more: Any) -> Any:
-    return SimpleNamespace(env_id=env_id, vectorize=vectorize, **{"parallels": 3, "num_workers": 0, **more})
+    return SimpleNamespace(
+        env_id=env_id, vectorize=vectorize, **{"parallels": 3, "num_workers": 0, "native_envs": "off", **more}
+    )
 
 
 def test_make_envs() -> None:

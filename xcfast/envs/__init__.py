@@ -10,9 +10,14 @@ from xcfast.envs.registration import register
 
 if TYPE_CHECKING:
     from xcfast.envs.classic import ClassicControlVecEnv
-    from xcfast.envs.cpus import available_cpus
-    from xcfast.envs.dummy import DummyVecEnv
-    from xcfast.envs.errors import (
+    from xcfast.envs.construct import make_env_fn
+    from xcfast.envs.make import make_envs, make_native_or_subproc
+    from xcfast.envs.mujoco import MujocoVecEnv
+    from xcfast.envs.native import NativeVecEnv
+    from xcfast.envs.serial import DummyVecEnv
+    from xcfast.envs.subproc import SubprocVecEnv
+    from xcfast.envs.vec_env import VecEnv, check_spaces
+    from xcfast.errors import (
         EnvError,
         NotNativeError,
         SimulationError,
@@ -20,30 +25,26 @@ if TYPE_CHECKING:
         WorkerError,
         WorkerTimeoutError,
     )
-    from xcfast.envs.make import make_env_fn, make_envs, make_native_or_subproc
-    from xcfast.envs.mujoco import MujocoVecEnv
-    from xcfast.envs.native import NativeVecEnv
-    from xcfast.envs.subproc import SubprocVecEnv
-    from xcfast.envs.vec_env import VecEnv, check_spaces
+    from xcfast.resources import available_cpus
 
 _MODULE_OF = {
-    "ClassicControlVecEnv": "classic",
-    "DummyVecEnv": "dummy",
+    "ClassicControlVecEnv": "envs.classic",
+    "DummyVecEnv": "envs.serial",
     "EnvError": "errors",
-    "MujocoVecEnv": "mujoco",
-    "NativeVecEnv": "native",
+    "MujocoVecEnv": "envs.mujoco",
+    "NativeVecEnv": "envs.native",
     "NotNativeError": "errors",
     "SimulationError": "errors",
-    "SubprocVecEnv": "subproc",
-    "VecEnv": "vec_env",
+    "SubprocVecEnv": "envs.subproc",
+    "VecEnv": "envs.vec_env",
     "WorkerDiedError": "errors",
     "WorkerError": "errors",
     "WorkerTimeoutError": "errors",
-    "available_cpus": "cpus",
-    "check_spaces": "vec_env",
-    "make_env_fn": "make",
-    "make_envs": "make",
-    "make_native_or_subproc": "make",
+    "available_cpus": "resources",
+    "check_spaces": "envs.vec_env",
+    "make_env_fn": "envs.construct",
+    "make_envs": "envs.make",
+    "make_native_or_subproc": "envs.make",
 }
 
 __all__ = [
@@ -70,7 +71,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'xcfast.envs' has no attribute {name!r}")
-    value = getattr(import_module(f"xcfast.envs.{_MODULE_OF[name]}"), name)
+    value = getattr(import_module(f"xcfast.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

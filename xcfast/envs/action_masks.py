@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
-from xcfast.envs.errors import EnvError
+from xcfast.errors import EnvError
 
 METHODS = ("action_masks", "valid_action_mask")
 INFO_KEYS = ("action_mask", "avail_actions")

@@ -7,9 +7,10 @@ import numpy as np
 
 from xcfast.envs import classic_state
 from xcfast.envs.classic_tasks import find_task
-from xcfast.envs.errors import NotNativeError
 from xcfast.envs.native import NativeVecEnv
+from xcfast.envs.native_check import check_against_gymnasium
 from xcfast.envs.native_draws import Draw
+from xcfast.errors import NotNativeError
 
 _PROBES = 200
 
@@ -53,8 +54,10 @@ class ClassicControlVecEnv(NativeVecEnv):
         check: bool = True,
         **env_kwargs: Any,
     ) -> None:
-        unchecked = functools.partial(ClassicControlVecEnv, check=False) if check else None
-        super().__init__(env_id, num_envs, num_threads, infos, copy=copy, unchecked=unchecked, env_kwargs=env_kwargs)
+        self.closed = True  # until there is something to close
+        if check:
+            check_against_gymnasium(env_id, env_kwargs, functools.partial(ClassicControlVecEnv, check=False))
+        super().__init__(env_id, num_envs, num_threads, infos, copy=copy, env_kwargs=env_kwargs)
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
         base = self._base

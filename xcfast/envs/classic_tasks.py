@@ -12,8 +12,8 @@ from gymnasium.envs.classic_control import utils
 from numpy.typing import NDArray
 
 from xcfast.envs import classic_state
-from xcfast.envs.errors import NotNativeError
 from xcfast.envs.native_draws import Draw
+from xcfast.errors import NotNativeError
 
 Rows = NDArray[np.float64]
 

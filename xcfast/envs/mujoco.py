@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from xcfast.envs import classic_state, mujoco_state
-from xcfast.envs.errors import NotNativeError
 from xcfast.envs.mujoco_engine import build_engine
 from xcfast.envs.mujoco_infos import reset_info, step_info
 from xcfast.envs.mujoco_tasks import find_task
 from xcfast.envs.native import NativeVecEnv
+from xcfast.envs.native_check import check_against_gymnasium
 from xcfast.envs.native_draws import Draw
+from xcfast.errors import NotNativeError
 
 _MAX_WARNINGS = 16  # kWarnings in csrc/mujoco/simulations.hpp
 _NUM_TERMS = 6  # of Terms
@@ -61,8 +62,10 @@ class MujocoVecEnv(NativeVecEnv):
         check: bool = True,
         **env_kwargs: Any,
     ) -> None:
-        unchecked = functools.partial(MujocoVecEnv, check=False) if check else None
-        super().__init__(env_id, num_envs, num_threads, infos, copy=copy, unchecked=unchecked, env_kwargs=env_kwargs)
+        self.closed = True  # until there is something to close
+        if check:
+            check_against_gymnasium(env_id, env_kwargs, functools.partial(MujocoVecEnv, check=False))
+        super().__init__(env_id, num_envs, num_threads, infos, copy=copy, env_kwargs=env_kwargs)
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
         base = self._base

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xcfast.envs.errors import NotNativeError
 from xcfast.envs.mujoco_tasks import Task
+from xcfast.errors import NotNativeError
 
 _FIELDS = (
     *("qpos", "qvel", "ctrl", "xpos", "xipos", "site_xpos"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xcfast.envs.errors import NotNativeError
+from xcfast.errors import NotNativeError
 
 Rows = NDArray[np.float64]
 Draw = Callable[[Any, np.random.Generator, int], Rows]

@@ -11,13 +11,12 @@ from gymnasium.spaces import Discrete
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
 
-from xcfast.envs.cpus import available_cpus
-from xcfast.envs.env_slice import StepInfos
-from xcfast.envs.errors import NotNativeError
-from xcfast.envs.native_check import check_against_gymnasium, make_env
+from xcfast.envs.construct import make_env_fn
 from xcfast.envs.native_draws import Draw, ResetDraws
 from xcfast.envs.shared_memory import Buffers, buffers_in
-from xcfast.envs.vec_env import VecEnv
+from xcfast.envs.vec_env import StepInfos, VecEnv
+from xcfast.errors import NotNativeError
+from xcfast.resources import available_cpus
 
 _DRAWN_AHEAD = 32
 
@@ -48,7 +47,6 @@ class NativeVecEnv(VecEnv):
         num_threads: threads that step; None or 0: as many as this process may use.
         infos: whether to deliver the envs' own infos too.
         copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
-        unchecked: makes such a vector env without comparing it with Gymnasium, to compare it; None: that is this one.
         env_kwargs: for `gymnasium.make`.
 
     Attributes:
@@ -67,15 +65,12 @@ class NativeVecEnv(VecEnv):
         infos: bool,
         *,
         copy: bool,
-        unchecked: "Callable[..., NativeVecEnv] | None",
         env_kwargs: dict[str, Any],
     ) -> None:
         self.closed = True  # until there is something to close
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1; got {num_envs}")
-        if unchecked is not None:
-            check_against_gymnasium(env_id, env_kwargs, unchecked)
-        env = make_env(env_id, env_kwargs)
+        env = make_env_fn(env_id, **env_kwargs)()
         try:
             self._base, self._limit = _bare(env)
             draw_size, draw = self._prepare(num_envs)

@@ -1,7 +1,7 @@
 """Compares the native engine with Gymnasium before its first use: another version or CPU may compute differently."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -9,17 +9,16 @@ from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from xcfast.envs import env_state
-from xcfast.envs.errors import NotNativeError
-
-if TYPE_CHECKING:
-    from xcfast.envs.native import NativeVecEnv
+from xcfast.envs.construct import make_env_fn
+from xcfast.envs.native import NativeVecEnv
+from xcfast.errors import NotNativeError
 
 _VERDICTS: dict[tuple[Any, ...], str] = {}
 _STEPS = 24
 
 
 def check_against_gymnasium(
-    env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[..., "NativeVecEnv"]
+    env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[..., NativeVecEnv]
 ) -> None:
     """Compares a few steps of two envs, with ends of episodes, once per process, id and arguments.
 
@@ -41,19 +40,12 @@ def check_against_gymnasium(
         raise NotNativeError(f"{_VERDICTS[key]} on this machine")
 
 
-def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
-    """One environment of Gymnasium."""
-    from xcfast.envs.make import make_env_fn  # which itself makes native environments
-
-    return make_env_fn(env_id, **env_kwargs)()
-
-
-def _compare(env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[..., "NativeVecEnv"]) -> str:
+def _compare(env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[..., NativeVecEnv]) -> str:
     # A short time limit, so that truncation and autoreset take part.
     kwargs = {**env_kwargs, "max_episode_steps": _STEPS // 3}
     rng = np.random.default_rng(0)
     ours = make_native(env_id, 2, 1, **kwargs)
-    theirs = [make_env(env_id, kwargs) for _ in range(2)]
+    theirs = [make_env_fn(env_id, **kwargs)() for _ in range(2)]
     try:
         difference = _first_difference(ours, theirs, rng)
         probes = ours.probes(rng)
@@ -70,7 +62,7 @@ def _compare(env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[.
             env.close()
 
 
-def _first_difference(ours: "NativeVecEnv", theirs: list[gymnasium.Env], rng: np.random.Generator) -> str:
+def _first_difference(ours: NativeVecEnv, theirs: list[gymnasium.Env], rng: np.random.Generator) -> str:
     obs, _ = ours.reset(seed=7)
     if not _same(obs, np.stack([env.reset(seed=7 + index)[0] for index, env in enumerate(theirs)])):
         return "its reset differs from Gymnasium's"
@@ -95,7 +87,7 @@ def _first_difference(ours: "NativeVecEnv", theirs: list[gymnasium.Env], rng: np
 
 
 def _first_difference_from(
-    probes: list[dict[str, Any]], ours: "NativeVecEnv", theirs: gymnasium.Env, rng: np.random.Generator
+    probes: list[dict[str, Any]], ours: NativeVecEnv, theirs: gymnasium.Env, rng: np.random.Generator
 ) -> str:
     ours.reset(seed=7)
     states = ours.get_state()
@@ -118,7 +110,7 @@ def _first_difference_from(
     return ""
 
 
-def random_actions(envs: "NativeVecEnv", rng: np.random.Generator) -> NDArray[Any]:
+def random_actions(envs: NativeVecEnv, rng: np.random.Generator) -> NDArray[Any]:
     """Uniform actions for one vector step."""
     space: Any = envs.single_action_space
     if isinstance(space, Discrete):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from xcfast.envs.cpus import available_cpus
-from xcfast.envs.env_slice import EnvFn, StepInfos
-from xcfast.envs.vec_env import VecEnv, check_spaces
+from xcfast.envs.serial import EnvFn
+from xcfast.envs.vec_env import StepInfos, VecEnv, check_spaces
 from xcfast.envs.worker_pool import WorkerPool
+from xcfast.resources import available_cpus
 
 
 class SubprocVecEnv(VecEnv):

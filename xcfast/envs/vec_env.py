@@ -11,11 +11,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from xcfast.envs.action_masks import check_masks
-from xcfast.envs.env_slice import StepInfos
-from xcfast.envs.errors import EnvError
 from xcfast.envs.shared_memory import Buffers
+from xcfast.errors import EnvError
 
 STATE_VERSION = 1
+
+StepInfos = list[tuple[dict[str, Any], dict[str, Any] | None]]
+"""Per env: the info of the step (of the reset, where the episode ended), and the final info or None."""
 
 
 def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:

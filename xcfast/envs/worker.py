@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xcfast.envs.channel import Channel
-from xcfast.envs.env_slice import EnvFn, EnvSlice
+from xcfast.envs.serial import EnvFn, EnvSlice
 from xcfast.envs.shared_memory import array_in, buffers_in, map_memory
 
 STEP, MESSAGE = 1, 2  # commands; 0 means that none has come

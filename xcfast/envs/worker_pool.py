@@ -15,11 +15,11 @@ import numpy as np
 from gymnasium import Space
 
 from xcfast.envs.channel import Channel
-from xcfast.envs.cpus import available_cpus
-from xcfast.envs.env_slice import EnvFn
-from xcfast.envs.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
+from xcfast.envs.serial import EnvFn
 from xcfast.envs.shared_memory import Buffers, array_in, buffers_in, create_memory, map_memory
 from xcfast.envs.worker import MESSAGE, STEP, failure
+from xcfast.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
+from xcfast.resources import available_cpus
 
 PARENT_SPIN_SECONDS = 50e-6  # about the price of a sleep and a wake-up
 # The next step is close while a rollout is collected, and waking a sleeping CPU can cost more than a cheap step.

@@ -31,7 +31,7 @@ def load(implementation: str) -> ModuleType:
         ValueError: There is no such implementation.
     """
     if implementation == "numba":
-        return import_module("xcfast.kernels.numba_impl")
+        return import_module("xcfast.kernels.numba.impl")
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"XCFAST_IMPL must be one of {', '.join(IMPLEMENTATIONS)}; got {implementation!r}")
     try:

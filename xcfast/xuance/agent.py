@@ -15,16 +15,20 @@ import gymnasium
 import numpy as np
 import torch
 
-from xcfast.config import Config, check_policy
+from xcfast.config import Config
 from xcfast.envs import VecEnv
 from xcfast.errors import CheckpointError, RunFailed
-from xcfast.evaluation import TEST_RUN, EvaluationStopped, Evaluator
 from xcfast.normalize import ObservationNormalizer, RunningMeanStd
+from xcfast.output.console import end_table, say
+from xcfast.output.folders import Mode, RunFolders
+from xcfast.output.summary import Summary
 from xcfast.policy import ActionMap, ActorCritic, build_policy
-from xcfast.report import end_table, resolve_device, say
-from xcfast.results import Mode, RunFolders, Summary
-from xcfast.testing import playing, rendering
-from xcfast.trainer import Parts, Trainer
+from xcfast.policy.build import check_policy
+from xcfast.resources import training_device
+from xcfast.runs.components import Parts
+from xcfast.runs.evaluation import TEST_RUN, EvaluationStopped, Evaluator
+from xcfast.runs.testing import playing, rendering
+from xcfast.runs.trainer import Trainer
 from xcfast.xuance.arguments import keys_of_class, set_device, to_config
 from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, values_of, whole
 from xcfast.xuance.environment import XuanCeVecEnv, plain, total_envs
@@ -130,7 +134,7 @@ class PPO_Agent:
         normalizer = ObservationNormalizer(
             observation_space.shape or (), num_envs=1, clip=self.config.obsnorm_range, enabled=self.config.use_obsnorm
         )
-        policy.to(resolve_device(self.config))
+        policy.to(training_device(self.config))
         self._alone = Player(policy, normalizer, ActionMap(action_space, self.config.activation_action))
 
     def _configure(

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from xcfast.config import Config, ConfigError, load_config, shipped_config
-from xcfast.config_keys import INERT_KEYS, RENAMED_KEYS, keys_of, nearest_name
-from xcfast.config_schema import hints
-from xcfast.config_yaml import read_file
+from xcfast.config.keys import INERT_KEYS, RENAMED_KEYS, keys_of, nearest_name
+from xcfast.config.schema import hints
+from xcfast.config.yaml_file import read_file
 from xcfast.envs import make_env_fn
-from xcfast.report import say
+from xcfast.output.console import say
 from xcfast.xuance.checks import values_of
 
 # Arguments that XuanCe's scripts have besides the configuration's keys.

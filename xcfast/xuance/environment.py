@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xcfast.config import Config, ConfigError
-from xcfast.distributed import Ranks
 from xcfast.envs import VecEnv
 from xcfast.envs import make_envs as make_vec_env
+from xcfast.ranks.group import Ranks
 from xcfast.xuance.arguments import to_config
 from xcfast.xuance.checks import values_of
 from xcfast.xuance.script_ranks import share
 
-_KEYS = ("env_id", "env_name", "env_seed", "vectorize", "parallels", "num_threads", "num_workers")
+_KEYS = ("env_id", "env_name", "env_seed", "vectorize", "native_envs", "parallels", "num_threads", "num_workers")
 _MASK_KEYS = ("policy", "use_actions_mask")
 
 

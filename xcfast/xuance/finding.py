@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xcfast import checkpoint as ckpt
 from xcfast.errors import CheckpointError
+from xcfast.output import checkpoint as ckpt
 
 _FILES_OF_RUNS = ("run.json", "config.json", "meta_data.json")
 

@@ -13,7 +13,7 @@ from xcfast.errors import CheckpointError
 from xcfast.xuance.models import SavedModel
 
 if TYPE_CHECKING:
-    from xcfast.trainer import Trainer
+    from xcfast.runs.trainer import Trainer
 
 
 def check_fits(

@@ -12,8 +12,8 @@ import numpy as np
 from numpy._core import multiarray  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
-from xcfast import checkpoint as ckpt
 from xcfast.errors import CheckpointError
+from xcfast.output import checkpoint as ckpt
 
 OBS_RMS = "obs_rms.npy"
 

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from xcfast.config import Config, ConfigError
-from xcfast.config_keys import keys_of
+from xcfast.config.keys import keys_of
 from xcfast.policy import ACTIVATIONS, ActorCritic, BasicMLP, CategoricalActor, Critic, GaussianActor
 from xcfast.xuance.arguments import set_device
 from xcfast.xuance.checks import sizes

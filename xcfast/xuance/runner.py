@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from xcfast.config import Config, ConfigError
-from xcfast.config_keys import keys_of
-from xcfast.distributed import launched
+from xcfast.config.keys import keys_of
 from xcfast.envs import VecEnv
-from xcfast.report import say
-from xcfast.results import Mode, Summary
-from xcfast.running import run
-from xcfast.trainer import Parts, Trainer
+from xcfast.output.console import say
+from xcfast.output.folders import Mode
+from xcfast.output.summary import Summary
+from xcfast.ranks.group import launched
+from xcfast.runs.components import Parts
+from xcfast.runs.run import run
+from xcfast.runs.trainer import Trainer
 from xcfast.xuance.agent import PPO_Agent, PPOKL_Agent
 from xcfast.xuance.arguments import get_arguments, to_config
 from xcfast.xuance.checks import known_arguments, whole

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xcfast.report import say
-from xcfast.signals import StopRequest
-from xcfast.trainer import Trainer
+from xcfast.output.console import say
+from xcfast.runs.signals import StopRequest
+from xcfast.runs.trainer import Trainer
 
 
 @contextmanager

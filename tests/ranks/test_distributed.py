@@ -1,0 +1,431 @@
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import rank_pool
+import torch
+import yaml
+from rank_pool import Pool, with_ranks
+
+from xcfast.config import ConfigError
+from xcfast.envs import make_envs
+from xcfast.learners.metrics import moments_of
+from xcfast.output import checkpoint as ckpt
+from xcfast.ranks.group import ALONE, Ranks, launched, merged_moments
+from xcfast.ranks.heartbeat import LOST, START, Heartbeat
+from xcfast.ranks.launch import ranks_to_start
+from xcfast.resources import update_threads
+from xcfast.runs.state import joined, share
+
+ROOT = Path(__file__).parents[2]
+ADAM_EPS = 1e-5
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pool = Pool(4)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def native(small):
+    """The small configuration with five envs, so that shares are uneven, and the native collector."""
+
+    def make(**keys):
+        uneven = {"parallels": 5, "horizon_size": 16, "n_minibatch": 3, "running_steps": 400}
+        return small(**{"vectorize": "MujocoVecEnv", "logger": "none", **uneven, **keys})
+
+    return make
+
+
+def good(results):
+    for result in results:
+        assert not isinstance(result, Exception), result
+    return results
+
+
+# --- the pieces
+
+
+def test_alone_everything_is_left_as_it_is():
+    x = np.arange(3.0)
+    assert ALONE.sum_(x) is x and ALONE.broadcast_(x) is x and ALONE.join(x, range(3), 3) is x
+    assert ALONE.gather(x) == [x] or ALONE.gather(x)[0] is x
+    assert ALONE.broadcast("item") == "item" and ALONE.any_(True) and not ALONE.any_(False)
+    with pytest.raises(KeyError), ALONE.together():
+        raise KeyError
+
+
+@pytest.mark.parametrize(("total", "world_size"), [(5, 2), (16, 4), (7, 7), (1, 1)])
+def test_shares_are_contiguous_and_even(total, world_size):
+    shares = [Ranks(rank, world_size).rows(total) for rank in range(world_size)]
+    assert [i for rows in shares for i in rows] == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3.0, 2.0, 100)
+    parts = np.array([moments_of(part) for part in (x[:0], x[:1], x[1:60], x[60:], x[:0])])
+    np.testing.assert_allclose(merged_moments(parts), moments_of(x), rtol=1e-12)
+    assert merged_moments(np.zeros((3, 2, 3))).tolist() == [[0.0] * 3] * 2
+
+
+def test_the_state_of_all_envs_is_shared_out_and_put_together_again():
+    whole = {
+        "rms": {"mean": np.zeros(2), "count": 3},
+        "counters": np.arange(5),
+        "envs": {"version": 1, "env_id": "X", "envs": [{"qpos": np.ones(3) * i} for i in range(5)], "obs": None},
+    }
+    parts = [share(whole, Ranks(rank, 3).rows(5)) for rank in range(3)]
+    assert [len(part["counters"]) for part in parts] == [1, 2, 2]
+    again = joined(parts)
+    assert again["counters"].tolist() == [0, 1, 2, 3, 4] and again["rms"] is whole["rms"]
+    assert [env["qpos"][0] for env in again["envs"]["envs"]] == [0, 1, 2, 3, 4]
+    assert again["envs"]["version"] == 1 and again["envs"]["obs"] is None
+
+
+def test_collective_operations(pool):
+    results = good(pool(3, with_ranks, rank_pool.exchange))
+    for rank, result in enumerate(results):
+        assert result["rank"] == rank and result["sharing"] == 3 and result["same"]
+        assert result["sum"].tolist() == [333.0] * 3  # summed twice
+        assert result["broadcast"] == [0.0, 0.0]
+        np.testing.assert_array_equal(result["join"], np.arange(7.0)[:, None] * [1.0, np.pi])
+        assert result["join_tensor"].tolist() == [0, 1, 2]
+        assert result["object"] == "of 0" and result["any"] == (True, False)
+        assert result["gather"] == ([{"rank": 0}, {"rank": 1}, {"rank": 2}] if rank == 0 else None)
+
+
+def test_an_exception_on_some_ranks_is_raised_on_all(pool):
+    results = good(pool(3, with_ranks, rank_pool.fail_on, [0, 2]))
+    message = "RankError: rank 0: ValueError: broken 0\nrank 2: ValueError: broken 2"
+    assert results == [(message, "ValueError", 3), (message, "NoneType", 3), (message, "ValueError", 3)]
+    assert good(pool(2, with_ranks, rank_pool.fail_on, [])) == [(None, None, 2)] * 2
+
+
+def test_what_one_rank_could_not_do_is_raised_on_all_in_their_next_block(pool):
+    results = good(pool(2, with_ranks, rank_pool.fail_later_on, [0]))
+    assert results == [("RankError: rank 0: ValueError: broken 0", entered) for entered in (False, True)]
+    assert good(pool(2, with_ranks, rank_pool.fail_later_on, [])) == [(None, True)] * 2
+    with pytest.raises(KeyError), ALONE.deferred():
+        raise KeyError
+
+
+def test_how_many_ranks_a_configuration_asks_for(small, monkeypatch):
+    assert ranks_to_start(small(num_ranks=3)) == 3 and ranks_to_start(small()) == 1
+    assert ranks_to_start(small(distributed_training=True, num_ranks=2)) == 2
+    with pytest.raises(ConfigError, match="there is none; num_ranks sets how many"):
+        ranks_to_start(small(distributed_training=True))
+    with pytest.raises(ConfigError, match="more processes than environments"):
+        small(num_ranks=5)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # some clusters set it
+    assert not launched() and Ranks.start(cuda=False).world_size == 1
+
+
+def test_ranks_on_the_same_cpus_share_them(small, monkeypatch):
+    monkeypatch.setattr("xcfast.resources.available_cpus", lambda: 8)
+    monkeypatch.setattr("xcfast.envs.make.available_cpus", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    auto = small(num_threads=0, vectorize="MujocoVecEnv")
+    assert [update_threads(auto, sharing) for sharing in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert update_threads(small(num_threads=3), 2) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert update_threads(auto, 2) == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "torchrun")  # which sets OMP_NUM_THREADS=1 by itself
+    assert update_threads(auto, 2) == 4
+    envs = make_envs(auto, num_envs=5, sharing=4)
+    assert envs.num_threads == 2 and envs.num_envs == 5
+    envs.close()
+
+
+# --- the same learning on any number of ranks
+
+
+@pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
+def test_one_iteration_is_the_same_on_any_number_of_ranks(pool, native, learner):
+    config = native(learner_backend="auto" if learner == "cuda" else learner, compile="off")
+    iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
+    one = iterate(ALONE, config)
+    updates = config.n_epochs * config.n_minibatch
+    for world_size in (2, 4):
+        results = good(pool(world_size, with_ranks, iterate, config))
+        first = {
+            name: np.concatenate([result["first"][name] for result in results], axis=int(name not in _OF_ENVS))
+            for name in one["first"]
+        }
+        for name, expected in one["first"].items():  # bit for bit
+            np.testing.assert_array_equal(first[name], expected, err_msg=name)
+        for result in results:
+            for statistics in ("obs", "rewards"):
+                for name, expected in one[statistics].items():
+                    np.testing.assert_array_equal(result[statistics][name], expected, err_msg=name)
+            for name, weights in result["weights"].items():
+                np.testing.assert_array_equal(weights, results[0]["weights"][name])  # no rank differs from another
+                # A gradient, of norm 0.5 at most, is off by a few roundings, and Adam divides that by at least its eps.
+                bound = updates * config.learning_rate * 0.5 * 4 * np.finfo(np.float32).eps / ADAM_EPS
+                np.testing.assert_allclose(weights, one["weights"][name], rtol=0, atol=bound)
+            assert [step for step, _ in result["adam"]] == [updates] * len(one["adam"])
+        np.testing.assert_array_equal(np.concatenate([result["returns"] for result in results]), one["returns"])
+
+
+@pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
+def test_the_kl_divergence_is_that_of_all_ranks(pool, native, learner):
+    """Limits that the part of one rank of two, a half, would be on the other side of."""
+    keys = {"learner_backend": "auto" if learner == "cuda" else learner, "compile": "off", "learning_rate": 3e-3}
+    iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
+
+    def both(**more):
+        config = native(**keys, **more)
+        (one,) = iterate(ALONE, config)["metrics"]
+        for result in good(pool(2, with_ranks, iterate, config)):
+            (metrics,) = result["metrics"]
+            assert metrics == pytest.approx(one, rel=1e-3, abs=1e-5)
+            yield one, result
+
+    epochs = {"n_epochs": 3, "end_factor_lr_decay": 1.0}
+    (kl, _), _ = both(agent="PPO_KL", **epochs)
+    for one, _ in both(agent="PPO_KL", target_kl=kl["losses/kl"] / 1.2, **epochs):
+        assert one["losses/kl"] > 1e-4
+    config = native(agent="PPO_KL", target_kl=kl["losses/kl"] / 1.2, **keys, **epochs)
+    for result in good(pool(2, with_ranks, iterate, config, *([] if learner == "cuda" else [2]))):
+        for metrics in result["metrics"]:
+            assert metrics["losses/kl_coef"] == 1.0  # neither doubled nor halved
+
+    (first, _), _ = both(n_epochs=1, end_factor_lr_decay=1.0)
+    limit = 0.8 * first["losses/approx_kl"]
+    for one, result in both(early_stop_kl=True, target_kl=limit, **epochs):
+        assert one["losses/epochs"] == 1 and {step for step, _ in result["adam"]} == {3}
+
+
+_OF_ENVS = ("last_obs", "counters")
+
+
+@pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
+def test_masks_on_two_ranks(pool, native, learner):
+    masked = {"env_id": "toys:toy/Masked-v0", "vectorize": "DummyVecEnv", "use_actions_mask": True}
+    backend = {"learner_backend": "auto" if learner == "cuda" else learner, "compile": "off"}
+    config = native(**masked, **backend, policy="Categorical_AC", use_obsnorm=False, agent="PPO_KL", ent_coef=0.01)
+    iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
+    one = iterate(ALONE, config)
+    results = good(pool(2, with_ranks, iterate, config))
+    actions = np.concatenate([result["first"]["actions"] for result in results], axis=1)
+    np.testing.assert_array_equal(actions, one["first"]["actions"])
+    bound = config.n_epochs * config.n_minibatch * config.learning_rate * 0.5 * 4 * np.finfo(np.float32).eps / ADAM_EPS
+    for result in results:
+        for name, weights in result["weights"].items():
+            np.testing.assert_allclose(weights, one["weights"][name], rtol=0, atol=bound)
+
+
+def test_no_two_envs_share_a_trajectory(pool, native):
+    results = good(pool(4, with_ranks, rank_pool.iterate, native(parallels=8)))
+    actions = np.concatenate([result["first"]["actions"] for result in results], axis=1)
+    obs = np.concatenate([result["first"]["obs"] for result in results], axis=1)
+    for of_envs in (actions, obs):
+        for step in (0, 7):
+            assert len(np.unique(of_envs[step], axis=0)) == 8
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("learner", ["native", "torch"])
+def test_the_gradient_is_that_of_DistributedDataParallel(pool, native, learner, world_size):
+    one_minibatch = {"n_epochs": 1, "n_minibatch": 1, "use_grad_clip": False, "ent_coef": 0.01}
+    results = good(pool(world_size, with_ranks, rank_pool.gradients, native(learner_backend=learner, **one_minibatch)))
+    for ours, theirs in results:
+        for gradient, expected in zip(ours, theirs, strict=True):
+            scale = float(np.abs(expected).max())
+            np.testing.assert_allclose(gradient, expected, rtol=0, atol=80 * np.finfo(np.float32).eps * scale)
+
+
+def test_a_part_of_a_minibatch_may_be_empty(pool, native):
+    config = native(parallels=4, horizon_size=4, n_minibatch=11, use_advnorm=True)  # 4 steps a rank, 11 minibatches
+    one = rank_pool.iterate(ALONE, config)
+    for learner in ("native", "torch"):
+        forced = native(parallels=4, horizon_size=4, n_minibatch=11, learner_backend=learner)
+        for result in good(pool(4, with_ranks, rank_pool.iterate, forced)):
+            for name, weights in result["weights"].items():
+                np.testing.assert_allclose(weights, one["weights"][name], rtol=0, atol=1e-5)
+
+
+def test_torch_collector_on_two_ranks(pool, native):
+    config = native(vectorize="DummyVecEnv", collector_backend="torch", use_obsnorm=False, use_rewnorm=False)
+    one = rank_pool.iterate(ALONE, config)
+    results = good(pool(2, with_ranks, rank_pool.iterate, config))
+    obs = np.concatenate([result["first"]["obs"] for result in results], axis=1)
+    np.testing.assert_allclose(obs, one["first"]["obs"], rtol=1e-4, atol=1e-5)  # torch's products depend on the shape
+
+
+# --- the run
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(pool, native):
+    half = native(running_steps=160, checkpoint_interval=1000)
+    summary, other = good(pool(2, rank_pool.whole_run, half))
+    assert summary["steps"] == other["steps"] == 160 and summary["log_dir"] == other["log_dir"]
+    (checkpoint,) = ckpt.periodic_checkpoints(Path(summary["model_dir"]))
+    longer = native(running_steps=320, checkpoint_interval=1000)
+    runs = {
+        world_size: good(pool(world_size, with_ranks, rank_pool.iterate, longer, 1, checkpoint))
+        for world_size in (2, 4)
+    }
+    runs[1] = [rank_pool.iterate(ALONE, longer, 1, checkpoint)]
+    for world_size in (1, 4):
+        for name, expected in _joined(runs[2]).items():
+            np.testing.assert_array_equal(_joined(runs[world_size])[name], expected, err_msg=name)
+        assert runs[world_size][0]["step"] == 240
+        for name in ("mean", "var", "count"):
+            np.testing.assert_array_equal(runs[world_size][0]["obs"][name], runs[2][0]["obs"][name])
+    assert good(pool(4, rank_pool.whole_run, longer, checkpoint))[0]["steps"] == 320
+
+
+def _joined(results):
+    return {
+        name: np.concatenate([result["first"][name] for result in results], axis=int(name not in _OF_ENVS))
+        for name in results[0]["first"]
+    }
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_iteration(pool, native):
+    results = good(pool(3, rank_pool.whole_run, native(), stop_on=1))
+    assert [result["steps"] for result in results] == [240] * 3
+    models = Path(results[0]["model_dir"])
+    assert ckpt.load_checkpoint(ckpt.periodic_checkpoints(models)[-1])["step"] == 240
+    assert not (models / ckpt.FINAL_MODEL).exists() and len(list(models.parent.iterdir())) == 1
+    assert good(pool(2, rank_pool.whole_run, native(), resume=models))[0]["steps"] == 400
+
+
+def test_envs_that_break_on_one_rank_end_the_run_saved(pool, native):
+    config = native(vectorize="DummyVecEnv", checkpoint_interval=10_000)
+    results = good(pool(2, rank_pool.whole_run, config, break_on=1))
+    for message, _, known in results:
+        assert known and "stopped at step 160: rank 1: ValueError: the simulator broke" in message
+    assert [expected for _, expected, _ in results] == [True, False]  # rank 1 shows the traceback
+    (path,) = Path(config.model_dir).glob("*/*/checkpoint_160.pth")
+    assert ckpt.load_checkpoint(path)["step"] == 160
+
+
+@pytest.mark.parametrize(("method", "steps"), [("iteration", 160), ("iteration", 80), ("evaluation", 80)])
+def test_a_log_that_fails_on_rank_0_ends_the_run_saved(pool, native, method, steps):
+    """Before an iteration, after the last one, and in the first evaluation, before anything was trained."""
+    config = native(running_steps=steps, eval_interval=80, test_episode=1)
+    mode = "benchmark" if method == "evaluation" else "train"
+    results = good(pool(2, rank_pool.whole_run, config, break_log=method, mode=mode))
+    for message, _, known in results:
+        assert known and "rank 0: OSError: nobody listens" in message
+    saved = [path.name for path in Path(config.model_dir).glob("*/*/checkpoint_*.pth")]
+    assert saved == ([] if method == "evaluation" else ["checkpoint_80.pth"])
+
+
+def test_a_script_without_a_main_guard_starts_ranks(tmp_path, native):
+    config = native(num_ranks=2, running_steps=160, eval_interval=80)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from xcfast import load_config, run\n"
+        "print('once')\n"
+        f"summary = run(load_config(None, {config.to_dict()!r}), quiet=True)\n"
+        "print(summary.steps, summary.best_mean > 0, summary.collector_backend)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout.split("\n")[-3:] == ["once", "160 True native", ""], done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+def test_a_rank_that_is_killed_ends_the_job(tmp_path, native):
+    config = native(num_ranks=2, running_steps=10**8, checkpoint_interval=400)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    command = [sys.executable, "-m", "xcfast.train", str(file), "--benchmark", "0"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(Path(config.model_dir).glob("*/*/checkpoint_*.pth")):
+            assert time.monotonic() < deadline and job.poll() is None, job.communicate()
+            time.sleep(0.2)
+        ranks = psutil.Process(job.pid).children()
+        victim = next(rank for rank in ranks if rank.environ()["RANK"] == "1")
+        victim.kill()
+        killed = time.monotonic()
+        output, _ = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode == 1 and "rank 1 ended without a word" in output and "SIGKILL" in output, output
+    assert time.monotonic() - killed < 60
+    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
+    (models,) = Path(config.model_dir).glob("*/*")
+    assert ckpt.load_checkpoint(ckpt.periodic_checkpoints(models)[-1])["step"] > 0
+
+
+def _end_of(heartbeat_of, seconds=10.0):
+    """The reason for which a heartbeat ends its process, or None."""
+    ended, reasons = threading.Event(), []
+
+    def end(reason):
+        reasons.append(reason)
+        ended.set()
+
+    heartbeat = heartbeat_of(end)
+    ended.wait(seconds)
+    heartbeat.stop()
+    return reasons[0] if reasons else None
+
+
+def test_the_heartbeat_ends_a_process_whose_neighbour_falls_silent():
+    store = torch.distributed.HashStore()
+    store.set("beat/1", "1")  # and never again
+    start = time.monotonic()
+    reason = _end_of(lambda end: Heartbeat(store, 0, 3, 0.02, end))
+    assert "no sign of life from rank 1" in reason and time.monotonic() - start >= LOST * 0.02
+    reason = _end_of(lambda end: Heartbeat(_Gone(), 0, 3, 0.005, end))
+    assert "no sign of life from rank 1, or from the host of the store" in reason
+
+
+def test_the_heartbeat_leaves_living_ranks_alone_and_tells_of_failures():
+    store = torch.distributed.HashStore()
+    beats = [Heartbeat(store, rank, 2, 0.02, lambda reason: pytest.fail(reason)) for rank in range(2)]
+    time.sleep(0.02 * (LOST + START) / 4)
+    for beat in beats:
+        beat.stop()
+    other = Heartbeat(store, 1, 2, 0.02, lambda reason: None)
+    other.report("rank 1 failed: out of memory")
+    assert "out of memory" in _end_of(lambda end: Heartbeat(store, 0, 2, 0.02, end))
+    other.stop()
+
+
+class _Gone:
+    def set(self, key, value):
+        raise ConnectionError
+
+    check = get = set
+
+
+@pytest.mark.slow
+def test_two_torchrun_agents(tmp_path, native):
+    config = native(running_steps=192, parallels=6)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    port = rank_pool.free_port()
+    environ = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+
+    def agent(node):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}"]
+        meeting = ["--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        command = [*torchrun, *meeting, "-m", "xcfast.train", str(file)]
+        return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    agents = [agent(node) for node in range(2)]
+    try:
+        outputs = [one.communicate(timeout=100)[0] for one in agents]
+    finally:
+        for one in agents:
+            one.kill()
+    assert [one.returncode for one in agents] == [0, 0], outputs
+    assert "4, 2 on this node" in outputs[0] and "192 (" in outputs[0] and "steps" not in outputs[1], outputs
+    (models,) = Path(config.model_dir).glob("*/*")
+    assert ckpt.load_checkpoint(models / ckpt.FINAL_MODEL)["step"] == 192

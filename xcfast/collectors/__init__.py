@@ -1,0 +1,1 @@
+"""Collectors: the env loops that fill a rollout."""

@@ -1,0 +1,163 @@
+"""Loading a configuration: defaults, file and overrides become one `Config`, with a notice or an error where needed."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from xcfast.config.keys import INERT_KEYS, RENAMED_KEYS, keys_of, nearest_name
+from xcfast.config.schema import Config
+from xcfast.config.yaml_file import Layer, read_file, read_overrides
+from xcfast.errors import ConfigError
+
+#: What may change when a run is resumed: what does not touch the data, and the length of the run.
+RESUMABLE_KEYS = (
+    "running_steps",
+    "device",
+    "num_threads",
+    "num_workers",
+    "vectorize",
+    "native_envs",
+    "collector_backend",
+    "learner_backend",
+    "logger",
+    "eval_interval",
+    "checkpoint_interval",
+    "keep_checkpoints",
+    "log_dir",
+    "model_dir",
+    "distributed_training",
+    "num_ranks",
+    "master_port",
+)
+
+
+def load_config(
+    path: str | os.PathLike[str] | None = None, overrides: Mapping[str, Any] | Iterable[str] = (), **more: Any
+) -> Config:
+    """Reads a configuration: defaults, then the file, then `overrides`, then keyword arguments; later ones win.
+
+    Args:
+        path: A YAML file with any of the keys, or None for the defaults.
+        overrides: A mapping, or texts `key=value` with values in YAML.
+        **more: Further overrides by keyword.
+
+    Returns:
+        The configuration; `notices` holds the lines to show the user.
+
+    Raises:
+        ConfigError: If it cannot be run; the message names file, line, key, what was given and what is allowed.
+    """
+    file_layer = {} if path is None else read_file(path)
+    layers = (file_layer, read_overrides(overrides), read_overrides(more))
+    given: Layer = {}
+    notices: list[str] = []
+    for layer in layers:
+        given.update(_rename(layer, notices))
+    for name in [name for name in given if name in INERT_KEYS]:
+        notices.append(f"{name} has no effect: {INERT_KEYS[name]}")
+        del given[name]
+    for name, (_, where) in given.items():
+        if name not in keys_of(Config):
+            near = nearest_name(name, (*keys_of(Config), *RENAMED_KEYS, *INERT_KEYS))
+            allowed = "the keys that python -m xcfast.config lists"
+            raise ConfigError("unknown key", key=name, allowed=allowed, nearest=near, where=where)
+    try:
+        config = Config(**{name: value for name, (value, _) in given.items()})
+        notices += _value_notices(config, given)
+        config, machine_notices = _fit_machine(config)
+    except ConfigError as error:
+        if error.where is None:
+            in_file = None if path is None else os.fspath(path)
+            error.where = given[error.key][1] if error.key in given else in_file
+        raise
+    source = "" if path is None else os.fspath(path)
+    return replace(config, notices=(*notices, *machine_notices), source=source)
+
+
+def _rename(layer: Layer, notices: list[str]) -> Layer:
+    """One layer with today's key names."""
+    renamed: Layer = {}
+    spelled: dict[str, str] = {}
+    for name, (value, where) in layer.items():
+        new = RENAMED_KEYS.get(name, name)
+        if new in renamed and renamed[new][0] != value:
+            other, other_where = spelled[new], renamed[new][1]
+            place = f" ({other_where})" if other_where else ""
+            raise ConfigError(
+                f"the same key as {other}{place}, which says {renamed[new][0]!r}", key=name, given=value, where=where
+            )
+        if new != name:
+            notices.append(f"{name} is read as {new}, its name here")
+        renamed[new], spelled[new] = (value, where), name
+    return renamed
+
+
+def _value_notices(config: Config, given: Layer) -> list[str]:
+    """Lines about given values: old spellings, and keys that another key makes meaningless."""
+    notices = []
+    old = []
+    for name, rules in keys_of(Config).items():
+        value = given[name][0] if name in given else None
+        if isinstance(value, str) and value in rules.aliases:
+            old.append(f"{name}: {value} is {rules.aliases[value]}")
+    if old:
+        notices.append(f"old names accepted: {', '.join(old)}")
+    if config.representation == "Basic_Identical" and given.get("representation_hidden_size", (None, None))[0]:
+        notices.append("representation_hidden_size has no effect: Basic_Identical has no layers")
+    # A file with every key is that of an earlier run; there, nobody asked for this value.
+    if "compile" in given and config.device == "cpu" and len(given) < len(keys_of(Config)):
+        notices.append("compile has no effect on the CPU: the update is native or eager there")
+    if config.agent == "PPO_KL" and given.get("learner", ("PPOKL_Learner",))[0] != "PPOKL_Learner":
+        notices.append("learner has no effect: agent PPO_KL has PPOKL_Learner")
+    # As above, a file with every key is that of an earlier run.
+    if len(given) < len(keys_of(Config)):
+        notices += [f"{name} has no effect: {reason}" for name, reason in _of_the_other_agent(config) if name in given]
+    if config.policy == "Categorical_AC" and given.get("activation_action", (None, None))[0]:
+        notices.append("activation_action has no effect: it acts on the mean of Gaussian_AC")
+    return notices
+
+
+def _of_the_other_agent(config: Config) -> list[tuple[str, str]]:
+    """Keys that are without effect under this agent, and why."""
+    if config.agent == "PPO_KL":
+        return [("clip_range", "PPO_KL does not clip the probability ratio; kl_coef and target_kl limit it")]
+    reason = "PPO_KL only; PPO limits the ratio with clip_range"
+    keys = [("kl_coef", reason)]
+    if not config.early_stop_kl:
+        keys.append(("target_kl", f"{reason}, and stops by it with early_stop_kl: True"))
+    return keys
+
+
+def _fit_machine(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with what this machine lacks replaced or refused."""
+    notices = []
+    if config.device.startswith("cuda"):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(config.device.partition(":")[2] or 0)
+        if count == 0:
+            notices.append(f"warning: device {config.device} is not there (no CUDA); running on the CPU")
+            config = replace(config, device="cpu")
+        elif index >= count:
+            last = f"cuda:{count - 1}"
+            raise ConfigError("no such device", key="device", given=config.device, allowed=f"cpu, cuda:0 to {last}")
+    if config.logger == "wandb" and not _installed("wandb"):
+        raise ConfigError(
+            "wandb is not installed; pip install wandb",
+            key="logger",
+            given="wandb",
+            allowed="tensorboard, none",
+        )
+    return config, notices
+
+
+def _installed(module: str) -> bool:
+    """True if `module` can be imported; a mere folder of that name (wandb makes one) does not count."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None

@@ -1,0 +1,351 @@
+"""The keys of the configuration: one frozen dataclass whose fields have exactly the YAML's names."""
+
+import functools
+import math
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from xcfast.config.keys import coerce, key, keys_of, nearest_name
+from xcfast.errors import ConfigError
+
+Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
+
+MIN_KL_COEF, MAX_KL_COEF = 1e-3, 1e3  #: range of `kl_coef`: ten doublings below and above XuanCe's 1
+
+_MAX_SEED = 2**32 - 1
+_DEVICES = "auto, cpu, cuda, cuda:K, gpu"
+_MAX_ENVS = 2**16
+_MAX_BATCH = 2**28  # steps; what a rollout keeps of each are a hundred bytes and more
+_NO_IMAGES = "image representations are not supported"
+_OTHER_ENV = "not supported; the environments of gymnasium.make with Box or Discrete spaces are"
+_ACTIVATION_RULES: dict[str, Any] = {
+    "aliases": {
+        "ReLU": "relu",
+        "LeakyReLU": "leaky_relu",
+        "Tanh": "tanh",
+        "Sigmoid": "sigmoid",
+        "ELU": "elu",
+        "Softmax": "softmax",
+    },
+    "refused": dict.fromkeys(("softmax2d", "Softmax2d"), "needs batches of images, which the networks here never see"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a run does. A field has exactly its YAML key's name; the defaults are those of XuanCe's MuJoCo file.
+
+    Attributes besides the keys:
+        notices: Lines to show once at start: old names, keys without effect and why, a device that is missing.
+        source: The file that the configuration was read from, or "".
+    """
+
+    # What runs where
+    dl_toolbox: Literal["torch"] = key(
+        "torch",
+        "deep-learning library",
+        refused=dict.fromkeys(("tensorflow", "mindspore", "tensorlayer"), "xcfast runs on PyTorch only"),
+    )
+    device: str = key("auto", "where the networks live; auto: CUDA where there is one", words=_DEVICES)
+    test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark")
+    agent: Literal["PPO", "PPO_KL"] = key(
+        "PPO",
+        "algorithm: PPO clips the probability ratio, PPO_KL penalises the KL divergence with an adaptive coefficient",
+        aliases={"PPO_Clip": "PPO", "PPO_Agent": "PPO", "PPOCLIP_Agent": "PPO", "PPOKL_Agent": "PPO_KL"},
+    )
+    learner: Literal["PPO_Learner", "PPOKL_Learner"] = key(
+        "PPO_Learner", "learner of the algorithm; PPO_KL has PPOKL_Learner", aliases={"PPOCLIP_Learner": "PPO_Learner"}
+    )
+    seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=_MAX_SEED)
+    running_steps: int = key(1_000_000, "environment steps of the whole run, over all environments", low=1)
+
+    # Environments
+    env_name: Literal["MuJoCo", "Classic Control", "Box2D", "Gymnasium"] = key(
+        "MuJoCo",
+        "family of the task; a label, since every id is made by gymnasium.make",
+        refused=dict.fromkeys(("Atari", "MiniGrid", "MetaDrive", "Drones"), _OTHER_ENV),
+    )
+    env_id: str = key("Ant-v4", "Gymnasium id of the task")
+    env_seed: int = key(1, "environment i is seeded with env_seed + i", low=0, high=_MAX_SEED)
+    vectorize: Literal["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv", "ClassicControlVecEnv"] = key(
+        "SubprocVecEnv",
+        "step the environments one after the other, in worker processes, or (Gymnasium's MuJoCo and classic control "
+        "tasks) in native threads",
+        aliases={"Dummy_Gym": "DummyVecEnv", "Subproc_Gym": "SubprocVecEnv"},
+        refused={
+            **dict.fromkeys(("Dummy_Atari", "Subproc_Atari"), "Atari is not supported"),
+            "NOREQUIRED": "the environments here are always vectorised",
+        },
+    )
+    native_envs: Literal["auto", "off"] = key(
+        "auto",
+        "auto: Gymnasium's MuJoCo and classic control tasks are stepped by native threads, with the same numbers, "
+        "whatever vectorize says",
+    )
+    parallels: int = key(16, "number of training environments", low=1, high=_MAX_ENVS)
+    render: bool = key(False, "record a video (rgb_array) or open a window (human) when testing")
+    render_mode: Literal["rgb_array", "human"] = key("rgb_array", "how render shows the task")
+    fps: int = key(50, "frames per second of a recorded video", low=1)
+
+    # Networks
+    policy: Literal["Gaussian_AC", "Categorical_AC"] = key(
+        "Gaussian_AC", "Gaussian_AC for continuous (Box), Categorical_AC for discrete actions"
+    )
+    representation: Literal["Basic_MLP", "Basic_Identical"] = key(
+        "Basic_MLP",
+        "trunk below actor and critic: fully connected layers, or none",
+        refused={
+            **dict.fromkeys(("Basic_CNN", "AC_CNN_Atari", "Basic_ViT"), _NO_IMAGES),
+            "Basic_RNN": "recurrent representations are not supported",
+        },
+    )
+    representation_hidden_size: tuple[int, ...] = key((256,), "widths of the trunk's layers; none with Basic_Identical")
+    shared_representation: bool = key(True, "one trunk for actor and critic; False: one each")
+    actor_hidden_size: tuple[int, ...] = key((256,), "widths of the actor's own hidden layers; may be []")
+    critic_hidden_size: tuple[int, ...] = key((256,), "widths of the critic's own hidden layers; may be []")
+    activation: Activation = key("leaky_relu", "after each hidden layer", **_ACTIVATION_RULES)  # noqa: RUF009
+    activation_action: Activation | None = key(  # noqa: RUF009
+        "tanh", "on the mean of the Gaussian policy; null leaves it unbounded", **_ACTIVATION_RULES
+    )
+    normalize: Literal["LayerNorm"] | None = key(
+        None,
+        "normalisation after each hidden activation",
+        refused={
+            **dict.fromkeys(
+                ("BatchNorm", "BatchNorm2d"),
+                "batch statistics would make the policy differ between collection and update",
+            ),
+            "InstanceNorm2d": _NO_IMAGES,
+            "GroupNorm": "LayerNorm is its one-group case and the only one supported",
+        },
+    )
+    initializer: Literal["orthogonal"] = key(
+        "orthogonal",
+        "initialisation of the weights",
+        refused=dict.fromkeys(("normal", "zeros", "ones"), "only orthogonal initialisation is supported"),
+    )
+    log_std_init: float = key(-1.0, "initial logarithm of the Gaussian policy's standard deviation", low=-10, high=5)
+
+    # Algorithm
+    horizon_size: int = key(256, "steps per environment and rollout; a batch is horizon_size * parallels steps", low=1)
+    n_epochs: int = key(16, "passes over a batch", low=1)
+    n_minibatch: int = key(8, "minibatches per pass", low=1)
+    learning_rate: float = key(0.0004, "Adam's initial learning rate", low=0, open_low=True)
+    end_factor_lr_decay: float = key(
+        0.0, "the learning rate falls linearly to this fraction of itself; 1.0 keeps it", low=0, high=1
+    )
+    vf_coef: float = key(0.25, "weight of the value loss", low=0)
+    ent_coef: float = key(0.0, "weight of the entropy bonus", low=0)
+    clip_range: float = key(0.2, "how far the probability ratio may leave 1 (agent PPO)", low=0, open_low=True)
+    target_kl: float = key(
+        0.25, "KL divergence that PPO_KL aims at, or that early_stop_kl stops above", low=0, open_low=True
+    )
+    kl_coef: float = key(1.0, "initial weight of PPO_KL's penalty", low=MIN_KL_COEF, high=MAX_KL_COEF)
+    gamma: float = key(0.99, "discount factor", low=0, high=1)
+    use_gae: bool = key(True, "generalised advantage estimation; False: Monte-Carlo return minus value")
+    gae_lambda: float = key(0.95, "lambda of the advantage estimation", low=0, high=1)
+    use_advnorm: bool = key(True, "normalise the advantages of each minibatch")
+    use_grad_clip: bool = key(True, "limit the norm of the gradient")
+    grad_clip_norm: float = key(0.5, "largest norm of the gradient", low=0, open_low=True)
+    use_obsnorm: bool = key(True, "normalise observations by running mean and variance")
+    obsnorm_range: float = key(5.0, "normalised observations are clipped to +- this", low=0, open_low=True)
+    use_rewnorm: bool = key(True, "scale rewards by the running deviation of the discounted return")
+    rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True)
+    use_actions_mask: bool = key(
+        False, "choose among the actions that the environment allows; needs policy Categorical_AC"
+    )
+    early_stop_kl: bool = key(
+        False, "no more passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
+    )
+
+    # Evaluation, logs, files
+    eval_interval: int = key(5000, "environment steps between two evaluations (benchmark mode)", low=1)
+    test_episode: int = key(5, "episodes of an evaluation or a test", low=1)
+    logger: Literal["tensorboard", "wandb", "none"] = key("tensorboard", "where curves go; result files come always")
+    project_name: str = key("XuanCe_Benchmark", "project in wandb")
+    wandb_user_name: str = key("your_user_name", "user or team in wandb; your_user_name means wandb's own default")
+    log_dir: str = key("./logs/ppo/", "parent of the run folders")
+    model_dir: str = key("./models/ppo/", "parent of the model folders")
+    checkpoint_interval: int = key(0, "environment steps between two checkpoints; 0: a tenth of the run", low=0)
+    keep_checkpoints: int = key(3, "how many of the latest checkpoints stay", low=1)
+
+    # Speed
+    collector_backend: Literal["auto", "torch", "native"] = key(
+        "auto", "engine that collects rollouts and evaluates; native needs MujocoVecEnv or ClassicControlVecEnv"
+    )
+    learner_backend: Literal["auto", "torch", "native"] = key(
+        "auto", "engine that updates the weights; native runs on the CPU, without LayerNorm"
+    )
+    num_threads: int = key(
+        0, "threads of native stepping and of the update, of each process; 0: as many as it may use", low=0, high=1024
+    )
+    num_workers: int = key(0, "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment", low=0)
+    compile: Literal["graph", "default", "off"] = key(
+        "graph", "how the update runs on CUDA: compiled and in CUDA graphs, compiled, or eager"
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = key(
+        "fp32", "arithmetic of matrix products in the update; tf32 and bf16 on CUDA alone"
+    )
+    overlap: bool = key(
+        False, "collect the next rollout while the update runs on CUDA, with weights that are one update old"
+    )
+    distributed_training: bool = key(
+        False, "train in several processes: one for each GPU, or num_ranks; under torchrun it is so in any case"
+    )
+    master_port: int = key(12355, "port on this machine at which the processes of such a run meet", low=1, high=65535)
+    num_ranks: int = key(
+        1, "processes that train together on this machine, each with its share of the environments", low=1
+    )
+
+    notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    source: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Gives every value its type, then checks what concerns several keys."""
+        for name, rules in keys_of(Config).items():
+            object.__setattr__(self, name, coerce(name, getattr(self, name), hints()[name], rules))
+        _settle(self)
+
+    @property
+    def default_mode(self) -> Literal["benchmark", "test"]:
+        """What a run does when nothing else is asked for."""
+        return "test" if self.test_mode else "benchmark"
+
+    @property
+    def batch_size(self) -> int:
+        """Steps in a rollout, T * N."""
+        return self.horizon_size * self.parallels
+
+    @property
+    def minibatch_size(self) -> int:
+        """Steps in the largest minibatch."""
+        return -(-self.batch_size // self.n_minibatch)
+
+    @property
+    def num_iterations(self) -> int:
+        """Rollouts in the run."""
+        return self.running_steps // self.batch_size
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient steps in the run, K of the learning-rate schedule."""
+        return self.num_iterations * self.n_epochs * self.n_minibatch
+
+    @property
+    def ratio_range(self) -> float:
+        """How far from 1 the ratio is clipped: infinite with PPO_KL, which does not clip."""
+        return self.clip_range if self.agent == "PPO" else math.inf
+
+    @property
+    def trace_decay(self) -> float:
+        """Lambda of the advantage estimation: `gae_lambda`, or 1 (Monte-Carlo returns) without `use_gae`."""
+        return self.gae_lambda if self.use_gae else 1.0
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Largest norm of the gradient: `grad_clip_norm`, or infinity without `use_grad_clip`."""
+        return self.grad_clip_norm if self.use_grad_clip else math.inf
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Environment steps between two checkpoints, the default resolved."""
+        return self.checkpoint_interval or max(1, self.running_steps // 10)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the keys as plain data (numbers, texts, lists); `Config(**values)` is the inverse."""
+        values = {name: getattr(self, name) for name in keys_of(Config)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@functools.cache
+def hints() -> dict[str, Any]:
+    """The type of each key."""
+    return typing.get_type_hints(Config)
+
+
+def _settle(config: Config) -> None:
+    """Checks rules that concern several keys, and clears what has no meaning beside another key."""
+
+    def settle(name: str, value: Any) -> None:
+        object.__setattr__(config, name, value)
+
+    if config.device in ("gpu", "GPU"):
+        settle("device", "cuda:0")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        near = nearest_name(config.device, ("auto", "cpu", "cuda", "gpu"))
+        raise ConfigError("unknown device", key="device", given=config.device, allowed=_DEVICES, nearest=near)
+    if config.representation == "Basic_Identical":
+        settle("representation_hidden_size", ())
+    elif not config.representation_hidden_size:
+        raise ConfigError(
+            "Basic_MLP without a layer",
+            key="representation_hidden_size",
+            given=[],
+            allowed="at least one width, or representation: Basic_Identical",
+        )
+    if config.precision != "fp32" and config.device == "cpu":
+        raise ConfigError(
+            "it speeds up CUDA devices alone",
+            key="precision",
+            given=config.precision,
+            allowed="fp32 with device cpu",
+        )
+    if config.policy == "Categorical_AC":
+        settle("activation_action", None)
+    elif config.use_actions_mask:
+        raise ConfigError(
+            "action masks are of discrete actions",
+            key="use_actions_mask",
+            given=True,
+            allowed=f"False with policy {config.policy}",
+        )
+    if config.agent == "PPO_KL":
+        settle("learner", "PPOKL_Learner")
+    elif config.learner == "PPOKL_Learner":
+        raise ConfigError(
+            "belongs to agent PPO_KL", key="learner", given=config.learner, allowed=f"PPO_Learner with {config.agent}"
+        )
+    if config.agent == "PPO_KL" and config.early_stop_kl:
+        raise ConfigError(
+            "PPO_KL adapts its penalty to target_kl instead, which it could not where epochs stop there",
+            key="early_stop_kl",
+            given=True,
+            allowed="False with agent PPO_KL",
+        )
+    if config.batch_size > _MAX_BATCH:
+        raise ConfigError(
+            f"a rollout of horizon_size * parallels = {config.batch_size} steps is too large",
+            key="horizon_size",
+            given=config.horizon_size,
+            allowed=f"at most {_MAX_BATCH // config.parallels} with parallels {config.parallels}",
+        )
+    if config.n_minibatch > config.batch_size:
+        raise ConfigError(
+            "more minibatches than steps in a batch",
+            key="n_minibatch",
+            given=config.n_minibatch,
+            allowed=f"at most horizon_size * parallels = {config.batch_size}",
+        )
+    if config.running_steps < config.batch_size:
+        raise ConfigError(
+            "less than one rollout",
+            key="running_steps",
+            given=config.running_steps,
+            allowed=f"at least horizon_size * parallels = {config.batch_size}",
+        )
+    if config.env_seed + config.parallels - 1 > _MAX_SEED:
+        raise ConfigError(
+            "the last environment's seed is too large",
+            key="env_seed",
+            given=config.env_seed,
+            allowed=f"env_seed + parallels - 1 <= {_MAX_SEED}",
+        )
+    if config.num_ranks > config.parallels:
+        raise ConfigError(
+            "more processes than environments to share among them",
+            key="num_ranks",
+            given=config.num_ranks,
+            allowed=f"1 to parallels = {config.parallels}",
+        )

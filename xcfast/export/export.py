@@ -1,0 +1,167 @@
+"""``python -m xcfast.export RUN --format onnx|torch``: one file from the env's raw observation to the env's action.
+
+The file holds everything between the two: normaliser, network, most likely action, map to the bounds. Its input ``obs``
+is float32 [B, *observation shape], B free; its output ``action`` has the action space's dtype, [B, *action shape]. That
+of a policy with action masks has a second input, ``action_mask``, bool [B, number of actions].
+Inside it observations are normalised in float64, as in training, since float32 would lose digits where a mean is large
+beside its deviation; the network is float32. Before the file gets its name it is run and compared with the policy.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xcfast.export.check import Call, round_trip
+from xcfast.export.loaded import LoadedPolicy
+from xcfast.output.folders import model_file
+
+Format = Literal["onnx", "torch"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file.
+
+    Attributes:
+        difference: largest difference from the policy's actions in the round trip; None if it was not made.
+        allowed: what rounding may make of it there.
+    """
+
+    path: Path
+    difference: float | None
+    allowed: float | None
+
+
+def export_policy(
+    run: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    format: Format = "onnx",
+    check: bool = True,
+) -> Exported:
+    """Writes the policy of a run as one file.
+
+    Args:
+        run: run folder (its best model, or else the final one), or a model file.
+        output: where to; None: beside the model, with the format's suffix (.onnx, .pt2).
+        format: ``onnx``, or ``torch`` for ``torch.export.load(path).module()``.
+        check: compare the file's actions with the policy's before it gets its name.
+
+    Raises:
+        CheckpointError: There is no such model, or it is damaged.
+        ExportError: The round trip found a difference that rounding does not explain; no file is left.
+        ImportError: A package of the extra ``export`` is missing.
+    """
+    model = model_file(Path(run))
+    path = model.with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    policy = LoadedPolicy(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{SUFFIXES[format]}")
+    try:
+        function = PolicyFunction(policy).eval()
+        call = {"onnx": _write_onnx, "torch": _write_torch}[format](function, policy.metadata(), temporary)
+        difference = allowed = None
+        if check:
+            difference, allowed = round_trip(policy, call)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Exported(path, difference, allowed)
+
+
+class PolicyFunction(nn.Module):
+    """From raw observations float32 [B, ...] to env actions [B, ...], in operations that can be exported."""
+
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+    offset: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, loaded: LoadedPolicy) -> None:
+        super().__init__()
+        self.policy = copy.deepcopy(loaded.policy).requires_grad_(False)
+        self.normalizes, self.clip = loaded.normalizer.enabled, loaded.normalizer.clip
+        rms, map_ = loaded.normalizer.rms, loaded.action_map
+        self.discrete, self.rescales = map_.discrete, map_.rescales
+        self.mask_size = loaded.mask_size
+        constants = {"mean": rms.mean, "std": np.sqrt(rms.var + rms.epsilon)}
+        space = loaded.action_space
+        if isinstance(space, gym.spaces.Discrete):
+            self.start = int(space.start)
+        else:
+            self.shape = tuple(space.shape or ())
+            constants |= {"low": map_.low, "high": map_.high}
+            if self.rescales:
+                constants |= {"scale": map_.scale, "offset": map_.offset}
+        for name, value in constants.items():
+            self.register_buffer(name, torch.from_numpy(np.array(value)))
+
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Actions of observations, among those that a mask bool [B, n] allows."""
+        if self.normalizes:
+            obs = ((obs.double() - self.mean) / self.std).clamp(-self.clip, self.clip).float()
+        action = self.policy.actor.mode(self.policy.act(obs, action_mask))
+        if self.discrete:
+            return action + self.start
+        action = action.reshape(-1, *self.shape)
+        if self.rescales:
+            action = action * self.scale + self.offset
+        return torch.minimum(torch.maximum(action, self.low), self.high).to(self.low.dtype)
+
+
+def _write_torch(function: PolicyFunction, metadata: dict[str, str], path: Path) -> Call:
+    inputs = _example(function)
+    shapes = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
+    program = torch.export.export(function, tuple(inputs.values()), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+    module = torch.export.load(path).module()
+    return lambda *arrays: module(*map(torch.from_numpy, arrays)).numpy()
+
+
+def _write_onnx(function: PolicyFunction, metadata: dict[str, str], path: Path) -> Call:
+    import onnxruntime
+    import onnxscript  # noqa: F401  torch.onnx needs it, and would say so in many lines
+
+    inputs = _example(function)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it reports that torchvision is not there
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch about its own use of torch
+            program: Any = torch.onnx.export(
+                function,
+                tuple(inputs.values()),
+                input_names=list(inputs),
+                output_names=["action"],
+                dynamic_shapes={name: {0: "batch"} for name in inputs},
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    program.model.metadata_props.update(metadata)
+    program.save(str(path), external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda *arrays: session.run(["action"], dict(zip(inputs, arrays, strict=True)))[0]
+
+
+def _example(function: PolicyFunction) -> dict[str, Tensor]:
+    inputs = {"obs": torch.zeros(2, *function.mean.shape)}
+    if function.mask_size is not None:
+        inputs["action_mask"] = torch.ones(2, function.mask_size, dtype=torch.bool)
+    return inputs

@@ -1,0 +1,1 @@
+"""Learners: the engines that turn a full rollout into new weights."""

@@ -1,0 +1,86 @@
+"""PPO's loss, as a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Names of a loss's parts, in ``PPOLoss``'s order; the last one is logged with a penalty only.
+LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "kl")
+
+
+class PPOLoss(NamedTuple):
+    """The loss to minimise and what is logged of it, all scalar tensors on the loss's device."""
+
+    loss: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    approx_kl: Tensor
+    clipfrac: Tensor
+    kl: Tensor
+
+
+def batch_mean(samples: Tensor) -> Tensor:
+    """Average over the minibatch: [...] of [..., B]."""
+    return samples.mean(-1)
+
+
+def ppo_loss(
+    log_probs: Tensor,
+    entropy: Tensor,
+    values: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    *,
+    clip_range: float,
+    vf_coef: float,
+    ent_coef: float,
+    kl: Tensor | None = None,
+    kl_coef: float | Tensor = 0.0,
+    mean: Callable[[Tensor], Tensor] = batch_mean,
+) -> PPOLoss:
+    """PPO's objective, clipped or with a KL penalty, with squared value error and entropy bonus; no side effects.
+
+    Args:
+        log_probs: float [B], log-probability of the actions under the current policy.
+        entropy: float [B], entropy of the current policy.
+        values: float [B], current value estimates.
+        old_log_probs: float [B], log-probabilities under the policy that collected.
+        advantages: float [B], already normalised if they are to be.
+        returns: float [B], value targets.
+        clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range]; infinite: it is not.
+        vf_coef: weight of the value loss (mean squared error, no factor 1/2).
+        ent_coef: weight of the entropy bonus.
+        kl: float [B], KL divergence from the policy that collected, for a penalty.
+        kl_coef: weight of the penalty; not part of ``policy_loss``.
+        mean: average of float [..., B] over the minibatch, [...]; for a B that is padded or only a part of it.
+
+    Source:
+        Schulman et al., arXiv 1707.06347, eq. 7, 8 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
+    """
+    log_ratio = log_probs - old_log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    gain = torch.minimum(ratio * advantages, clipped * advantages)
+    with torch.no_grad():
+        approximate = ratio - 1.0 - log_ratio
+        outside = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
+    penalty = torch.zeros_like(ratio) if kl is None else kl
+    # One reduction instead of six: on a GPU each of them would be a kernel of its own.
+    parts = mean(torch.stack([-gain, (values - returns).square(), entropy, approximate, outside, penalty]))
+    policy_loss, value_loss, mean_entropy, _, _, mean_kl = parts.unbind()
+    loss = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
+    if kl is not None:
+        loss = loss + kl_coef * mean_kl
+    return PPOLoss(loss, *parts.detach().unbind())
+
+
+def normalized_advantages(advantages: Tensor) -> Tensor:
+    """(A - mean) / (std + 1e-8) with the population standard deviation of the minibatch."""
+    centred = advantages - advantages.mean()
+    return centred / (centred.square().mean().sqrt() + 1e-8)

@@ -1,0 +1,78 @@
+"""What a run prints: lines, the progress bar, tables."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+
+from tqdm import tqdm
+
+from xcfast.output.summary import Summary
+
+
+def say(text: str, quiet: bool = False, error: bool = False) -> None:
+    """Print without tearing a progress bar."""
+    if not quiet:
+        with suppress(OSError):  # the reader of a pipe may be gone; the run goes on
+            tqdm.write(text, file=sys.stderr if error else sys.stdout)
+            sys.stdout.flush()
+
+
+def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
+    """Report MuJoCo's warnings, by name and number, those of several processes together."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    if total:
+        listed = ", ".join(f"{name} {count} times" for name, count in total.items())
+        say(f"warning: MuJoCo reported in training: {listed}", error=True)
+
+
+class ProgressBar:
+    """Env steps done, steps/s, time left and recent returns; silent when stdout is no terminal."""
+
+    def __init__(self, total: int, initial: int, enabled: bool = True) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            unit=" steps",
+            unit_scale=True,
+            file=sys.stdout,
+            disable=not (enabled and sys.stdout.isatty()),
+            dynamic_ncols=True,
+        )
+
+    def update(self, step: int, recent_returns: Collection[float]) -> None:
+        """Move to ``step`` and show the mean of the recent returns."""
+        if self._bar.disable:
+            return
+        if recent_returns:
+            self._bar.set_postfix_str(f"return {sum(recent_returns) / len(recent_returns):.1f}", refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def end_table(summary: Summary, stopped_by: str | None) -> str:
+    """Scores, where the time went, and where the files are."""
+    rows = [("stopped by", f"{stopped_by}; continue with --resume {summary.log_dir}")] if stopped_by else []
+    rows.append(("steps", f"{summary.steps:,} ({summary.steps_per_second:,.0f} per second of training)"))
+    if summary.best_mean is not None:
+        rows.append(("best score", f"{summary.best_mean:.2f} +- {summary.best_std:.2f} at step {summary.best_step:,}"))
+        rows.append(("final score", f"{summary.final_mean:.2f} +- {summary.final_std:.2f}"))
+    seconds = (summary.collection_seconds, summary.update_seconds, summary.evaluation_seconds)
+    rows.append(("time", "collection {:.1f} s, update {:.1f} s, evaluation {:.1f} s".format(*seconds)))
+    rows += [("logs", summary.log_dir), ("models", summary.model_dir)]
+    return table(rows)
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Aligns names and texts in two columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)

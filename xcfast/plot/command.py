@@ -1,0 +1,68 @@
+"""``python -m xcfast.plot RUN... [-o FILE.png]``: return against steps and against seconds, over seeds.
+
+A RUN is a run folder, or a folder with runs below it; XuanCe's result folders are read too. Each env gets a row with
+two panels, each setting a line: the mean over its seeds, with the 95 % interval of that mean (Student's t) as a band.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from xcfast.plot.curves import CurveError, Run, find_runs, group_runs
+from xcfast.plot.figure import plot
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0, or 2 if there is nothing to draw or to draw with."""
+    args = _parser().parse_args(argv)
+    try:
+        groups = read_groups(args.runs)
+        for line in plot(groups, args.output):
+            print(f"xcfast.plot: {line}", file=sys.stderr)
+    except (CurveError, OSError) as error:
+        print(f"xcfast.plot: {error}", file=sys.stderr)
+        return 2
+    except ImportError:
+        print('xcfast.plot: matplotlib is missing; pip install "xcfast[plot]"', file=sys.stderr)
+        return 2
+    print(args.output)
+    return 0
+
+
+def read_groups(words: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
+    """What the command line names: env id -> label -> runs.
+
+    Args:
+        words: folders, or LABEL=FOLDER, whose runs of one env are then one line of that name.
+
+    Raises:
+        CurveError: A folder has no run.
+    """
+    named: dict[str, dict[str, list[Run]]] = {}
+    free: dict[Path, Run] = {}
+    for word in words:
+        label, equals, folder = word.partition("=")
+        if equals and not Path(word).exists():
+            for run in find_runs(Path(folder)):
+                named.setdefault(run.env_id, {}).setdefault(label, []).append(run)
+        else:
+            free |= {run.folder.resolve(): run for run in find_runs(Path(word))}
+    envs = sorted({run.env_id for run in free.values()} | set(named))
+    return {
+        env_id: group_runs(run for run in free.values() if run.env_id == env_id) | named.get(env_id, {})
+        for env_id in envs
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m xcfast.plot",
+        description="Draw return against steps and against seconds; seeds of one setting as mean and 95 % interval.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN | LABEL=RUN", help="a run folder, or a folder with runs below it")
+    add("-o", "--output", type=Path, default=Path("learning_curves.png"), metavar="FILE", help="default: %(default)s")
+    return parser

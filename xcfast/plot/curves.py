@@ -1,0 +1,209 @@
+"""Learning curves of runs: found below folders, read from their result files (XuanCe's too), averaged over seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xcfast.config import Config
+from xcfast.config.keys import keys_of
+from xcfast.errors import CheckpointError
+from xcfast.output.folders import RunFolders
+from xcfast.output.log_files import csv_lines, event_files, event_records
+
+Float64 = npt.NDArray[np.float64]
+
+# Keys that leave the learning of a run as it is: runs that differ in these only are seeds of one setting.
+_NOT_A_SETTING = frozenset(
+    "seed env_seed env_id env_name eval_interval test_episode test_mode render render_mode fps logger project_name "
+    "wandb_user_name log_dir model_dir checkpoint_interval keep_checkpoints master_port "
+    "num_threads num_workers num_ranks".split()
+)
+_TIMES = ("time/collection_seconds", "time/update_seconds", "time/evaluation_seconds")
+
+
+class CurveError(ValueError):
+    """Nothing to read at a path, or what is there is damaged."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The curve of one run.
+
+    Attributes:
+        source: who made it, with the algorithm: ``xcfast PPO``, ``XuanCe PPO_Clip``.
+        settings: the keys that decide how it learns.
+        kind: ``evaluation``, or ``training`` where only returns of training episodes were logged.
+        steps: float64 [K], environment steps, increasing.
+        returns: float64 [K].
+        seconds: float64 [K], wall clock since the start, evaluations included; None where it is not known.
+    """
+
+    folder: Path
+    source: str
+    env_id: str
+    seed: int
+    settings: dict[str, Any]
+    kind: str
+    steps: Float64
+    returns: Float64
+    seconds: Float64 | None
+
+
+def find_runs(path: Path) -> list[Run]:
+    """The run at a folder (of logs or models), or all runs with a curve below it.
+
+    Raises:
+        CurveError: There is none, or one is damaged.
+    """
+    if not path.is_dir():
+        raise CurveError(f"{path}: no such folder; wanted: a run folder, or one above run folders")
+    if (path / "run.json").is_file():
+        try:
+            path = RunFolders.find(path).log_dir
+        except CheckpointError as error:
+            raise CurveError(str(error)) from error
+    folders = sorted({found.parent for found in path.rglob("meta_data.json")})
+    runs = [run for folder in folders if (run := _read_run(folder)) is not None]
+    if not runs:
+        reason = f"{len(folders)} runs, none with a curve yet" if folders else "no run folder (one with meta_data.json)"
+        raise CurveError(f"{path}: {reason}")
+    return runs
+
+
+def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs of one env by what they have in common, the seeds of one setting together.
+
+    Returns:
+        Label -> runs. The label is the source, and the keys in which settings of that source differ. Of several runs
+        with the same seed the newest counts: they repeat each other, and would feign a narrower interval.
+    """
+    sources: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for run in sorted(runs, key=lambda run: (run.folder / "meta_data.json").stat().st_mtime):
+        source = run.source + ("" if run.kind == "evaluation" else ", training episodes")
+        sources[source][json.dumps(run.settings, sort_keys=True)][run.seed] = run
+    groups: dict[str, list[Run]] = {}
+    for source, settings in sorted(sources.items()):
+        several = [json.loads(text) for text in settings]
+        differing = [key for key in several[0] if any(one[key] != several[0][key] for one in several)]
+        for setting, seeds in zip(several, settings.values(), strict=True):
+            label = ", ".join([source, *(f"{key}={short_text(setting[key])}" for key in differing)])
+            groups[label] = [seeds[seed] for seed in sorted(seeds)]
+    return groups
+
+
+def mean_and_interval(values: npt.ArrayLike) -> tuple[Float64, Float64, Float64]:
+    """Mean over the first axis (seeds), and the two ends of its 95 % interval by Student's t.
+
+    The interval is mean ± t(n - 1) s / sqrt(n): of the mean, for scores that spread about normally. Unlike a bootstrap
+    of a handful of seeds it is not too narrow. With one seed the ends are NaN.
+
+    Args:
+        values: float [n, ...], n >= 1.
+    """
+    array = np.asarray(values, np.float64)
+    mean = array.mean(0)
+    n = len(array)
+    half = np.full_like(mean, np.nan) if n == 1 else t_quantile(n - 1) * array.std(0, ddof=1) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def t_quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t, within 0.2 %.
+
+    Exact for 1 and 2 degrees of freedom; above, the expansion about the normal quantile.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * 0.475)
+    if freedom == 2:
+        return 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
+
+
+def _read_run(folder: Path) -> Run | None:
+    """The run in a folder; None if it has no curve (yet)."""
+    try:
+        meta = _read_json(folder / "meta_data.json")
+        config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        evaluations = _read_columns(folder / "learning_curve.csv", "step", "avg_return")
+        own = "xcfast_version" in meta
+        source, env_id, seed = f"{'xcfast' if own else 'XuanCe'} {meta['algo']}", str(meta["env_id"]), int(meta["seed"])
+        if evaluations:
+            kind, steps, returns = "evaluation", np.array(list(evaluations)), np.array(list(evaluations.values()))
+            seconds = _seconds(folder, steps, meta)
+        else:
+            training = _training_curve(folder)
+            if not len(training):
+                return None
+            kind, (steps, returns, seconds) = "training", training.T
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CurveError(f"{folder}: damaged result files ({type(error).__name__}: {error})") from error
+    keys = keys_of(Config)
+    defaults = {one.name: one.default for one in fields(Config) if one.name in keys}
+    settings = {key: config.get(key, _plain(defaults[key])) for key in keys if key not in _NOT_A_SETTING}
+    return Run(folder, source, env_id, seed, settings, kind, steps, returns, seconds)
+
+
+def _seconds(folder: Path, steps: Float64, meta: dict[str, Any]) -> Float64 | None:
+    """Wall-clock seconds at each evaluation; XuanCe only noted the run's, which is spread evenly over the steps."""
+    noted = _read_columns(folder / "elapsed.csv", "step", "seconds")
+    if all(step in noted for step in steps):
+        return np.array([noted[step] for step in steps])
+    elapsed = meta.get("timestamps", {}).get("elapsed_seconds")
+    return None if elapsed is None or steps[-1] == 0 else steps / steps[-1] * float(elapsed)
+
+
+def _training_curve(folder: Path) -> Float64:
+    """Rows (step, mean return of the iteration's episodes, seconds) of the TensorBoard events; none without them."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    rows = []
+    for path in event_files(folder):
+        for _, payload in event_records(path):
+            event = Event.FromString(payload)
+            scalars = {value.tag: value.simple_value for value in event.summary.value}
+            if "charts/episodic_return" in scalars:
+                seconds = sum(scalars[tag] for tag in _TIMES)
+                rows.append((event.step, scalars["charts/episodic_return"], seconds))
+    return np.array(sorted(rows), np.float64)
+
+
+def _read_columns(path: Path, x: str, y: str) -> dict[float, float]:
+    """Column ``y`` by column ``x``, in the order of ``x``; a last line that is being written does not count."""
+    rows = csv.DictReader(line.decode() for line in csv_lines(path))
+    return dict(sorted((float(row[x]), float(row[y])) for row in rows))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.name} is no mapping")
+    return data
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def short_text(value: Any) -> str:
+    """A key's value for a legend or a table."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value).replace(" ", "")

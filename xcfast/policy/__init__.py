@@ -1,0 +1,26 @@
+"""Policies: the networks, how a configuration builds them, and how their samples become actions."""
+
+from xcfast.policy.action_map import ActionMap
+from xcfast.policy.build import build_policy, check_policy
+from xcfast.policy.networks import (
+    ACTIVATIONS,
+    ActorCritic,
+    BasicMLP,
+    CategoricalActor,
+    Critic,
+    GaussianActor,
+    masked,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "ActionMap",
+    "ActorCritic",
+    "BasicMLP",
+    "CategoricalActor",
+    "Critic",
+    "GaussianActor",
+    "build_policy",
+    "check_policy",
+    "masked",
+]

@@ -1,0 +1,81 @@
+"""Builds the network that a configuration describes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import torch
+
+from xcfast.errors import ConfigError
+from xcfast.policy.networks import ActorCritic, BasicMLP, CategoricalActor, Critic, GaussianActor
+
+if TYPE_CHECKING:
+    from xcfast.config.schema import Config
+
+
+def build_policy(config: Config, observation_space: gym.Space, action_space: gym.Space) -> ActorCritic:
+    """The network that the configuration asks for, on the CPU, initialised from ``config.seed`` alone.
+
+    Args:
+        config: the run's configuration.
+        observation_space: Box of one env.
+        action_space: Box or Discrete of one env.
+
+    Raises:
+        ConfigError: the policy does not fit the action space.
+    """
+    check_policy(config, action_space)
+    generator = torch.Generator().manual_seed(config.seed)
+    n_in = math.prod(observation_space.shape or ())
+    widths = config.representation_hidden_size if config.representation == "Basic_MLP" else ()
+    shape = (config.activation, config.normalize, generator)
+    representation = BasicMLP(n_in, widths, *shape)
+    n_features = representation.output_size
+    actor: GaussianActor | CategoricalActor
+    if isinstance(action_space, gym.spaces.Box):
+        actor = GaussianActor(
+            n_features,
+            config.actor_hidden_size,
+            math.prod(action_space.shape),
+            config.activation,
+            config.activation_action,
+            config.log_std_init,
+            config.normalize,
+            generator,
+        )
+    else:
+        assert isinstance(action_space, gym.spaces.Discrete)  # check_policy made sure
+        actor = CategoricalActor(n_features, config.actor_hidden_size, int(action_space.n), *shape)
+    critic = Critic(n_features, config.critic_hidden_size, *shape)
+    separate = None if config.shared_representation else BasicMLP(n_in, widths, *shape)
+    return ActorCritic(representation, actor, critic, separate)
+
+
+def check_policy(config: Config, action_space: Any) -> None:
+    """Checks that `policy` fits a Gymnasium action space.
+
+    Raises:
+        ConfigError: If it does not, or no policy does.
+    """
+    if isinstance(action_space, gym.spaces.Box):
+        wanted = "Gaussian_AC"
+    elif isinstance(action_space, gym.spaces.Discrete):
+        wanted = "Categorical_AC"
+    else:
+        raise ConfigError(
+            f"no policy serves the action space {action_space} of {config.env_id}",
+            key="policy",
+            given=config.policy,
+            allowed="Gaussian_AC with Box, Categorical_AC with Discrete actions",
+            where=config.source or None,
+        )
+    if config.policy != wanted:
+        raise ConfigError(
+            f"does not fit the {type(action_space).__name__} actions of {config.env_id}",
+            key="policy",
+            given=config.policy,
+            allowed=wanted,
+            where=config.source or None,
+        )

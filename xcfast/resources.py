@@ -1,0 +1,119 @@
+"""What this process may use: CPUs, threads, and the device that trains."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xcfast.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from xcfast.config.schema import Config
+
+
+def available_cpus() -> int:
+    """CPUs this process may run on: its affinity, cut to its cgroup's quota (rounded down), at least one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota()
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def update_threads(config: Config, sharing: int = 1) -> int:
+    """Threads of the update: ``num_threads``, or this process's part of its CPUs, up to OMP_NUM_THREADS.
+
+    Args:
+        config: of the run.
+        sharing: number of processes that share the CPUs.
+    """
+    if config.num_threads:
+        return config.num_threads
+    cpus = max(1, available_cpus() // sharing)
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+        return cpus  # torchrun sets it where nobody did
+    return min(cpus, int(limit) if limit.isdigit() and int(limit) > 0 else cpus)
+
+
+def training_device(config: Config, local_rank: int | None = None) -> torch.device:
+    """The device that trains. ``auto`` is CUDA where there is one.
+
+    Args:
+        config: of the run.
+        local_rank: number of this rank on its node, where several ranks train; each has a GPU of its own.
+    """
+    import torch
+
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if local_rank is not None:
+        return torch.device("cuda", local_rank)
+    return torch.device("cuda", int(config.device.partition(":")[2] or 0))
+
+
+def check_gpus(num_ranks: int) -> None:
+    """Checks that each rank of this node can have a GPU of its own.
+
+    Raises:
+        ConfigError: There are fewer GPUs than ranks.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if num_ranks > count:
+        raise ConfigError(
+            "more ranks than GPUs on this node; each takes one",
+            key="num_ranks",
+            given=num_ranks,
+            allowed=f"at most {count}, or device: cpu",
+        )
+
+
+def page_locked(shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """Zeros in page-locked memory, which a CUDA device reads without waiting. Needs such a device."""
+    import torch
+
+    return torch.zeros(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True).numpy()
+
+
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """The tightest CPU quota, in CPUs, over this process's cgroups (version 1 and 2); None without one.
+
+    Args:
+        root: where the cgroup file systems are mounted.
+        membership: the file that names this process's cgroups, one "id:controllers:path" a line.
+    """
+    quotas = []
+    for line in _read(membership).splitlines():
+        _, controllers, path = line.split(":", 2)
+        mount = root if not controllers else root / "cpu"
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Inside a container the path may be the host's, while the mount shows only the container's part.
+        group = mount / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            if folder.is_relative_to(mount):
+                quotas += _quota_in(folder)
+    return min(quotas, default=None)
+
+
+def _quota_in(folder: Path) -> list[float]:
+    limit = _read(folder / "cpu.max").split()  # version 2: "max 100000" or "150000 100000"
+    if not limit:
+        limit = [_read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()]
+    try:
+        quota, period = (float(word) for word in limit)
+    except ValueError:
+        return []
+    return [quota / period] if quota > 0 and period > 0 else []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,120 @@
+"""The table that says what will run, with which engines and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from xcfast.envs import NativeVecEnv, SubprocVecEnv, make_env_fn
+from xcfast.output.console import table
+from xcfast.policy import ActionMap, ActorCritic, build_policy
+from xcfast.ranks.group import ALONE, Ranks
+from xcfast.resources import available_cpus, training_device, update_threads
+
+if TYPE_CHECKING:
+    from xcfast.config.schema import Config
+    from xcfast.output.folders import RunFolders
+    from xcfast.runs.components import RunParts
+
+
+def describe(config: Config, mode: str) -> str:
+    """The start table without starting: builds one env and the network, and nothing else.
+
+    Raises:
+        ConfigError: the configuration does not fit the environment.
+    """
+    env = make_env_fn(config.env_id)()
+    try:
+        policy = build_policy(config, env.observation_space, env.action_space)
+        action_map = ActionMap(env.action_space, config.activation_action)
+        shapes = f"observation {env.observation_space.shape}, action {_space(env.action_space)}"
+    finally:
+        env.close()
+    chosen = {"auto": "native where it can serve, else torch"}
+    collector = chosen.get(config.collector_backend, config.collector_backend)
+    learner = chosen.get(config.learner_backend, config.learner_backend)
+    native = f", {config.num_threads or available_cpus()} threads"
+    workers = {
+        "SubprocVecEnv": f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes",
+        "MujocoVecEnv": native,
+        "ClassicControlVecEnv": native,
+    }
+    engines = (config.vectorize + workers.get(config.vectorize, ""), collector, learner)
+    return table(_rows(config, mode, policy, action_map, training_device(config), shapes, engines))
+
+
+def start_table(config: Config, mode: str, parts: RunParts, folders: RunFolders, ranks: Ranks = ALONE) -> str:
+    """What will run, with which engines and why, and where the output goes."""
+    envs = parts.envs
+    shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"
+    kind = type(envs).__name__
+    if isinstance(envs, SubprocVecEnv):
+        kind += f", {envs.num_workers} worker processes"
+    elif isinstance(envs, NativeVecEnv):
+        kind += f", {envs.num_threads} threads"
+    collector = f"{parts.collector.name} ({parts.collector_reason})"
+    learner = f"{parts.learner.name} ({parts.learner_reason})"
+    rows = _rows(config, mode, parts.policy, parts.action_map, parts.device, shapes, (kind, collector, learner), ranks)
+    rows += [("logs", str(folders.log_dir)), ("models", str(folders.model_dir))]
+    return table(rows)
+
+
+def _rows(
+    config: Config,
+    mode: str,
+    policy: ActorCritic,
+    action_map: ActionMap,
+    device: torch.device,
+    shapes: str,
+    engines: tuple[str, str, str],
+    ranks: Ranks = ALONE,
+) -> list[tuple[str, str]]:
+    vectorize, collector, learner = engines
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    batch = f"{config.parallels} envs x {config.horizon_size} steps = {config.batch_size:,}"
+    small, rest = divmod(config.batch_size, config.n_minibatch)
+    sizes = f"{small}-{small + 1}" if rest else f"{small}"
+    updates = f"{config.n_epochs} epochs x {config.n_minibatch} minibatches of {sizes}"
+    trained = config.num_iterations * config.batch_size
+    evaluation = f"{config.test_episode} episodes every {config.eval_interval:,} steps"
+    several = []
+    if ranks.world_size > 1:
+        nodes = "" if ranks.local_world_size == ranks.world_size else f", {ranks.local_world_size} on this node"
+        some = len(ranks.rows(config.parallels))
+        several = [("ranks", f"{ranks.world_size}{nodes}; {some} envs and the threads below on this one, rank 0")]
+    return [
+        ("mode", mode),
+        *several,
+        ("env", f"{config.env_id}: {shapes} ({action_map.describe()})"),
+        ("envs", f"{config.parallels} x {vectorize}"),
+        ("collector", collector),
+        ("learner", learner),
+        ("device", f"{device}, {update_threads(config, ranks.sharing)} threads for the update, 1 for inference"),
+        ("network", f"{parameters:,} parameters: {_network(policy)}"),
+        ("rollout", f"{batch} env steps, {updates}"),
+        ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} updates"),
+        (
+            "evaluation",
+            evaluation if mode == "benchmark" else "none" if mode == "train" else f"{config.test_episode} episodes",
+        ),
+        ("seeds", f"seed {config.seed}, env_seed {config.env_seed}"),
+    ]
+
+
+def _space(space: object) -> str:
+    n = getattr(space, "n", None)
+    return f"one of {n}" if n is not None else str(getattr(space, "shape", space))
+
+
+def _network(policy: ActorCritic) -> str:
+    def widths(module: torch.nn.Module) -> str:
+        layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+        return (
+            "-".join(str(n) for n in ([layers[0].in_features] + [layer.out_features for layer in layers]))
+            if layers
+            else "identity"
+        )
+
+    trunk = "shared trunk" if policy.critic_representation is None else "one trunk each"
+    return f"{trunk} {widths(policy.representation)}, actor {widths(policy.actor)}, critic {widths(policy.critic)}"
