@@ -202,8 +202,8 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
 
 def cuda_update(ranks, config):
     """What ``iterate`` returns of one update by the learner for CUDA devices, which runs on the CPU as well."""
-    from xcfast.runs import components as module
     from xcfast.learners.cuda import CudaLearner
+    from xcfast.runs import components as module
 
     make_learner = module.make_learner
     device = torch.device("cpu")

@@ -85,6 +85,12 @@ class Config:
         "whatever vectorize says",
     )
     parallels: int = key(16, "number of training environments", low=1, high=_MAX_ENVS)
+    env_timeout: float = key(
+        60.0,
+        "seconds that a worker process may take for one environment's step, reset or constructor (SubprocVecEnv)",
+        low=0,
+        open_low=True,
+    )
     render: bool = key(False, "record a video (rgb_array) or open a window (human) when testing")
     render_mode: Literal["rgb_array", "human"] = key("rgb_array", "how render shows the task")
     fps: int = key(50, "frames per second of a recorded video", low=1)
@@ -163,6 +169,16 @@ class Config:
     # Evaluation, logs, files
     eval_interval: int = key(5000, "environment steps between two evaluations (benchmark mode)", low=1)
     test_episode: int = key(5, "episodes of an evaluation or a test", low=1)
+    test_seed: int | None = key(
+        None,
+        "environment i of an evaluation or a test is seeded with test_seed + i, the same every time; null: seeds that "
+        "training never uses, others in every evaluation",
+        low=0,
+        high=_MAX_SEED,
+    )
+    test_step_limit: int = key(
+        10_000, "steps after which an episode of an evaluation is cut, where the task itself has no time limit", low=1
+    )
     logger: Literal["tensorboard", "wandb", "none"] = key("tensorboard", "where curves go; result files come always")
     project_name: str = key("XuanCe_Benchmark", "project in wandb")
     wandb_user_name: str = key("your_user_name", "user or team in wandb; your_user_name means wandb's own default")
@@ -187,6 +203,11 @@ class Config:
     )
     precision: Literal["fp32", "tf32", "bf16"] = key(
         "fp32", "arithmetic of matrix products in the update; tf32 and bf16 on CUDA alone"
+    )
+    inference_device: Literal["auto", "cpu", "cuda"] = key(
+        "auto",
+        "where the torch collector computes actions when the update runs on CUDA; auto: on the GPU if parameters times "
+        "environments exceed 4 million",
     )
     overlap: bool = key(
         False, "collect the next rollout while the update runs on CUDA, with weights that are one update old"
