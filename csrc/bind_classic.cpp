@@ -1,4 +1,4 @@
-// Binds classic/. xcfast/envs/classic_tasks.py collects what it takes.
+// Binds classic/. xcfast/envs/classic_tasks.py collects the arguments.
 #include <pybind11/stl.h>
 
 #include "bind_envs.hpp"
@@ -23,5 +23,5 @@ std::unique_ptr<EnvEngine> make_engine(const std::string &task, Numbers values, 
 
 void bind_classic(py::module_ &m) {
   m.def("classic_engine", &make_engine, py::arg("task"), py::arg("values"), py::arg("config"), py::arg("arrays"), py::arg("pool"),
-        "An engine of classic control; see xcfast/envs/classic_tasks.py.");
+        "Makes an engine of classic control; see xcfast/envs/classic_tasks.py.");
 }

@@ -1,9 +1,10 @@
-// Binds collect/: argument checks, GIL release, and the memory that a call keeps alive. xcfast/collectors/native.py is the wrapper, and
-// sees to it that one Python thread at a time comes here.
+// Binds collect/: checks arguments, releases the GIL, and keeps alive the memory that a call works on. xcfast/collectors/native.py wraps
+// it and admits one Python thread at a time.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -19,7 +20,10 @@ namespace {
 
 using namespace xc;
 
-// The layout of xcfast.rollout.EPISODE_DTYPE as four 8-byte columns.
+// How long one call of run() works before it lets Python handle signals.
+constexpr std::chrono::milliseconds kTurnTime{100};
+
+// xcfast.rollout.EPISODE_DTYPE has the layout of Episode: four columns of 8 bytes.
 static_assert(sizeof(Episode) == 32);
 
 class EnvLoop {
@@ -58,7 +62,7 @@ class EnvLoop {
     policy_.load(from, std);
   }
 
-  // Prepares steps [begin, end) of a rollout; run does them.
+  // Prepares steps [begin, end) of a rollout, which run() then makes.
   void begin_collection(py::dict rollout, py::dict tracked, uint64_t seed, int64_t env_offset, py::array counters, int64_t begin, int64_t end) {
     const auto array = [&](const char *name) { return py::array(rollout[name]); };
     const envs::Engine &engine = bound_.engine();
@@ -88,20 +92,21 @@ class EnvLoop {
                                                         bound_.pool().num_threads());
   }
 
-  // Prepares `quota` episodes in each env; run does them.
+  // Prepares `quota` episodes in each env, which run() then plays.
   void begin_evaluation(int64_t quota) {
     if (quota < 1) throw std::invalid_argument("quota must be positive; got " + std::to_string(quota));
     collection_.reset();
     evaluation_ = std::make_unique<collect::Evaluation>(bound_.engine(), policy_, normalizer_, quota, bound_.pool().num_threads());
   }
 
-  // Whether all is done; else an env has no initial state left: draw some and run again.
+  // Works for about kTurnTime. Returns whether all is done; if not, the caller draws initial states for the envs that have none left and
+  // calls it again.
   bool run() {
     if (!collection_ && !evaluation_) throw std::runtime_error("there is nothing to run");
     bool done, failed;
     {
       const py::gil_scoped_release no_gil;
-      done = collection_ ? collection_->run(bound_.pool()) : evaluation_->run(bound_.pool());
+      done = collection_ ? collection_->run(bound_.pool(), kTurnTime) : evaluation_->run(bound_.pool(), kTurnTime);
       failed = collection_ ? collection_->failed() : evaluation_->failed();
     }
     if (failed) {
@@ -111,18 +116,21 @@ class EnvLoop {
     return done;
   }
 
-  // Of the collection, which this ends: episodes (bytes of EPISODE_DTYPE), final_index int64 [K], final_obs float32 [K * D].
+  // Ends the collection. Returns its episodes (bytes of EPISODE_DTYPE), final_index int64 [K], final_obs float32 [K * D], and where the
+  // first final observation is that is not finite: (flat index t * N + env, element), or None.
   py::tuple end_collection() {
     if (!collection_) throw std::runtime_error("there is no collection to end");
     const auto ended = collection_->ended();
     drop();
+    py::object bad = py::none();
+    if (ended.bad_index >= 0) bad = py::make_tuple(ended.bad_index, ended.bad_element);
     const auto *bytes = reinterpret_cast<const char *>(ended.episodes.data());
     return py::make_tuple(py::bytes(bytes, ended.episodes.size() * sizeof(Episode)),
                           py::array_t<int64_t>(py::ssize_t(ended.final_index.size()), ended.final_index.data()),
-                          py::array_t<float>(py::ssize_t(ended.final_obs.size()), ended.final_obs.data()));
+                          py::array_t<float>(py::ssize_t(ended.final_obs.size()), ended.final_obs.data()), bad);
   }
 
-  // Of the evaluation, which this ends: returns float64 [N * quota], env by env.
+  // Ends the evaluation. Returns the episodes' returns, float64 [N * quota], env by env.
   py::array end_evaluation() {
     if (!evaluation_) throw std::runtime_error("there is no evaluation to end");
     py::array_t<double> scores(py::ssize_t(evaluation_->scores().size()), evaluation_->scores().data());
@@ -162,12 +170,15 @@ void bind_collector(py::module_ &m) {
       .def(py::init(&make_loop), py::kw_only(), py::arg("engine"), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"),
            py::arg("log_std"), py::arg("n_obs"), py::arg("n_parameters"), py::arg("low"), py::arg("high"), py::arg("scale"),
            py::arg("offset"), py::arg("normalizer"), py::arg("normalize"), py::arg("epsilon"), py::arg("clip"))
-      .def("load", &EnvLoop::load, py::arg("parameters"), py::arg("deviation"), "Take these weights from now on.")
+      .def("load", &EnvLoop::load, py::arg("parameters"), py::arg("deviation"), "Takes these weights from now on.")
       .def("begin_collection", &EnvLoop::begin_collection, py::kw_only(), py::arg("rollout"), py::arg("tracked"), py::arg("seed"), py::arg("env_offset"),
-           py::arg("counters"), py::arg("begin"), py::arg("end"), "Prepare steps [begin, end) of a rollout.")
-      .def("begin_evaluation", &EnvLoop::begin_evaluation, py::arg("quota"), "Prepare `quota` episodes in each env.")
+           py::arg("counters"), py::arg("begin"), py::arg("end"), "Prepares steps [begin, end) of a rollout.")
+      .def("begin_evaluation", &EnvLoop::begin_evaluation, py::arg("quota"), "Prepares `quota` episodes in each env.")
       .def("run", &EnvLoop::run,
-           "Do what was prepared. False: an env has no initial state left; draw some and run again. Releases the GIL.")
-      .def("end_collection", &EnvLoop::end_collection, "Episodes (bytes), final_index int64 [K], final_obs float32 [K * D].")
-      .def("end_evaluation", &EnvLoop::end_evaluation, "Returns float64 [N * quota], env by env.");
+           "Works for about 100 ms on what was prepared. Returns whether all is done; if not, draw initial states for the envs that have "
+           "none left and run again. Releases the GIL.")
+      .def("end_collection", &EnvLoop::end_collection,
+           "Ends the collection. Returns episodes (bytes), final_index int64 [K], final_obs float32 [K * D], and (flat index, element) of "
+           "the first final observation that is not finite, or None.")
+      .def("end_evaluation", &EnvLoop::end_evaluation, "Ends the evaluation. Returns the episodes' returns, float64 [N * quota], env by env.");
 }

@@ -1,4 +1,4 @@
-// Binds mujoco/. xcfast/envs/mujoco_engine.py collects what it takes.
+// Binds mujoco/. xcfast/envs/mujoco_engine.py collects the arguments.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -34,6 +34,21 @@ Setup make_setup(const py::dict &from) {
   return setup;
 }
 
+Api make_api(const py::dict &from) {
+  Api api;
+  api.step = address<Api::Function>(from, "mj_step");
+  api.forward = address<Api::Function>(from, "mj_forward");
+  api.reset_data = address<Api::Function>(from, "mj_resetData");
+  api.rne_post_constraint = address<Api::Function>(from, "mj_rnePostConstraint");
+  api.error = address<decltype(api.error)>(from, "mju_error");
+  api.set_log_handler = address<decltype(api.set_log_handler)>(from, "set_log_handler");
+  api.set_error_handler = address<decltype(api.set_error_handler)>(from, "set_error_handler");
+  api.set_warning_handler = address<decltype(api.set_warning_handler)>(from, "set_warning_handler");
+  api.set_process_log_handler = address<decltype(api.set_process_log_handler)>(from, "set_process_log_handler");
+  api.process_error_handler = address<decltype(api.process_error_handler)>(from, "process_error_handler");
+  return api;
+}
+
 Simulation make_simulation(const py::dict &from) {
   Simulation sim;
   sim.data = address<void *>(from, "data");
@@ -52,13 +67,7 @@ std::unique_ptr<EnvEngine> make_engine(const std::string &task, const py::dict &
                                        py::object keep_alive) {
   const Setup s = make_setup(setup);
   Simulations::Config c;
-  c.api.step = address<Api::Function>(api, "mj_step");
-  c.api.forward = address<Api::Function>(api, "mj_forward");
-  c.api.reset_data = address<Api::Function>(api, "mj_resetData");
-  c.api.rne_post_constraint = address<Api::Function>(api, "mj_rnePostConstraint");
-  c.api.set_log_handler = address<decltype(c.api.set_log_handler)>(api, "set_log_handler");
-  c.api.set_error_handler = address<decltype(c.api.set_error_handler)>(api, "set_error_handler");
-  c.api.set_warning_handler = address<decltype(c.api.set_warning_handler)>(api, "set_warning_handler");
+  c.api = make_api(api);
   c.model = address<const void *>(config, "model");
   c.nq = s.nq;
   c.nv = s.nv;
@@ -81,5 +90,7 @@ std::unique_ptr<EnvEngine> make_engine(const std::string &task, const py::dict &
 void bind_mujoco(py::module_ &m) {
   m.def("mujoco_engine", &make_engine, py::arg("task"), py::arg("setup"), py::arg("api"), py::arg("config"), py::arg("simulations"),
         py::arg("arrays"), py::arg("pool"), py::arg("keep_alive"),
-        "An engine of one MuJoCo task on one model; see xcfast/envs/mujoco_engine.py.");
+        "Makes the engine of one MuJoCo task on one model; see xcfast/envs/mujoco_engine.py.");
+  m.def("mujoco_errors_arrive", [](const py::dict &api) { return errors_arrive(make_api(api)); }, py::arg("api"),
+        "Raises an error in MuJoCo and returns whether the engine's handlers catch it; `api` as for mujoco_engine.");
 }

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <chrono>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -25,6 +26,24 @@ const nn::Kernels &find_kernels(const std::optional<std::string> &name) {
     if (*name == kernels->name) return *kernels;
   throw std::invalid_argument("variant must be one of nn_variants(); got '" + *name + "'");
 }
+
+// Runs Python's signal handlers every 100 ms of a call that has released the GIL, and throws what they raise, so that Ctrl-C ends a long
+// update.
+class SignalCheck {
+ public:
+  void operator()() {
+    const auto now = Clock::now();
+    if (now < next_) return;
+    next_ = now + kInterval;
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::milliseconds kInterval{100};
+  Clock::time_point next_ = Clock::now() + kInterval;
+};
 
 class BoundLearner {
  public:
@@ -113,7 +132,7 @@ class BoundLearner {
     nn::UpdateSums sums;
     call([&] {
       begun_ = {};
-      sums = learner_->update(view, settings);
+      sums = learner_->update(view, settings, SignalCheck{});
     });
     const double n = double(samples * sums.epochs);
     return {sums.losses.policy / n,

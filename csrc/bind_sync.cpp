@@ -1,9 +1,10 @@
-// Binds sync.hpp (lock-step with worker processes) and the worker's watch on its parent.
+// Binds sync.hpp, the lock-step with worker processes, and the thread by which a worker watches its parent.
 #include "sync.hpp"
 
 #include <pybind11/pybind11.h>
 
 #include <poll.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,7 +16,7 @@ namespace py = pybind11;
 
 namespace {
 
-// A view of a SyncBlock in somebody's buffer, with this process's own place in the sequence of commands.
+// A view of a SyncBlock in a Python buffer, with this process's own place in the sequence of commands.
 class Sync {
  public:
   Sync(py::buffer buffer, double spin_seconds, bool yield) : info_(buffer.request(/*writable=*/true)) {
@@ -54,15 +55,18 @@ class Sync {
   std::uint32_t seen_ = 0;
 };
 
-// Ends this process as soon as the other end of `fd` is closed or the parent is no longer `parent_pid`. The thread
-// needs no GIL, so it works while the process hangs in C code or sleeps on a futex. The second look is for a
-// descriptor that a fork of the parent has kept open.
+// Starts a thread that ends this process as soon as the other end of `fd` is closed or the parent is no longer `parent_pid`. A process
+// that leads a process group takes the group with it, so that no child of an environment stays behind. The thread needs no GIL, so it
+// works while the process hangs in C code or sleeps on a futex. The parent's number is checked too, because a fork of the parent may
+// have kept the descriptor open.
 void watch_parent(int fd, int parent_pid) {
   std::thread([fd, parent_pid] {
     for (;;) {
       pollfd watched{fd, 0, 0};  // POLLHUP is always reported
       const int ready = poll(&watched, 1, 500);
-      if ((ready > 0 && (watched.revents & (POLLHUP | POLLERR | POLLNVAL))) || getppid() != parent_pid) _exit(1);
+      if (!(ready > 0 && (watched.revents & (POLLHUP | POLLERR | POLLNVAL))) && getppid() == parent_pid) continue;
+      if (getpgrp() == getpid()) kill(0, SIGKILL);
+      _exit(1);
     }
   }).detach();
 }
@@ -75,13 +79,13 @@ void bind_sync(py::module_ &m) {
       .def(py::init<py::buffer, double, bool>(), py::arg("buffer"), py::arg("spin_seconds"), py::arg("spin_yields"))
       .def_property_readonly_static("nbytes", [](py::object) { return sizeof(xcfast::SyncBlock); })
       .def("publish", &Sync::publish, py::arg("opcode"), py::arg("num_workers"),
-           "Parent: hand a command to all workers.")
+           "Parent: hands a command to all workers.")
       .def("wait_command", &Sync::wait_command, py::arg("timeout"), release(),
-           "Worker: the next command, or 0 after `timeout` seconds. Releases the GIL.")
-      .def("finish", &Sync::finish, py::arg("failed"), "Worker: report the command as done; the last one wakes the parent.")
+           "Worker: returns the next command, or 0 after `timeout` seconds. Releases the GIL.")
+      .def("finish", &Sync::finish, py::arg("failed"), "Worker: reports the command as done; the last one wakes the parent.")
       .def("wait_finished", &Sync::wait_finished, py::arg("timeout"), release(),
-           "Parent: 1 when all workers have reported, 2 when one of them failed, 0 after `timeout` seconds. Releases the "
-           "GIL.");
+           "Parent: returns 1 when all workers have reported, 2 when one of them failed, 0 after `timeout` seconds. Releases "
+           "the GIL.");
   m.def("watch_parent", &watch_parent, py::arg("fd"), py::arg("parent_pid"),
-        "Worker: end this process when `fd` hangs up or the parent is gone.");
+        "Worker: ends this process, and the process group that it leads, when `fd` hangs up or the parent is gone.");
 }

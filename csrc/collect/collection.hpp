@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -39,17 +40,20 @@ class Collection {
     for (int64_t t = 0; t < std::min<int64_t>(num_threads, schedule_.size()); ++t) actors_.emplace_back(policy, most);
   }
 
-  // False: an env has no initial state left (draw some and call again), or failed.
-  bool run(ThreadPool &pool) {
-    return schedule_.run(pool, [this](int64_t block, int64_t worker) { return advance(block, actors_[size_t(worker)]); });
+  // Advances the envs for about `limit`. Returns whether all are done; if not, call again after drawing initial states for the envs that
+  // have none left, unless an env failed.
+  bool run(ThreadPool &pool, Schedule::Clock::duration limit) {
+    return schedule_.run(pool, limit, [this](int64_t block, int64_t worker) { return advance(block, actors_[size_t(worker)]); });
   }
   bool failed() const { return schedule_.failed(); }
 
-  // What ended, in time, then env order.
+  // The episodes that ended, ordered by time, then by env.
   struct Ended {
     std::vector<Episode> episodes;
     std::vector<int64_t> final_index;  // flat t * N + env of the steps that were truncated and not terminated
     std::vector<float> final_obs;      // [K, D] their observations, normalised
+    // The first of these observations that is not finite, and its first such element: -1 if all are.
+    int64_t bad_index = -1, bad_element = -1;
   };
   Ended ended() const {
     Ended all;
@@ -61,6 +65,10 @@ class Collection {
     const size_t dim = size_t(engine_.obs_size());
     for (const Block &block : blocks_) {
       all.episodes.insert(all.episodes.end(), block.episodes.begin(), block.episodes.end());
+      if (block.bad_index >= 0 && (all.bad_index < 0 || block.bad_index < all.bad_index)) {
+        all.bad_index = block.bad_index;
+        all.bad_element = block.bad_element;
+      }
       for (size_t k = 0; k < block.final_index.size(); ++k) finals.push_back({block.final_index[k], block.final_obs.data() + k * dim});
     }
     const auto earlier = [](const Episode &a, const Episode &b) { return a.step != b.step ? a.step < b.step : a.env < b.env; };
@@ -81,6 +89,7 @@ class Collection {
     std::vector<Episode> episodes;
     std::vector<int64_t> final_index;
     std::vector<float> final_obs;
+    int64_t bad_index = -1, bad_element = -1;  // as in Ended
   };
 
   Progress advance(int64_t index, Actor &actor) {
@@ -96,14 +105,14 @@ class Collection {
         waiting_[size_t(env)] = false;
       }
       if (block.step == end_) return Progress::kDone;
-      if (turn == kTurn) break;
+      if (turn == kTurn || (turn > 0 && schedule_.late())) break;
       if (!step(block, begin, end, actor)) return Progress::kFailed;
       ++block.step;
     }
     return Progress::kGoesOn;
   }
 
-  // One step of the envs [begin, end); false: one failed.
+  // Steps the envs [begin, end) once; returns false if one failed.
   bool step(Block &block, int64_t begin, int64_t end, Actor &actor) {
     const int64_t num_envs = engine_.num_envs(), dim = engine_.obs_size(), width = engine_.action_size();
     const int64_t first = block.step * num_envs + begin, rows = end - begin;
@@ -137,8 +146,15 @@ class Collection {
     rollout_.episode_lengths[env] = 0;
     if (step.terminated) return;
     block.final_index.push_back(place);
+    // Looked at before normalisation, which clips infinity to an ordinary number.
+    const double *final_obs = engine_.final_obs(env);
+    for (int64_t d = 0; d < dim && block.bad_index < 0; ++d)
+      if (!std::isfinite(final_obs[d])) {
+        block.bad_index = place;
+        block.bad_element = d;
+      }
     block.final_obs.resize(block.final_obs.size() + size_t(dim));
-    normalizer_.apply(engine_.final_obs(env), 1, dim, block.final_obs.data() + block.final_obs.size() - size_t(dim));
+    normalizer_.apply(final_obs, 1, dim, block.final_obs.data() + block.final_obs.size() - size_t(dim));
   }
 
   envs::Engine &engine_;
@@ -149,7 +165,7 @@ class Collection {
   const int64_t end_;
   Schedule schedule_;
   std::vector<Block> blocks_;
-  std::vector<char> waiting_;  // [N], for an initial state
+  std::vector<char> waiting_;  // [N], whether the env waits for an initial state
   std::vector<Actor> actors_;
 };
 

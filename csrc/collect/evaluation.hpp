@@ -13,7 +13,7 @@ namespace xc::collect {
 
 class Evaluation {
  public:
-  // quota: episodes of each env.
+  // quota: number of episodes of each env.
   Evaluation(envs::Engine &engine, const Policy &policy, const Normalizer &normalizer, int64_t quota, int num_threads)
       : engine_(engine),
         policy_(policy),
@@ -27,13 +27,13 @@ class Evaluation {
     for (int64_t t = 0; t < std::min<int64_t>(num_threads, schedule_.size()); ++t) actors_.emplace_back(policy, most);
   }
 
-  // False: an env has no initial state left (draw some and call again), or failed.
-  bool run(ThreadPool &pool) {
-    return schedule_.run(pool, [this](int64_t block, int64_t worker) { return advance(schedule_[block], actors_[size_t(worker)]); });
+  // As Collection::run.
+  bool run(ThreadPool &pool, Schedule::Clock::duration limit) {
+    return schedule_.run(pool, limit, [this](int64_t block, int64_t worker) { return advance(schedule_[block], actors_[size_t(worker)]); });
   }
   bool failed() const { return schedule_.failed(); }
 
-  // [N, quota], the returns of the episodes.
+  // Returns of the episodes, [N, quota].
   const std::vector<double> &scores() const { return scores_; }
 
  private:
@@ -41,7 +41,7 @@ class Evaluation {
 
   Progress advance(const Schedule::Block &block, Actor &actor) {
     const envs::Engine::Guard guard(engine_);
-    for (int64_t turn = 0; turn < kTurn; ++turn) {
+    for (int64_t turn = 0; turn < kTurn && (turn == 0 || !schedule_.late()); ++turn) {
       for (int64_t env = block.begin; env < block.end; ++env) {
         if (!waiting_[size_t(env)] || done(env)) continue;
         const envs::Status status = engine_.reset_one(env);
@@ -55,7 +55,7 @@ class Evaluation {
     return Progress::kGoesOn;
   }
 
-  // One step of the block's envs that are not done.
+  // Steps those envs of the block that are not done.
   Progress step(const Schedule::Block &block, Actor &actor) {
     const int64_t dim = engine_.obs_size(), width = policy_.network.action_size();
     int64_t rows = 0;
@@ -86,7 +86,7 @@ class Evaluation {
   Schedule schedule_;
   std::vector<double> scores_;
   std::vector<int64_t> finished_;  // [N]
-  std::vector<char> waiting_;      // [N], for an initial state
+  std::vector<char> waiting_;      // [N], whether the env waits for an initial state
   std::vector<Actor> actors_;
 };
 

@@ -1,9 +1,11 @@
-// How threads share envs that each take many steps of their own: envs lie in blocks, a thread takes a block, advances it by a turn of a
-// few steps and puts it back. The block that is furthest behind goes next, so that all threads are busy until shortly before the end,
-// whatever the steps cost. Which thread advances a block does not matter to the block.
+// Shares environments among threads that take each through many steps of its own. Environments lie in blocks: a thread takes a block,
+// advances it by a turn of a few steps and puts it back. The block that is furthest behind goes next, so that all threads stay busy
+// until shortly before the end, whatever the steps cost. The result does not depend on which thread advances a block, nor on how often
+// the work pauses.
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <vector>
@@ -34,30 +36,40 @@ class Schedule {
   int64_t size() const { return static_cast<int64_t>(blocks_.size()); }
   const Block &operator[](int64_t block) const { return blocks_[size_t(block)]; }
 
-  // Calls advance(block, worker) -> Progress, by turns, until each block is done or waits, or one failed; those that waited before go on.
-  // Two calls at a time have different workers, and workers are numbered below the pool's threads. Returns whether all blocks are done.
+  using Clock = std::chrono::steady_clock;
+  static constexpr auto kNoLimit = Clock::duration::max();
+
+  // Calls advance(block, worker) -> Progress, by turns, until each block is done or waits, or one failed, or `limit` has passed. Blocks
+  // that waited before this call go on. Concurrent calls of `advance` have different workers, numbered from 0 to the pool's threads - 1.
+  // Each call makes progress, however short the limit. Returns whether all blocks are done.
   template <class Advance>
-  bool run(ThreadPool &pool, Advance &&advance) {
+  bool run(ThreadPool &pool, Clock::duration limit, Advance &&advance) {
+    deadline_ = limit == kNoLimit ? Clock::time_point::max() : Clock::now() + limit;
     for (Turn &turn : turns_)
       if (turn.state == State::kWaiting) turn.state = State::kReady;
     failed_ = false;
     const int64_t workers = std::min<int64_t>(pool.num_threads(), size());
     pool.run(workers, [&](int64_t worker) {
-      for (int64_t block = take(worker * size() / workers); block >= 0; block = take(block))
+      int64_t block = take(worker * size() / workers);
+      while (block >= 0) {
         put_back(block, advance(block, worker));
+        block = late() ? -1 : take(block);
+      }
     });
     return std::all_of(turns_.begin(), turns_.end(), [](const Turn &turn) { return turn.state == State::kDone; });
   }
   bool failed() const { return failed_; }
+  // Whether the limit of this run has passed, so that threads put their blocks back after the step in hand.
+  bool late() const { return Clock::now() >= deadline_; }
 
  private:
   enum class State : uint8_t { kReady, kTaken, kWaiting, kDone };
   struct Turn {
     State state = State::kReady;
-    int64_t taken = 0;  // turns so far
+    int64_t taken = 0;  // number of turns so far
   };
 
-  // The ready block with the fewest turns, the first from `from` on; -1 if there is none, or if a block failed.
+  // Takes the ready block with the fewest turns, the first of these from `from` on. Returns -1 if none is ready or one failed.
   int64_t take(int64_t from) {
     const std::lock_guard<std::mutex> lock(mutex_);
     int64_t best = -1;
@@ -83,6 +95,7 @@ class Schedule {
   std::vector<Turn> turns_;
   std::mutex mutex_;
   bool failed_ = false;
+  Clock::time_point deadline_ = Clock::time_point::max();
 };
 
 }  // namespace xc::collect

@@ -1,4 +1,4 @@
-// MuJoCo's functions by address, so that nothing here needs its headers or links to it, and a net below its errors.
+// MuJoCo's functions by address, so that nothing here needs MuJoCo's headers or links to it; and a net that catches its errors.
 #pragma once
 
 #include <setjmp.h>
@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 
 namespace xc::mujoco {
 
@@ -13,23 +14,30 @@ struct Api {
   using Function = void (*)(const void *model, void *data);
   Function step = nullptr, forward = nullptr, reset_data = nullptr, rne_post_constraint = nullptr;
 
-  // This thread's handlers, as MuJoCo's own bindings set them: one for all messages (since 3.9 or so), or one each. Null where a
-  // version does not have them.
+  // Setters of the calling thread's handlers, private symbols that MuJoCo's own bindings use: newer versions (about 3.9 on) have one
+  // handler for all messages, older ones a handler for errors and one for warnings. Null where a version lacks them.
   using LogHandler = void (*)(const void *);
   using TextHandler = void (*)(const char *);
   LogHandler (*set_log_handler)(LogHandler) = nullptr;
   void (*set_error_handler)(TextHandler) = nullptr;
   void (*set_warning_handler)(TextHandler) = nullptr;
+
+  // Public functions and variables that errors_arrive needs; null where a version lacks them.
+  void (*error)(const char *format, ...) = nullptr;                // mju_error
+  LogHandler (*set_process_log_handler)(LogHandler) = nullptr;     // mju_setLogHandler
+  TextHandler *process_error_handler = nullptr;                    // &mju_user_error
 };
 
-// Between catch_errors and release_errors, errors of MuJoCo on this thread jump to where XC_MUJOCO_CAUGHT was asked last, instead of
-// ending the process, and warnings are not printed and written into MUJOCO_LOG.TXT (they are counted in mjData).
+// Between catch_errors and release_errors, an error of MuJoCo on this thread jumps to the last XC_MUJOCO_CAUGHT that the thread passed,
+// instead of ending the process. Warnings are neither printed nor written to MUJOCO_LOG.TXT; mjData counts them.
 //
 //   if (XC_MUJOCO_CAUGHT) { ... message() ... } else { calls of MuJoCo, no destructors }
 struct Net {
   jmp_buf target;
   char message[512];
   Api::LogHandler previous;
+  bool testing = false;  // while errors_arrive runs on this thread
+  bool missed = false;   // whether its error passed by this thread's handlers
 };
 
 inline Net &net() {
@@ -37,7 +45,7 @@ inline Net &net() {
   return here;
 }
 
-// Of the error that was caught last on this thread.
+// The text of the error that this thread caught last.
 inline const char *message() { return net().message; }
 
 [[noreturn]] inline void on_error(const char *message) {
@@ -53,7 +61,7 @@ inline void on_log(const void *message) {
   };
   constexpr int kError = 3;
   const auto *head = static_cast<const Head *>(message);
-  if (head->level >= kError) on_error(head->subject);
+  if (head->level >= kError || net().testing) on_error(head->subject);
 }
 
 inline void catch_errors(const Api &api) {
@@ -69,5 +77,40 @@ inline void release_errors(const Api &api) {
 }
 
 #define XC_MUJOCO_CAUGHT (_setjmp(::xc::mujoco::net().target) != 0)
+
+// Handlers of the whole process during errors_arrive; messages of other threads pass without effect.
+inline void on_missed_error(const char *) {
+  if (!net().testing) return;
+  net().missed = true;
+  longjmp(net().target, 1);
+}
+inline void on_missed_log(const void *) { on_missed_error(nullptr); }
+
+// Raises an error in MuJoCo and returns whether it arrives at this thread's handlers with its text. The private symbols that set these
+// handlers may mean something else in another version. Meanwhile the process's own handlers catch an error that misses the thread's,
+// because it would end the process otherwise. Not for several threads at a time.
+inline bool errors_arrive(const Api &api) {
+  constexpr char kText[] = "a test of xcfast's error handler";
+  const bool caught_anyway = api.set_process_log_handler || api.process_error_handler;
+  if (!api.error || !caught_anyway || !(api.set_log_handler || api.set_error_handler)) return false;
+  Net &here = net();
+  const Api::LogHandler log_handler = api.set_process_log_handler ? api.set_process_log_handler(&on_missed_log) : nullptr;
+  const Api::TextHandler error_handler = api.process_error_handler ? *api.process_error_handler : nullptr;
+  if (api.process_error_handler) *api.process_error_handler = &on_missed_error;
+  catch_errors(api);
+  here.testing = true;
+  here.missed = false;
+  here.message[0] = '\0';
+  bool arrived = false;
+  if (XC_MUJOCO_CAUGHT)
+    arrived = !net().missed && std::strstr(message(), kText);
+  else
+    api.error("%s", kText);
+  net().testing = false;
+  release_errors(api);
+  if (api.set_process_log_handler) api.set_process_log_handler(log_handler);
+  if (api.process_error_handler) *api.process_error_handler = error_handler;
+  return arrived;
+}
 
 }  // namespace xc::mujoco

@@ -183,8 +183,10 @@ class Learner {
     return norm;
   }
 
-  // The whole update on a full rollout.
-  UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings) {
+  // Makes the whole update on a full rollout. Calls between_minibatches() before each minibatch; where that throws, the update stops there
+  // and leaves the weights of the minibatches so far.
+  template <class Between>
+  UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings, Between &&between_minibatches) {
     begin(rollout, settings);
     const int64_t samples = rollout.num_steps * rollout.num_envs;
     UpdateSums sums;
@@ -192,6 +194,7 @@ class Learner {
       LossSums losses;
       int64_t k = sums.epochs++ * settings.n_minibatch;
       for (; k < sums.epochs * settings.n_minibatch; ++k) {
+        between_minibatches();
         const Batch batch = minibatch(rollout, settings, k);
         const AdvantageMoments moments = settings.normalize_advantages ? advantages_[size_t(k)].moments() : AdvantageMoments{};
         losses.add(compute_gradients(batch, moments));

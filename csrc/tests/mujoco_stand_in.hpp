@@ -44,6 +44,18 @@ struct Message {
 inline Api::LogHandler set_log_handler(Api::LogHandler handler) {
   return std::exchange(log_handler, handler);
 }
+
+// The handlers of the process, and a way to raise an error that tries the thread's handler, then these, as MuJoCo does.
+inline Api::LogHandler process_log_handler = nullptr;
+inline Api::TextHandler process_error_handler = nullptr;
+inline Api::LogHandler set_process_log_handler(Api::LogHandler handler) { return std::exchange(process_log_handler, handler); }
+inline void stand_in_error(const char *, ...) {
+  const Message message{3, 0, "a test of xcfast's error handler"};
+  if (log_handler) log_handler(&message);
+  if (process_log_handler) process_log_handler(&message);
+  if (process_error_handler) process_error_handler(message.subject);
+  std::abort();
+}
 inline void stand_in_step(const void *, void *d) {
   auto *data = static_cast<Data *>(d);
   if (data->ctrl[0] == 99) {

@@ -97,9 +97,9 @@ void refill(Memory &world) {
   }
 }
 
-// Steps [0, cut) and [cut, kSteps) in two calls.
+// Collects steps [0, cut) and [cut, kSteps) in two calls, each of which pauses whenever `limit` has passed.
 template <class World>
-Result collect(int64_t n, int threads, int64_t cut) {
+Result collect(int64_t n, int threads, int64_t cut, Schedule::Clock::duration limit = Schedule::kNoLimit) {
   constexpr bool kChoices = std::is_same_v<World, ClassicWorld>;
   World world(n, kLimit);
   reset_all(world);
@@ -116,7 +116,7 @@ Result collect(int64_t n, int threads, int64_t cut) {
                          result.lengths.data()};
   for (const auto &[begin, end] : {std::pair<int64_t, int64_t>{0, cut}, {cut, kSteps}}) {
     Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, begin, end, threads);
-    while (!collection.run(pool)) {
+    while (!collection.run(pool, limit)) {
       CHECK(!collection.failed());
       refill(world);
       ++result.refills;
@@ -144,6 +144,46 @@ void same_on_any_number_of_threads() {
     for (const int64_t cut : {0, 1, 23, 50}) CHECK(collect<World>(13, threads, cut) == expected);
 }
 
+// A pause after each step of a block, and a few pauses at moments that differ from run to run.
+template <class World>
+void same_with_pauses() {
+  const Result expected = collect<World>(13, 1, 0);
+  for (const int threads : {1, 3})
+    for (const auto limit : {std::chrono::microseconds(0), std::chrono::microseconds(20)}) {
+      const Result paused = collect<World>(13, threads, 23, limit);
+      CHECK(paused == expected);
+      CHECK(limit.count() > 0 || paused.refills >= kSteps);
+    }
+}
+
+// Envs that never terminate, of which 4 and 5 observe infinity in their third number.
+class Boundless final : public xc::envs::Dynamics {
+ public:
+  explicit Boundless(int64_t n) : Dynamics({n, kObs, 1, kObs}) {}
+  xc::envs::Outcome step(int64_t, const float *) override { return {1.0, false}; }
+  const char *reset(int64_t, const double *) override { return nullptr; }
+  void observe(int64_t i, double *obs) const override {
+    for (int64_t k = 0; k < kObs; ++k) obs[k] = i >= 4 && k == 2 ? INFINITY : 0.0;
+  }
+};
+
+// The collection names the first final observation that is not finite, although normalisation clips it to an ordinary number.
+void final_observations_that_are_not_finite() {
+  Memory world(6);
+  world.engine = std::make_unique<Engine>(Engine::Config{kLimit, kCapacity}, std::make_unique<Boundless>(6), world.rows());
+  reset_all(world);
+  const auto policy = make_policy(-4, 4);
+  xc::ThreadPool pool(3);
+  Result result(6);
+  const RolloutRows rows{result.obs.data(),        result.rewards.data(),   result.actions.data(), nullptr,
+                         result.terminated.data(), result.truncated.data(), result.returns.data(), result.lengths.data()};
+  Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, 0, kLimit, 3);
+  CHECK(collection.run(pool, Schedule::kNoLimit));
+  const auto ended = collection.ended();
+  CHECK(ended.bad_index == (kLimit - 1) * 6 + 4 && ended.bad_element == 2);
+  CHECK(collect<World>(13, 2, 0).ended.bad_index == -1);
+}
+
 void failures_stop_it() {
   World world(6, kLimit);
   reset_all(world);
@@ -153,21 +193,21 @@ void failures_stop_it() {
   const RolloutRows rows{result.obs.data(),        result.rewards.data(),   result.actions.data(), nullptr,
                          result.terminated.data(), result.truncated.data(), result.returns.data(), result.lengths.data()};
   Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, 0, kSteps, 3);
-  CHECK(!collection.run(pool) && collection.failed());
+  CHECK(!collection.run(pool, Schedule::kNoLimit) && collection.failed());
   bool named = false;
   for (int64_t i = 0; i < 6; ++i) named |= world.engine->take_error(i) == "stack overflow";
   CHECK(named);
 }
 
 template <class World>
-std::vector<double> evaluate(int64_t n, int threads, int64_t quota) {
+std::vector<double> evaluate(int64_t n, int threads, int64_t quota, Schedule::Clock::duration limit = Schedule::kNoLimit) {
   World world(n, kLimit);
   reset_all(world);
   const auto policy = std::is_same_v<World, ClassicWorld> ? make_choosing_policy() : make_policy(-4, 4);
   xc::ThreadPool pool(threads);
   Result result(n);
   Evaluation evaluation(*world.engine, *policy, result.normalizer(), quota, threads);
-  while (!evaluation.run(pool)) {
+  while (!evaluation.run(pool, limit)) {
     CHECK(!evaluation.failed());
     refill(world);
   }
@@ -180,6 +220,7 @@ void evaluation_is_the_same_on_any_number_of_threads() {
   const std::vector<double> expected = evaluate<World>(7, 1, 5);
   for (const double score : expected) CHECK(score >= 1 && score <= kLimit);
   for (const int threads : {2, 5}) CHECK(evaluate<World>(7, threads, 5) == expected);
+  for (const int threads : {1, 3}) CHECK(evaluate<World>(7, threads, 5, Schedule::Clock::duration::zero()) == expected);
 }
 
 }  // namespace
@@ -188,6 +229,9 @@ int main() {
   choices();
   same_on_any_number_of_threads<World>();
   same_on_any_number_of_threads<ClassicWorld>();
+  same_with_pauses<World>();
+  same_with_pauses<ClassicWorld>();
+  final_observations_that_are_not_finite();
   failures_stop_it();
   evaluation_is_the_same_on_any_number_of_threads<World>();
   evaluation_is_the_same_on_any_number_of_threads<ClassicWorld>();

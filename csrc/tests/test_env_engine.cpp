@@ -104,6 +104,25 @@ void warnings_and_errors() {
   CHECK(world.warning_counts[1 * kWarnings + 3] > 0 && world.warning_counts[0 * kWarnings + 3] == 0);
 }
 
+// An error that misses the thread's handler is noticed, and all handlers are put back.
+void whether_errors_arrive() {
+  const auto ignore = [](Api::LogHandler) -> Api::LogHandler { return nullptr; };  // a setter of another shape: it sets nothing
+  Api api;
+  api.error = &stand_in_error;
+  CHECK(!errors_arrive(api));  // without a setter and without a second net it does not even try
+  api.set_log_handler = &set_log_handler;
+  CHECK(!errors_arrive(api));
+  for (const bool by_log : {true, false}) {
+    api.set_process_log_handler = by_log ? &set_process_log_handler : nullptr;
+    api.process_error_handler = by_log ? nullptr : &process_error_handler;
+    api.set_log_handler = &set_log_handler;
+    CHECK(errors_arrive(api));
+    api.set_log_handler = ignore;
+    CHECK(!errors_arrive(api));
+    CHECK(!log_handler && !process_log_handler && !process_error_handler);
+  }
+}
+
 void arithmetic() {
   std::vector<double> x(1000);
   for (size_t k = 0; k < x.size(); ++k) x[k] = 1.0 / static_cast<double>(k + 1);
@@ -124,6 +143,7 @@ int main() {
   cart_poles_fall();
   episodes_end();
   warnings_and_errors();
+  whether_errors_arrive();
   arithmetic();
   std::puts("env engine: ok");
 }

@@ -112,7 +112,7 @@ Result run_update(const Network &network, const std::vector<float> &start, const
                          r.log_probs.data(),
                          r.advantages.data(),
                          r.returns.data()};
-  r.sums = learner.update(view, {0.99, 0.95, true, 0.5, 7, 3, 2, n_minibatch, 0, rates.data(), 0, max_approx_kl});
+  r.sums = learner.update(view, {0.99, 0.95, true, 0.5, 7, 3, 2, n_minibatch, 0, rates.data(), 0, max_approx_kl}, [] {});
   return r;
 }
 

@@ -1,4 +1,4 @@
-"""Messages between the parent and a worker over a socket pair: for all that is rare. Steps go through shared memory."""
+"""Messages between the parent and a worker over a socket pair, for all but steps, which go through shared memory."""
 
 import pickle
 import socket
@@ -8,9 +8,12 @@ _LENGTH = 8
 
 
 class Channel:
-    """Whole pickled objects over one end of a socket pair.
+    """One end of a socket pair that carries whole pickled objects.
 
     Both ends belong to processes of one program, so the pickles are as trustworthy as the program itself.
+
+    Args:
+        sock: The end of the socket pair; the channel closes it.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -19,7 +22,7 @@ class Channel:
 
     @staticmethod
     def pack(message: Any) -> bytes:
-        """One object as `send_packed` takes it; raises what pickle raises, which may be anything."""
+        """Returns the bytes of one object for `send_packed`; raises what pickle raises, which may be anything."""
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         return len(data).to_bytes(_LENGTH, "little") + data
 
@@ -28,22 +31,22 @@ class Channel:
         self.send_packed(self.pack(message), timeout)
 
     def send_packed(self, packed: bytes, timeout: float | None = None) -> None:
-        """Sends what `pack` returned.
+        """Sends the bytes that `pack` returned.
 
         Raises:
-            TimeoutError: the other side did not take it within `timeout` seconds.
-            ConnectionError: the other side is gone.
+            TimeoutError: The other side did not take it within `timeout` seconds.
+            ConnectionError: The other side is gone.
         """
         self._socket.settimeout(timeout)
         self._socket.sendall(packed)
 
     def receive(self, timeout: float | None = None) -> Any:
-        """Waits for one object; a partly received one is kept for the next call.
+        """Waits for one object and returns it. Keeps a partly received object for the next call.
 
         Raises:
-            TimeoutError: none came within `timeout` seconds.
-            EOFError: the other side is gone.
-            UnpicklingError: it came, and cannot be unpickled here; the next call receives the next one.
+            TimeoutError: No object came within `timeout` seconds.
+            EOFError: The other side is gone.
+            UnpicklingError: The object cannot be unpickled here; the next call receives the next one.
         """
         self._socket.settimeout(timeout)
         self._fill(_LENGTH)
@@ -62,6 +65,16 @@ class Channel:
             if not data:
                 raise EOFError("the other side closed the connection")
             self._received += data
+
+    def has_message(self) -> bool:
+        """Returns whether something has come that `receive` has not returned yet, be it the end of the connection."""
+        self._socket.settimeout(0)
+        try:
+            return bool(self._received) or self._socket.recv(1, socket.MSG_PEEK) is not None
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
 
     def close(self) -> None:
         """Closes this end."""

@@ -28,6 +28,7 @@ class EnvSlice:
 
     Attributes:
         progress: int32 [1], local index of the env at work, -1 between two calls; kept as it is when an env raises.
+        first: The index of the first of these environments among all.
     """
 
     def __init__(self, *, infos: bool, action_masks: bool = False) -> None:
@@ -36,6 +37,7 @@ class EnvSlice:
         self._mask_sources: list[MaskSource] = []
         self.progress: NDArray[np.int32] = np.full(1, -1, np.int32)
         self.envs: list[gymnasium.Env] = []
+        self.first = 0
 
     def build(self, env_fns: Iterable[EnvFn]) -> None:
         """Makes the environments, in order."""
@@ -145,11 +147,18 @@ class EnvSlice:
         """The frame of the first env."""
         return self.envs[0].render()
 
-    def close(self) -> None:
-        """Closes the envs."""
-        for env in self.envs:
-            env.close()
+    def close(self) -> list[str]:
+        """Closes all environments; returns one text for each that could not be closed."""
+        failures, at_work = [], int(self.progress[0])
+        for index, env in enumerate(self.envs):
+            self.progress[0] = index
+            try:
+                env.close()
+            except Exception as error:
+                failures.append(f"environment {self.first + index} raised in close: {type(error).__name__}: {error}")
+        self.progress[0] = at_work
         self.envs, self._steps, self._mask_sources = [], [], []
+        return failures
 
 
 def _checked(env: Any) -> gymnasium.Env:

@@ -1,4 +1,4 @@
-"""The arrays that envs and their user exchange at every step, laid out in one block of memory."""
+"""Lays out, in one block of memory, the arrays that environments and their user exchange at every step."""
 
 import mmap
 import os
@@ -9,11 +9,11 @@ import numpy as np
 from gymnasium import Space
 from numpy.typing import NDArray
 
-ALIGNMENT = 64  # a cache line: what two processes write does not share one
+ALIGNMENT = 64  # bytes of a cache line, so that two processes never write to the same one
 
 
 class Buffers(NamedTuple):
-    """One vector step of N environments."""
+    """The arrays of one vector step of N environments."""
 
     obs: NDArray[Any]  # [N, *obs_shape], the env's dtype
     final_obs: NDArray[Any]  # like obs; row i is valid where the episode of env i ended in this step
@@ -21,10 +21,10 @@ class Buffers(NamedTuple):
     rewards: NDArray[np.float64]  # [N]
     terminated: NDArray[np.bool_]  # [N]
     truncated: NDArray[np.bool_]  # [N]
-    action_masks: NDArray[np.bool_] | None  # [N, number of actions], of obs; None where they are not asked for
+    action_masks: NDArray[np.bool_] | None  # [N, number of actions], allowed at obs; None where there are no masks
 
     def rows(self, start: int, stop: int) -> "Buffers":
-        """The views of environments start to stop - 1."""
+        """Returns views of the rows of environments start to stop - 1."""
         return Buffers._make(None if array is None else array[start:stop] for array in self)
 
 
@@ -39,15 +39,15 @@ def buffers_in(
     """Lays the buffers out in `memory` from byte `offset` on.
 
     Args:
-        memory: writable buffer, or None to only learn the size.
-        offset: first byte to use.
-        num_envs: N.
-        observation_space: space of one env, with a shape and a dtype.
-        action_space: likewise.
-        action_masks: whether there is room for them; the action space is then Discrete.
+        memory: A writable buffer; None only computes the size.
+        offset: The first byte to use.
+        num_envs: The number of environments, N.
+        observation_space: The observation space of one environment, with a shape and a dtype.
+        action_space: The action space of one environment, with a shape and a dtype.
+        action_masks: Whether to make room for action masks; the action space must then be Discrete.
 
     Returns:
-        The buffers (empty arrays of size 0 without memory) and the first byte behind them.
+        The buffers (arrays of size 0 if `memory` is None), and the offset of the first byte after them.
     """
     obs = (num_envs, *_shape(observation_space)), observation_space.dtype
     actions = (num_envs, *_shape(action_space)), action_space.dtype
@@ -64,7 +64,7 @@ def buffers_in(
 
 
 def array_in(memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> tuple[NDArray[Any], int]:
-    """One aligned array in `memory` at or behind byte `offset`, and the first byte behind it."""
+    """Returns an aligned array in `memory`, from byte `offset` on, and the offset of the first byte after it."""
     dtype = np.dtype(dtype)
     start = -(-offset // ALIGNMENT) * ALIGNMENT
     count = int(np.prod(shape, dtype=np.int64))
@@ -73,7 +73,7 @@ def array_in(memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> tu
 
 
 def create_memory() -> int:
-    """A descriptor of new, empty, anonymous shared memory; it has no name, so nothing can be left behind."""
+    """Returns a descriptor of new, empty shared memory, which has no name, so that no file can stay behind."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("xcfast", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
@@ -81,7 +81,7 @@ def create_memory() -> int:
 
 
 def map_memory(fd: int) -> mmap.mmap:
-    """Maps all of the shared memory behind `fd`. It stays mapped as long as an array in it lives."""
+    """Maps all of the shared memory of descriptor `fd`. It stays mapped as long as an array in it lives."""
     return mmap.mmap(fd, os.fstat(fd).st_size)
 
 

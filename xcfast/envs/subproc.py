@@ -1,7 +1,8 @@
-"""SubprocVecEnv: the environments in worker processes, with everything a step exchanges in shared memory."""
+"""SubprocVecEnv: environments in worker processes, with everything that a step exchanges in shared memory."""
 
 import math
 import os
+import warnings
 import weakref
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,23 +17,27 @@ from xcfast.resources import available_cpus
 class SubprocVecEnv(VecEnv):
     """Steps N environments in K worker processes, each with a contiguous slice of them.
 
-    Gives the same trajectories as DummyVecEnv, bit for bit. Workers are fresh interpreters (a script needs no main
-    guard) that end with this process, however it ends.
+    Gives the same trajectories as DummyVecEnv, bit for bit. Workers are fresh interpreters, so a script needs no main
+    guard. They end with this process, however it ends, and with each worker ends every process that its environments
+    have started.
 
     Args:
-        env_fns: constructors of the N environments, anything that cloudpickle can pickle.
-        num_workers: K, at most N; None for as many as this process may use CPUs.
-        timeout: seconds that a step, a reset or any other request may take (an env's constructor: at least
-            a minute).
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
-        infos: whether to deliver the envs' own infos, as Gymnasium does; they are pickled at every step, which is slow.
-        action_masks: whether to deliver the masks of allowed actions in the attribute `action_masks`; they come
-            through the shared memory.
+        env_fns: The constructors of the N environments, anything that cloudpickle can pickle.
+        num_workers: The number of workers, K, at most N; None for as many as this process may use CPUs.
+        timeout: Seconds that one environment may take for a step, a reset or any other request, which is the key
+            `env_timeout`. A constructor has at least a minute.
+        copy: Whether `reset` and `step` return copies. Otherwise they return the internal arrays, which the next step
+            overwrites.
+        infos: Whether to deliver the environments' own infos, as Gymnasium does. They are pickled at every step, which
+            is slow.
+        action_masks: Whether to deliver the masks of allowed actions in the attribute `action_masks`. They come through
+            the shared memory.
 
     Raises:
-        EnvError: a space is of a kind that is not supported, or the compiled core is missing.
-        WorkerError: a constructor raised; the message holds the worker's traceback.
-        WorkerDiedError, WorkerTimeoutError: a worker ended or did not answer; also raised by all methods.
+        EnvError: A space is of a kind that is not supported, or the compiled core is missing.
+        WorkerError: A constructor raised. The message holds the worker's traceback.
+        WorkerDiedError: A worker ended. All methods may raise it.
+        WorkerTimeoutError: An environment took longer than `timeout`. All methods may raise it.
     """
 
     def __init__(
@@ -92,17 +97,18 @@ class SubprocVecEnv(VecEnv):
         return [item for answer in self._pool.request(requests) for item in answer or ()]
 
     def render(self) -> Any:
-        """The frame of the first env, as its `render_mode` says."""
+        """Returns the frame of the first environment, as its `render_mode` says."""
         self._check_open()
         idle: list[tuple[str | None, tuple[Any, ...]]] = [(None, ())] * (self.num_workers - 1)
         return self._pool.request([("render", ()), *idle])[0]
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Closes the envs and ends the workers."""
+        """Closes the environments and ends the workers; warns of environments that could not be closed."""
         self._closer()
         del self._buffers
 
 
 def _close(pool: WorkerPool, owner: int) -> None:
     if os.getpid() == owner:
-        pool.close()
+        for failure in pool.close():
+            warnings.warn(failure, RuntimeWarning, stacklevel=2)

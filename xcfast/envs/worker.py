@@ -1,6 +1,7 @@
 """A worker process of SubprocVecEnv: ``python -m xcfast.envs.worker SOCKET_FD MEMORY_FD PARENT_PID``.
 
-It is started afresh, not forked, gets its environments' constructors through the socket, and ends with its parent.
+It is a fresh interpreter, not a fork. It receives the constructors of its environments through the socket, and ends
+when its parent ends.
 """
 
 import faulthandler
@@ -22,22 +23,42 @@ from xcfast.envs.shared_memory import array_in, buffers_in, map_memory
 
 STEP, MESSAGE = 1, 2  # commands; 0 means that none has come
 
-_IDLE_SECONDS = 1.0  # how long a wait lasts before Python looks around
+_IDLE_SECONDS = 1.0  # how long a wait for a command lasts before Python can run signal handlers
 _REPORT_SECONDS = 0.5  # the least time between two reports that the construction goes on
 
 
-def ignore_signals() -> None:
-    """Leaves Ctrl-C and SIGTERM, which may go to the whole process group, to the parent: the worker ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):  # the parent starts workers with SIGINT blocked
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+def leave_signals_to_parent() -> None:
+    """Makes SIGINT and SIGTERM, which may go to all processes of a run, have no effect here: the parent decides.
+
+    They get handlers that do nothing. Ignored signals would stay ignored in the programs that an environment starts,
+    which could then not be terminated; handlers do not outlive exec, and a fork gets the usual ones back.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _do_nothing)
+        signal.siginterrupt(number, False)
+    os.register_at_fork(after_in_child=_restore_signals)
+    if hasattr(signal, "pthread_sigmask"):  # the parent starts workers with both signals blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     if hasattr(faulthandler, "register") and sys.stderr is not None:
-        faulthandler.register(signal.SIGUSR1)  # sent by the parent to a worker that hangs
+        faulthandler.register(signal.SIGUSR1)  # the parent sends it to a worker that hangs
+
+
+def _do_nothing(number: int, frame: Any) -> None:
+    pass
+
+
+def _restore_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def failure(env: int, error: BaseException) -> tuple[str, dict[str, Any]]:
-    """The answer that reports an exception: the local index of the env at work (or -1), and the traceback as text."""
+    """Returns the answer that reports an exception.
+
+    Args:
+        env: The index, within the worker, of the environment that raised; -1 if none did.
+        error: The exception; the answer holds its traceback as text.
+    """
     return "error", {
         "env": env,
         "traceback": "".join(traceback.format_exception(error)),
@@ -47,7 +68,7 @@ def failure(env: int, error: BaseException) -> tuple[str, dict[str, Any]]:
 
 
 def answer(channel: Channel, message: tuple[str, Any]) -> None:
-    """Sends an answer; where it cannot be pickled (a lambda, an open file), the failure that says so."""
+    """Sends an answer; if it cannot be pickled (a lambda, an open file), sends the failure that says so."""
     try:
         packed = channel.pack(message)
     except Exception as error:
@@ -58,7 +79,7 @@ def answer(channel: Channel, message: tuple[str, Any]) -> None:
 
 
 def reporting(channel: Channel, env_fns: Sequence[EnvFn]) -> Iterator[EnvFn]:
-    """The constructors; tells the parent now and then that they advance, so that it waits for thousands of them."""
+    """Yields the constructors and tells the parent now and then that they advance, so that it goes on waiting."""
     reported = time.monotonic()
     for env_fn in env_fns:
         yield env_fn
@@ -68,7 +89,7 @@ def reporting(channel: Channel, env_fns: Sequence[EnvFn]) -> Iterator[EnvFn]:
 
 
 def build(channel: Channel) -> EnvSlice | None:
-    """Makes the environments and describes them to the parent; None if that failed."""
+    """Makes the environments and describes them to the parent; returns None if a constructor raised."""
     setup = channel.receive()
     sys.path[:] = setup["sys_path"]
     for name, value in setup["environ"].items():
@@ -86,13 +107,13 @@ def build(channel: Channel) -> EnvSlice | None:
     try:
         channel.pack(description["spec"])
     except Exception:
-        description["spec"] = None  # its arguments cannot be pickled
+        description["spec"] = None  # the spec holds arguments that cannot be pickled
     answer(channel, ("ok", description))
     return env_slice
 
 
 def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
-    """Runs commands until the parent says close."""
+    """Runs the parent's commands until it sends "close"."""
     while True:
         command = sync.wait_command(_IDLE_SECONDS)
         if command == STEP:
@@ -107,14 +128,14 @@ def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
                 answer(channel, ("ok", infos))
         elif command == MESSAGE:
             method, args = channel.receive()
-            if method is None:  # this one is for another worker
+            if method is None:  # the request concerns other workers only
                 message: tuple[str, Any] = ("ok", None)
             else:
                 try:
                     message = "ok", getattr(env_slice, method)(*args)
                 except BaseException as error:
                     message = failure(int(env_slice.progress[0]), error)
-                    env_slice.progress[0] = -1  # the answer tells it; the parent reads it here after steps only
+                    env_slice.progress[0] = -1  # the answer holds the index; the parent reads it here after steps only
             sync.finish(False)
             answer(channel, message)
             if method == "close":
@@ -122,17 +143,23 @@ def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
 
 
 def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
-    """Builds the environments, attaches them to the shared memory and serves."""
+    """Builds the environments, attaches them to the shared memory and serves the parent.
+
+    Args:
+        socket_fd: The descriptor of this worker's end of the connection.
+        memory_fd: The descriptor of the shared memory.
+        parent_pid: The process number of the parent.
+    """
     from xcfast import _core  # here, because the parent imports this module also where there is no core
 
-    ignore_signals()
+    leave_signals_to_parent()
     for fd in (socket_fd, memory_fd):
         os.set_inheritable(fd, False)
     _core.watch_parent(socket_fd, parent_pid)
     channel = Channel(socket.socket(fileno=socket_fd))
     env_slice = build(channel)
     if env_slice is None:
-        channel.receive()  # ends with the parent's hang-up
+        channel.receive()  # waits until the parent ends this process
         return
     plan = channel.receive()
     memory = map_memory(memory_fd)
@@ -141,6 +168,7 @@ def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
     progress, _ = array_in(memory, end, (plan["num_workers"],), np.int32)
     worker = plan["worker"]
     env_slice.attach(buffers.rows(*plan["rows"]), progress[worker : worker + 1])
+    env_slice.first = plan["rows"][0]
     sync = _core.Sync(memory, plan["spin_seconds"], plan["spin_yields"])
     channel.send(("ok", None))
     serve(channel, env_slice, sync)

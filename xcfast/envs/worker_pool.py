@@ -1,11 +1,8 @@
-"""The parent's side of the worker processes: start, commands, answers, errors, end."""
+"""The parent's side of the worker processes: commands, answers, errors, end."""
 
 import os
 import pickle
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +10,13 @@ from typing import Any
 import cloudpickle
 import numpy as np
 from gymnasium import Space
+from numpy.typing import NDArray
 
 from xcfast.envs.channel import Channel
 from xcfast.envs.serial import EnvFn
 from xcfast.envs.shared_memory import Buffers, array_in, buffers_in, create_memory, map_memory
 from xcfast.envs.worker import MESSAGE, STEP, failure
+from xcfast.envs.worker_process import WorkerProcess
 from xcfast.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
 from xcfast.resources import available_cpus
 
@@ -25,29 +24,22 @@ PARENT_SPIN_SECONDS = 50e-6  # about the price of a sleep and a wake-up
 # The next step is close while a rollout is collected, and waking a sleeping CPU can cost more than a cheap step.
 WORKER_SPIN_SECONDS = 1e-3
 _SLICE_SECONDS = 0.1  # a wait is interrupted this often, to run signal handlers and see whether the workers live
-_START_SECONDS = 60.0  # the least time for imports, and for constructors without one finished
-_CLOSE_SECONDS = 5.0  # for the envs' close methods
-
-_ONE_THREAD = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+_START_SECONDS = 60.0  # the least time for the imports of a worker, and for one constructor
+_EXIT_SECONDS = 5.0  # for a worker to end by itself once its environments are closed
+_INTERRUPTED_SECONDS = 5.0  # for an interrupted step to end before the environments are closed
 
 Request = tuple[str | None, tuple[Any, ...]]  # a method of EnvSlice (None: do nothing) and its arguments
 
 
 class WorkerPool:
-    """K worker processes with a contiguous slice of the environments each.
+    """K worker processes, each with a contiguous slice of the environments.
 
     Args:
-        env_fns: constructors of all environments.
+        env_fns: The constructors of all environments.
         slices: (start, stop) of each worker's environments.
-        timeout: seconds that a request may take.
-        infos: whether steps answer with the envs' infos.
-        action_masks: whether steps write them.
+        timeout: Seconds that one environment may take for one request, such as a step or a reset.
+        infos: Whether steps answer with the environments' infos.
+        action_masks: Whether steps and resets write action masks.
     """
 
     def __init__(
@@ -64,21 +56,20 @@ class WorkerPool:
         self._timeout = timeout
         self._infos, self._action_masks = infos, action_masks
         self._env_fns: Sequence[EnvFn] = env_fns
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._channels: list[Channel] = []
+        self._processes: list[WorkerProcess] = []
         self._memory_fd = -1
         self._sync: Any = None
-        self._progress = np.full(len(slices), -1, np.int32)
-        self._stepping = False  # a step was published and its end not yet seen
+        self._progress: NDArray[np.int32] = np.full(len(slices), -1, np.int32)
+        self._stepping = False  # whether a step was published and its end not yet seen
         self._owing: list[int] = []  # workers whose answer is still to come
         self._ended = ""  # why there are no workers any more
 
     def build(self) -> dict[str, Any]:
-        """Starts the workers, which make the environments; returns the description of the first worker's."""
+        """Starts the workers, which make the environments; returns the description of the first worker's environments."""
         timeout = max(self._timeout, _START_SECONDS)
         self._memory_fd = create_memory()
         for _ in self.slices:
-            self._spawn()
+            self._processes.append(WorkerProcess(self._memory_fd))
         pythonpath = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
         for worker, (start, stop) in enumerate(self.slices):
             setup = {
@@ -134,79 +125,77 @@ class WorkerPool:
         return buffers
 
     def step(self) -> list[Any] | None:
-        """One step of all environments; returns the workers' infos if these are wanted."""
-        self._finish_interrupted()
+        """Steps all environments; returns the infos of each worker, or None without `infos`."""
+        self._finish_interrupted(self._timeout)
         self._stepping = True
         self._sync.publish(STEP, len(self.slices))
-        return self._step_answers()
+        return self._step_answers(self._timeout)
 
     def request(self, requests: Sequence[Request]) -> list[Any]:
-        """Has every worker run its request; returns the answers."""
-        self._finish_interrupted()
+        """Has every worker run its request; returns the answers in the order of the workers."""
+        self._finish_interrupted(self._timeout)
         packed = [Channel.pack(request) for request in requests]  # what cannot be pickled raises before anybody waits
         self._sync.publish(MESSAGE, len(self.slices))
         try:
             for worker, request in enumerate(packed):
                 self._send_packed(worker, request, self._timeout)
         except BaseException:  # some workers know of the request, some do not
-            self._kill("a request was interrupted")
+            self._end("a request was interrupted")
             raise
         self._owing = list(range(len(self.slices)))
         return self._answers(self._timeout)
 
-    def close(self) -> None:
-        """Closes the environments if they answer, and ends the workers in any case."""
-        idle = self._sync is not None and not self._stepping and not self._owing
+    def close(self) -> list[str]:
+        """Closes the environments of all workers that live, and ends the workers in any case.
+
+        Returns:
+            What failed, one text for each failure.
+        """
         try:
-            if idle and all(process.poll() is None for process in self._processes):
-                self._timeout = min(self._timeout, _CLOSE_SECONDS)
-                self.request([("close", ())] * len(self.slices))
-                self._wait_until_ended(_CLOSE_SECONDS)
-        except WorkerError:
-            pass  # an env that cannot close does not keep its worker
+            return self._close_envs() if self._sync is not None else []
         finally:
-            self._kill("closed")
+            self._end("closed")
 
-    # --- processes
-
-    def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._channels.append(Channel(ours))
-        command = [
-            sys.executable,
-            "-m",
-            "xcfast.envs.worker",
-            *map(str, (theirs.fileno(), self._memory_fd, os.getpid())),
-        ]
-        environ = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
-        # Our modules, and not those of the folder that this happens to run in.
-        environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-        environ["PYTHONSAFEPATH"] = "1"
-        # Workers ignore SIGINT once they run; until then they inherit that it is blocked.
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    def _close_envs(self) -> list[str]:
         try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._memory_fd), env=environ
-            )
-            self._processes.append(process)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-            theirs.close()
+            self._finish_interrupted(min(self._timeout, _INTERRUPTED_SECONDS))
+        except (WorkerDiedError, WorkerTimeoutError) as error:
+            return [f"environments may not have been closed: {error}"]
+        failures: list[str] = []
+        self._sync.publish(MESSAGE, len(self.slices))
+        request = Channel.pack(("close", ()))
+        owing = list(range(len(self.slices)))
+        patience = Patience(self._progress, self._timeout)
+        for worker in owing.copy():
+            try:
+                self._send_packed(worker, request, self._timeout)
+            except WorkerError as error:
+                failures.append(f"closing the environments failed: {error}")
+                owing.remove(worker)
+        while owing:
+            for worker in owing.copy():
+                try:
+                    message = self._receive(worker, patience)
+                except WorkerError as error:
+                    message = "ok", [f"closing the environments failed: {error}"]
+                    self._processes[worker].kill()
+                if message is None:
+                    continue
+                owing.remove(worker)
+                status, answer = message
+                failures += [str(self._raised(worker, answer))] if status == "error" else answer or []
+        deadline = time.monotonic() + _EXIT_SECONDS
+        for process in self._processes:
+            process.wait(deadline - time.monotonic())
+        return failures
 
-    def _wait_until_ended(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and any(process.poll() is None for process in self._processes):
-            time.sleep(0.002)
-
-    def _kill(self, reason: str) -> None:
-        """Ends the workers at once and lets go of all that belongs to them."""
+    def _end(self, reason: str) -> None:
+        """Ends the workers at once, with all that their environments started, and releases what belongs to them."""
         self._ended = self._ended or reason
         for process in self._processes:
-            if process.poll() is None:
-                process.kill()
-        self._wait_until_ended(_CLOSE_SECONDS)
-        for channel in self._channels:
-            channel.close()
+            process.kill()
+        for process in self._processes:
+            process.end()
         if self._memory_fd >= 0:
             os.close(self._memory_fd)
             self._memory_fd = -1
@@ -216,8 +205,8 @@ class WorkerPool:
 
     # --- waiting
 
-    def _step_answers(self) -> list[Any] | None:
-        finished = self._sync.wait_finished(_SLICE_SECONDS) or self._wait_finished()
+    def _step_answers(self, timeout: float) -> list[Any] | None:
+        finished = self._sync.wait_finished(_SLICE_SECONDS) or self._wait_finished(timeout)
         self._stepping = False
         if self._infos:
             self._owing = list(range(len(self.slices)))
@@ -225,56 +214,79 @@ class WorkerPool:
             self._owing = np.flatnonzero(self._progress >= 0).tolist()
         else:
             return None
-        return self._answers(self._timeout)
+        return self._answers(timeout)
 
-    def _wait_finished(self) -> int:
-        """Waits for all workers to report: 1 done, 2 done with failures."""
-        deadline = time.monotonic() + self._timeout
+    def _wait_finished(self, timeout: float) -> int:
+        """Waits for all workers to report the end of a step; returns 1, or 2 if a worker failed."""
+        patience = Patience(self._progress, timeout)
         while not (finished := self._sync.wait_finished(_SLICE_SECONDS)):
-            self._check_alive(range(len(self.slices)))
-            if time.monotonic() > deadline:
-                raise self._timed_out(np.flatnonzero(self._progress >= 0).tolist(), self._timeout)
+            for worker, process in enumerate(self._processes):
+                if process.ended():
+                    raise self._lost(self._died(worker))
+            at_work = self._progress >= 0
+            late = patience.late()
+            hung = np.flatnonzero(late & at_work) if at_work.any() else np.arange(late.size) if late.all() else ()
+            # A worker that has failed keeps its place in `progress`; its answer is there, while others are at work.
+            if hung := [worker for worker in map(int, hung) if not self._processes[worker].channel.has_message()]:
+                raise self._lost(self._timed_out(hung, timeout))
         return finished
 
     def _answers(self, timeout: float) -> list[Any]:
         """Receives one answer from each worker that owes one; raises the first error among them.
 
         Args:
-            timeout: seconds that each worker has; anew from each report that its construction goes on.
+            timeout: Seconds that a worker may take for one environment.
         """
-        deadlines = dict.fromkeys(self._owing, time.monotonic() + timeout)
+        patience = Patience(self._progress, timeout)
         answers: dict[int, Any] = {}
         while self._owing:
             for worker in list(self._owing):
                 try:
-                    while (message := self._channels[worker].receive(_SLICE_SECONDS))[0] == "building":
-                        deadlines[worker] = time.monotonic() + timeout
+                    message = self._receive(worker, patience)
+                except WorkerError as error:
+                    raise self._lost(error) from None
+                if message is not None:
                     answers[worker] = message
-                except TimeoutError:
-                    continue
-                except pickle.UnpicklingError as error:
-                    answers[worker] = failure(-1, error)
-                except (EOFError, ConnectionError):
-                    raise self._died(worker) from None
-                self._owing.remove(worker)
-            self._check_alive(self._owing)
-            if late := [worker for worker in self._owing if time.monotonic() > deadlines[worker]]:
-                raise self._timed_out(late, timeout)
+                    self._owing.remove(worker)
         for worker, (status, answer) in sorted(answers.items()):
             if status == "error":
                 raise self._raised(worker, answer)
         return [answer for _, (_, answer) in sorted(answers.items())]
 
-    def _finish_interrupted(self) -> None:
-        """Waits for what an interrupted call (by KeyboardInterrupt, say) left running; its result is of no use."""
+    def _receive(self, worker: int, patience: "Patience") -> tuple[str, Any] | None:
+        """Returns a worker's answer; None if it has not come within a moment.
+
+        Raises:
+            WorkerDiedError: The worker has ended without an answer.
+            WorkerTimeoutError: The worker has been busy with one environment for too long.
+        """
+        process = self._processes[worker]
+        ended = process.ended()  # asked before the look at the channel: a worker may answer and end
+        try:
+            while (message := process.channel.receive(_SLICE_SECONDS))[0] == "building":
+                patience.renew(worker)
+            return message
+        except pickle.UnpicklingError as error:
+            return failure(-1, error)
+        except TimeoutError:
+            if not ended:
+                if patience.late()[worker]:
+                    raise self._timed_out([worker], patience.limit) from None
+                return None
+        except (EOFError, ConnectionError):
+            pass
+        raise self._died(worker)
+
+    def _finish_interrupted(self, timeout: float) -> None:
+        """Waits for what an interrupted call (by KeyboardInterrupt, say) left running, and drops its result."""
         if self._ended:
             raise WorkerError(f"the workers are gone: {self._ended}")
         if self._stepping or self._owing:
             try:
                 if self._stepping:
-                    self._step_answers()
+                    self._step_answers(timeout)
                 else:
-                    self._answers(self._timeout)
+                    self._answers(timeout)
             except (WorkerDiedError, WorkerTimeoutError):
                 raise
             except WorkerError:
@@ -285,7 +297,7 @@ class WorkerPool:
 
     def _send_packed(self, worker: int, packed: bytes, timeout: float) -> None:
         try:
-            self._channels[worker].send_packed(packed, timeout)
+            self._processes[worker].channel.send_packed(packed, timeout)
         except TimeoutError:
             raise self._timed_out([worker], timeout) from None
         except ConnectionError:
@@ -293,10 +305,10 @@ class WorkerPool:
 
     # --- errors
 
-    def _check_alive(self, workers: Sequence[int]) -> None:
-        for worker in workers:
-            if self._processes[worker].poll() is not None:
-                raise self._died(worker)
+    def _lost(self, error: WorkerError) -> WorkerError:
+        """Ends all workers because of an error that leaves no way on; returns it."""
+        self._end(str(error))
+        return error
 
     def _raised(self, worker: int, report: dict[str, Any]) -> WorkerError:
         index = self._env_index(worker, report["env"])
@@ -312,33 +324,26 @@ class WorkerPool:
 
     def _died(self, worker: int) -> WorkerDiedError:
         process = self._processes[worker]
-        try:
-            status: int | None = process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            status = None
+        status = process.end() if process.wait(1.0) else None
         how = "closed its connection" if status is None else f"exited with status {status}"
         if status is not None and status < 0:
             how = f"was killed by {_signal_name(-status)}"
             how += " (by the system for lack of memory?)" if -status == signal.SIGKILL else ""
         index = self._env_index(worker, int(self._progress[worker]))
         message = f"{self._name(worker)} {how}" + ("" if index is None else f" in environment {index}")
-        self._kill(message)
         return WorkerDiedError(message, worker=worker, env_index=index)
 
     def _timed_out(self, workers: Sequence[int], timeout: float) -> WorkerTimeoutError:
-        workers = workers or range(len(self.slices))
-        worker = workers[0]
-        index = self._env_index(worker, int(self._progress[worker]))
-        for hung in workers:  # the worker's faulthandler prints where it hangs
-            if hasattr(signal, "SIGUSR1") and self._processes[hung].poll() is None:
-                self._processes[hung].send_signal(signal.SIGUSR1)
+        """Describes workers that hang; their faulthandlers print where in Python they are."""
+        index = self._env_index(workers[0], int(self._progress[workers[0]]))
+        for worker in workers:
+            self._processes[worker].show_stack()
         time.sleep(_SLICE_SECONDS)
-        names = ", ".join(self._name(hung) for hung in workers)
-        message = f"no answer within {timeout:g} s from {names}"
+        message = f"no answer within {timeout:g} s from {', '.join(map(self._name, workers))}"
         message += "" if index is None else f"; at work on environment {index}"
-        message += "; where it hangs was printed to stderr"
-        self._kill(message)
-        return WorkerTimeoutError(message, worker=worker, env_index=index)
+        message += "; the place where it hangs was printed to stderr; the key env_timeout sets how many seconds one "
+        message += "environment may take for a step or a reset"
+        return WorkerTimeoutError(message, worker=workers[0], env_index=index)
 
     def _name(self, worker: int) -> str:
         start, stop = self.slices[worker]
@@ -346,6 +351,32 @@ class WorkerPool:
 
     def _env_index(self, worker: int, local_index: int) -> int | None:
         return None if local_index < 0 else self.slices[worker][0] + local_index
+
+
+class Patience:
+    """Tells which workers have been busy with one environment for longer than a limit.
+
+    Args:
+        progress: int32 [K], the index of the environment that each worker is at work on, which the workers write.
+        limit: Seconds that a worker may take for one environment.
+    """
+
+    def __init__(self, progress: NDArray[np.int32], limit: float) -> None:
+        self.limit = limit
+        self._progress = progress
+        self._seen = progress.copy()
+        self._since = np.full(progress.size, time.monotonic())
+
+    def renew(self, worker: int) -> None:
+        """Notes that a worker goes on with another environment."""
+        self._since[worker] = time.monotonic()
+
+    def late(self) -> NDArray[np.bool_]:
+        """Returns bool [K], True for workers that have not gone on to another environment within the limit."""
+        moved = self._progress != self._seen
+        self._seen[moved] = self._progress[moved]
+        self._since[moved] = time.monotonic()
+        return time.monotonic() - self._since > self.limit
 
 
 def _load_core() -> Any:
