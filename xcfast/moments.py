@@ -208,12 +208,17 @@ class RunningMeanStd:
 
 def _check_usable(name: str, x: npt.NDArray[Any], largest: float = LARGEST) -> None:
     """Raises a NonFiniteError where a value cannot enter the moments."""
-    wrong = ~(np.abs(x) < largest)
+    wrong = ~within(x, largest)
     if wrong.any():
         index = np.argwhere(wrong)[0].tolist()
         raise NonFiniteError(
             f"{name} must be finite and below {largest:g} in absolute value; element {index} is {x[tuple(index)]}"
         )
+
+
+def within(x: npt.NDArray[Any], largest: float = LARGEST) -> npt.NDArray[np.bool_]:
+    """Returns where float values are finite and below `largest` (or float32's range) in absolute value."""
+    return np.isfinite(x) if x.dtype == np.float32 else np.abs(x) < largest
 
 
 def state_array(name: str, value: Any, target: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ from xcfast import kernels
 from xcfast.errors import NonFiniteError
 from xcfast.kernels.arguments import check_memory, check_output, describe, flag_array, float_array
 from xcfast.kernels.reference import LARGEST
-from xcfast.moments import RunningMeanStd, state_array
+from xcfast.moments import RunningMeanStd, state_array, within
 
 Float32 = npt.NDArray[np.float32]
 #: A function that takes rows [N, ...] of this process's envs and returns those of all envs, in their order.
@@ -251,7 +251,7 @@ class RewardNormalizer:
             raise ValueError(
                 f"rewards and done must be [T >= 1, {len(self.returns)}]; got {describe(r)}, {describe(d)}"
             )
-        finite = np.abs(r) < (LARGEST if self.enabled else _LARGEST_FLOAT32)
+        finite = within(r, LARGEST if self.enabled else _LARGEST_FLOAT32)
         if not finite.all():
             step, env = np.argwhere(~finite)[0].tolist()
             raise NonFiniteError(f"reward of env {env} at step {step} of the rollout is {r[step, env]}")

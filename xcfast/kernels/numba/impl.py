@@ -34,16 +34,12 @@ __all__ = [
 
 def _plain(*arrays: Any) -> bool:
     """Returns whether all are exactly ndarray, C-contiguous, aligned and of a native dtype."""
-    return all(
-        type(x) is np.ndarray and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative for x in arrays
-    )
+    return all(type(x) is np.ndarray and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative for x in arrays)
 
 
 def _outputs(*arrays: Any) -> bool:
     """Returns whether all are plain and may be written, and no two share memory."""
-    return _plain(*arrays) and all(
-        x.flags.writeable and not _overlap(x, *arrays[:i]) for i, x in enumerate(arrays)
-    )
+    return _plain(*arrays) and all(x.flags.writeable and not _overlap(x, *arrays[:i]) for i, x in enumerate(arrays))
 
 
 def _overlap(x: np.ndarray, *others: np.ndarray) -> bool:
@@ -374,9 +370,7 @@ def warmup() -> None:
     tracked = np.zeros(2, np.int64), np.zeros((2, 1)), np.zeros((2, 1))
     normalize_and_track(obs, mean, var, count, 1e-8, False, 5.0, *tracked, flat.copy())
     merge_tracked(*tracked, mean, var, count)
-    normalize_rewards(
-        flat, flags, 0.9, np.zeros(1), np.zeros((3, 1)), mean, var, count, 1e-8, False, 5.0, flat.copy()
-    )
+    normalize_rewards(flat, flags, 0.9, np.zeros(1), np.zeros((3, 1)), mean, var, count, 1e-8, False, 5.0, flat.copy())
     minibatch_indices(0, 0, 0, 2, 1, 1, 0, np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64))
     ended = np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int64)
     jitted_rollout.store(np.zeros(1), flags[0], flags[1], np.zeros(1), count, one, *ended)

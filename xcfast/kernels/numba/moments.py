@@ -27,7 +27,7 @@ def usable(batch):
     """Returns whether all values are finite and small enough for the moments."""
     for i in range(batch.shape[0]):
         for j in range(batch.shape[1]):
-            if not abs(batch[i, j]) < LARGEST:
+            if not abs(np.float64(batch[i, j])) < LARGEST:
                 return False
     return True
 
