@@ -19,7 +19,7 @@ from xcfast.learners.native import NativeLearner
 from xcfast.learners.schedule import learning_rate
 from xcfast.learners.torch import TorchLearner
 from xcfast.output.checkpoint import FINAL_MODEL, load_checkpoint
-from xcfast.runs.run import run
+from xcfast.runs.run import run, train_to_the_end
 from xcfast.runs.trainer import Trainer
 
 EPS = float(np.finfo(np.float32).eps)
@@ -308,7 +308,7 @@ def test_a_run_logs_them(small, keys):
     logged, log = {}, trainer.log.iteration
     trainer.log.iteration = lambda *given: logged.update(log(*given))
     try:
-        trainer.run()
+        train_to_the_end(trainer)
     finally:
         trainer.close()
     names = {name for name in logged if re.search("kl|epochs", name)} - {"losses/approx_kl"}

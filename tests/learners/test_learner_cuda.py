@@ -13,6 +13,7 @@ from xcfast.errors import NonFiniteError
 from xcfast.learners.cuda import CudaLearner, page_locked
 from xcfast.learners.torch import TorchLearner
 from xcfast.output.checkpoint import FINAL_MODEL, load_checkpoint
+from xcfast.runs.run import train_to_the_end
 from xcfast.runs.trainer import Trainer
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
@@ -257,10 +258,10 @@ def test_a_run_on_cuda_with_page_locked_rollout(small):
     config = small(device="cuda", env_id="CartPole-v1", policy="Categorical_AC")
     trainer = Trainer(config, quiet=True)
     try:
-        assert torch.from_numpy(trainer.parts.rollout.obs).is_page_locked()
-        assert trainer.parts.learner.compile == "graph"
-        assert "inference on c" in trainer.parts.collector_reason
-        summary = trainer.run()
+        assert torch.from_numpy(trainer.components.rollout.obs).is_page_locked()
+        assert trainer.components.learner.compile == "graph"
+        assert "inference on c" in trainer.components.collector_reason
+        summary = train_to_the_end(trainer)
     finally:
         trainer.close()
     assert summary.steps == 512 and summary.learner_backend == "torch"

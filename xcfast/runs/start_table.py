@@ -15,7 +15,7 @@ from xcfast.resources import available_cpus, training_device, update_threads
 if TYPE_CHECKING:
     from xcfast.config.schema import Config
     from xcfast.output.folders import RunFolders
-    from xcfast.runs.components import RunParts
+    from xcfast.runs.components import Components
 
 
 def describe(config: Config, mode: str) -> str:
@@ -44,7 +44,7 @@ def describe(config: Config, mode: str) -> str:
     return table(_rows(config, mode, policy, action_map, training_device(config), shapes, engines))
 
 
-def start_table(config: Config, mode: str, parts: RunParts, folders: RunFolders, ranks: Ranks = ALONE) -> str:
+def start_table(config: Config, mode: str, parts: Components, folders: RunFolders, ranks: Ranks = ALONE) -> str:
     """What will run, with which engines and why, and where the output goes."""
     envs = parts.envs
     shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"

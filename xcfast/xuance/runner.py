@@ -18,8 +18,7 @@ from xcfast.output.console import say
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
 from xcfast.ranks.group import launched
-from xcfast.runs.components import Parts
-from xcfast.runs.run import run
+from xcfast.runs.run import run, train_to_the_end
 from xcfast.runs.trainer import Trainer
 from xcfast.xuance.agent import PPO_Agent, PPOKL_Agent
 from xcfast.xuance.arguments import get_arguments, to_config
@@ -161,9 +160,9 @@ class RunnerDRL:
             say(line, not self._ranks.is_main, error=True)
         if envs is None and not launched():
             return run(config, mode, below_env=False)
-        trainer = Trainer(config, mode, parts=Parts(envs, below_env=False), ranks=self._ranks)
+        trainer = Trainer(config, mode, ranks=self._ranks, envs=envs, below_env=False)
         try:
-            return trainer.run()
+            return train_to_the_end(trainer)
         finally:
             trainer.close()
 
