@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xcfast import RewardNormalizer, Rollout, _core, load_config
 from xcfast.errors import ConfigError, NonFiniteError
-from xcfast.learners.loss import normalized_advantages, ppo_loss
+from xcfast.learners.loss import LOSSES, normalized_advantages, ppo_loss
 from xcfast.learners.native import NativeLearner
 from xcfast.learners.torch import TorchLearner
 from xcfast.policy import build_policy
@@ -369,8 +369,9 @@ def test_adam_is_torchs_step_by_step(small, max_norm):
         rate = 1e-2 / step
         gradient = (rng.normal(size=flat.array.size) * 10.0 ** rng.uniform(-4, 0)).astype(np.float32)
         core.gradient[:] = gradient
-        for parameter, place in zip(twin.parameters(), flat.slices, strict=True):
-            parameter.grad = torch.from_numpy(gradient[place].astype(np.float64)).view(parameter.shape)
+        parts = flat.split(torch.from_numpy(gradient.astype(np.float64)))
+        for parameter, part in zip(twin.parameters(), parts, strict=True):
+            parameter.grad = part
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
@@ -548,36 +549,33 @@ def test_first_ratio_is_exactly_one(small):
 
 
 def test_two_halves_make_an_update(small):
-    """compute_gradients and apply, called one by one, do what update does."""
+    """The core's compute_gradients and apply, called one by one, do what an update of the learner does."""
     config = small(n_epochs=1, n_minibatch=1, use_rewnorm=False)
     whole, rollout = new_learner(NativeLearner, config)
+    policy = new_learner(NativeLearner, config)[0].policy
     start = weights(whole)
     metrics = whole.update(rollout, 0)
-    parts, _ = new_learner(NativeLearner, config)
+    core, flat, _ = make_core(policy, config, rows=config.batch_size)
     arrays = [getattr(rollout, name) for name in ("obs", "actions", "log_probs", "advantages", "returns")]
-    flat = [a.reshape(-1, *a.shape[2:]) for a in arrays]
     indices, _ = rollout.minibatch_indices(config.seed, 0, 0, 1)
-    gradient, losses = parts.compute_gradients(*flat, indices=indices)
-    assert gradient.shape == start.shape
-    assert parts.apply(config.learning_rate) == metrics["losses/grad_norm"]
-    np.testing.assert_array_equal(weights(parts), weights(whole))
-    assert all(metrics[f"losses/{name}"] == value for name, value in losses.items())
+    losses = core.compute_gradients(*(a.reshape(-1, *a.shape[2:]) for a in arrays), config.use_advnorm, indices)
+    assert core.gradient.shape == start.shape
+    assert core.apply(config.learning_rate, config.grad_clip_norm, 1) == metrics["losses/grad_norm"]
+    np.testing.assert_array_equal(flat.array, weights(whole))
+    assert [metrics[f"losses/{name}"] for name in LOSSES[:-1]] == losses[:-1]
     assert not np.array_equal(weights(whole), start)
 
 
 @pytest.mark.parametrize("policy", ["Gaussian_AC", "Categorical_AC"])
-def test_the_first_half_has_the_penalty(small, policy):
+def test_the_penalty_needs_the_old_distributions(small, policy):
     config = small(agent="PPO_KL", policy=policy, kl_coef=3.0)
-    learner, _ = new_learner(NativeLearner, config)
-    batch = Batch(learner.policy, 33)
-    exact, parts = torch_gradients(learner.policy, config, batch)
-    gradient, losses = learner.compute_gradients(
-        *batch.arrays(), old_outputs=batch.old_outputs, old_log_std=batch.old_log_std
-    )
-    assert np.linalg.norm(gradient - exact) <= 1e-5 * np.linalg.norm(exact)
-    assert losses["kl"] == pytest.approx(parts[-1], rel=1e-5) and losses["kl"] > 0.01
+    model = make_policy(config)
+    batch = Batch(model, 33)
+    core, *_ = make_core(model, config)
+    losses = core.compute_gradients(*batch.arrays(), True, None, batch.old_outputs, batch.old_log_std)
+    assert losses[-1] > 0.01
     with pytest.raises(ValueError, match="the penalty needs old_outputs"):
-        learner.compute_gradients(*batch.arrays())
+        core.compute_gradients(*batch.arrays(), True)
 
 
 @pytest.mark.parametrize("first", [TorchLearner, NativeLearner])
@@ -610,18 +608,6 @@ def test_engines_may_be_switched(small, first, second):
     assert np.linalg.norm(end - wanted) <= 1e-4 * np.linalg.norm(wanted - start)
 
 
-def test_flat_parameters_find_their_array(small):
-    model = make_policy(small())
-    before = [p.clone() for p in model.parameters()]
-    first, second = FlatParameters(model), FlatParameters(model)
-    assert first.array.ctypes.data == second.array.ctypes.data
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    twin = copy.deepcopy(model)
-    FlatParameters(twin).array[:] = 0.0
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert not any(p.any() for p in twin.parameters())
-
-
 def test_state_of_a_fresh_learner_loads(small):
     fresh = new_learner(TorchLearner, small())[0].state_dict()
     learner, rollout = new_learner(NativeLearner, small())
@@ -635,7 +621,7 @@ def test_state_of_a_fresh_learner_loads(small):
 
 
 def test_parameters_stay_torchs(small):
-    learner, rollout = new_learner(NativeLearner, small())
+    learner, rollout = new_learner(NativeLearner, small(learning_rate=1e-8))
     policy = learner.policy
     obs = torch.from_numpy(rollout.obs[0].copy())
     with torch.no_grad():
@@ -644,13 +630,10 @@ def test_parameters_stay_torchs(small):
         assert not torch.equal(policy.act(obs), before)
         for parameter in policy.parameters():  # memory replaced behind the learner's back
             parameter.data = parameter.data.clone() * 0.5
-    expected = weights(learner)
-    learner.compute_gradients(
-        *(getattr(rollout, n)[0] for n in ("obs", "actions", "log_probs", "advantages", "returns"))
-    )
-    np.testing.assert_array_equal(weights(learner), expected)
-    learner.apply(1e-3)
-    assert not np.array_equal(weights(learner), expected)
+    replaced = weights(learner)
+    learner.update(rollout, 1)
+    assert not np.array_equal(weights(learner), replaced)
+    np.testing.assert_allclose(weights(learner), replaced, rtol=0, atol=1e-6)
 
 
 def test_non_finite_update_restores_weights_and_optimiser(small):
@@ -668,29 +651,27 @@ def test_non_finite_update_restores_weights_and_optimiser(small):
     assert after["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
 
 
-def test_two_threads_at_once_raise(small):
+@pytest.mark.parametrize("cls", [TorchLearner, NativeLearner])
+def test_a_second_thread_is_refused_and_disturbs_nothing(small, cls):
     config = small(representation_hidden_size=[512], actor_hidden_size=[512], n_epochs=30)
-    learner, rollout = new_learner(NativeLearner, config)
-    failures = []
-    started = threading.Event()
-
-    def work():
-        started.set()
-        try:
-            learner.update(rollout, 0)
-        except RuntimeError as error:
-            failures.append(str(error))
-
-    thread = threading.Thread(target=work)
+    alone, rollout = new_learner(cls, config)
+    alone.update(rollout, 0)
+    learner, rollout = new_learner(cls, config)
+    thread = threading.Thread(target=learner.update, args=(rollout, 0))
     thread.start()
-    started.wait()
-    while thread.is_alive() and not failures:
-        try:
-            learner.apply(0.0)
-        except RuntimeError as error:
-            failures.append(str(error))
+    refused = 0
+    while thread.is_alive():
+        if learner._guard._busy.locked():  # else this thread might be the first
+            try:
+                learner.update(rollout, 0)
+            except RuntimeError as error:
+                assert "another thread" in str(error)
+                refused += 1
+            else:
+                break
     thread.join(60)
-    assert failures and all("another thread" in failure for failure in failures)
+    assert refused
+    np.testing.assert_array_equal(weights(learner), weights(alone))
 
 
 def test_reasons_not_to_serve(small):

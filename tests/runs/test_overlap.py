@@ -75,7 +75,8 @@ def test_old_log_probs_are_of_the_weights_that_collected(small, on_cpu):
         obs, actions = (torch.from_numpy(x).flatten(0, 1) for x in (loop.parts.rollout.obs, loop.parts.rollout.actions))
         log_probs, _, values = loop.parts.policy.evaluate(obs, actions)
     loop.parts.learner.update(loop.parts.rollout, 1)
-    for mine, theirs in ((loop.parts.learner._log_probs, log_probs), (loop.parts.learner._values, values)):
+    on_device = loop.parts.learner._on_device
+    for mine, theirs in ((on_device.log_probs, log_probs), (on_device.values, values)):
         torch.testing.assert_close(mine.flatten(), theirs, rtol=0, atol=1e-5)
     loop.close()
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from xcfast.learners.cuda import CudaLearner
 from xcfast.output.files import package_versions
 from xcfast.output.folders import Mode
 from xcfast.runs.evaluation import TEST_RUN, evaluation_seeds
@@ -71,9 +70,9 @@ class RunState:
             "learner": parts.learner.state_dict(),
             "progress": self.progress.state_dict(),
         }
-        if with_envs and parts.rollout.full and isinstance(parts.learner, CudaLearner):
-            # With overlap, collected during the last update.
-            state["collected"] = {"rollout": parts.rollout.state_dict(), "weights": parts.learner.behaviour}
+        behaviour = parts.learner.behaviour
+        if with_envs and parts.rollout.full and behaviour is not None:  # collected during the last update
+            state["collected"] = {"rollout": parts.rollout.state_dict(), "weights": behaviour}
         return state
 
     def load(self, saved: dict[str, Any]) -> bool:
@@ -101,8 +100,7 @@ class RunState:
         collected = saved.get("collected")
         if collected is not None:
             parts.rollout.load_state_dict(collected["rollout"])
-            if isinstance(parts.learner, CudaLearner):
-                parts.learner.behaviour = collected["weights"]
+            parts.learner.set_behaviour(collected["weights"])
         return True
 
 
