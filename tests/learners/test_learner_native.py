@@ -4,13 +4,13 @@ import copy
 import threading
 from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_core import make_core, make_policy, spaces
 
 from xcfast import RewardNormalizer, Rollout, _core, load_config
 from xcfast.errors import ConfigError, NonFiniteError
@@ -18,28 +18,12 @@ from xcfast.learners.loss import LOSSES, normalized_advantages, ppo_loss
 from xcfast.learners.native import NativeLearner
 from xcfast.learners.torch import TorchLearner
 from xcfast.policy import build_policy
-from xcfast.policy.flat import FlatParameters
-from xcfast.policy.native_form import network_spec
 from xcfast.runs.engines import make_learner
 
 EPS = float(np.finfo(np.float32).eps)
 MASKED = {"policy": "Categorical_AC", "use_actions_mask": True}
 POLICIES = [{"policy": "Gaussian_AC"}, {"policy": "Categorical_AC"}, MASKED]
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
-
-
-def spaces(n_obs, n_actions, discrete):
-    box = gym.spaces.Box(-np.inf, np.inf, (n_obs,), np.float32)
-    return box, gym.spaces.Discrete(n_actions) if discrete else gym.spaces.Box(-1, 1, (n_actions,), np.float32)
-
-
-def make_policy(config, n_obs=7, n_actions=3):
-    policy = build_policy(config, *spaces(n_obs, n_actions, config.policy == "Categorical_AC"))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in policy.parameters():  # biases away from 0, actor away from its tiny gain
-            p.add_(torch.randn(p.shape, generator=generator) * 0.2)
-    return policy
 
 
 def random_masks(rng, *shape):
@@ -137,25 +121,6 @@ def distribution(output, log_std=None):
     if log_std is None:
         return torch.distributions.Categorical(logits=output)
     return torch.distributions.Normal(output, log_std.exp().expand_as(output))
-
-
-def make_core(policy, config, variant=None, threads=1, rows=64):
-    flat = FlatParameters(policy)
-    moments = np.zeros_like(flat.array), np.zeros_like(flat.array)
-    core = _core.Learner(
-        **network_spec(policy, flat),
-        parameters=flat.array,
-        exp_avg=moments[0],
-        exp_avg_sq=moments[1],
-        loss=(config.ratio_range, config.vf_coef, config.ent_coef),
-        adam=(0.9, 0.999, 1e-5),
-        max_minibatch=rows,
-        num_threads=threads,
-        kl_penalty=config.agent == "PPO_KL",
-        variant=variant,
-    )
-    core.kl_coef = config.kl_coef
-    return core, flat, moments
 
 
 def check_gradients(policy, config, batch, variant=None):
