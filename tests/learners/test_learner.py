@@ -1,6 +1,7 @@
 """What holds for every learner."""
 
 import copy
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from xcfast.learners.cuda import CudaLearner
 from xcfast.learners.native import NativeLearner
 from xcfast.learners.optimizer import reason_not_flat_adam
 from xcfast.learners.torch import TorchLearner
-from xcfast.policy import ActorCritic, build_policy
+from xcfast.policy import ActorCritic, Critic, build_policy
+from xcfast.policy.native_form import reason_not_copied
 from xcfast.runs.engines import make_learner
 
 CLASSES = [TorchLearner, NativeLearner, CudaLearner]
@@ -189,6 +191,24 @@ def test_an_optimizer_of_other_parameters_is_an_error(small, optimizer, words):
     for backend in ("auto", "torch", "native"):
         with pytest.raises(ValueError, match=words):
             make_learner(small(learner_backend=backend), policy, None, None, 1, optimizer=optimizer(policy))
+
+
+def test_methods_that_a_copy_would_not_follow_stay_on_the_cpu(small):
+    config = small(device="cuda")
+    policy = build_policy(config, *spaces(7, 3, False))
+    critic, forward = policy.critic, policy.critic.forward
+    _, rollout = new_learner(TorchLearner, config)
+    parts = (config, policy, rollout, RewardNormalizer(config.parallels), 1)
+    critic.forward = lambda features: 2.0 * forward(features)
+    learner, reason = make_learner(*parts, device=torch.device("cuda", 0))
+    assert learner.name == "torch" and learner.device.type == "cpu"
+    assert reason.endswith("the Critic has a forward of its own, which a copy on the device may not follow")
+    critic.forward = MethodType(lambda self, features: 2.0 * Critic.forward(self, features), critic)
+    assert reason_not_copied(policy) is None
+    twin, obs = copy.deepcopy(policy), torch.randn(3, 7)
+    with torch.no_grad():
+        twin.critic.model[-1].bias += 1.0
+        torch.testing.assert_close(twin.value(obs), policy.value(obs) + 2.0)
 
 
 def test_frozen_weights_stay_and_go_to_torch(small):

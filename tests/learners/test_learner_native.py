@@ -404,7 +404,7 @@ def test_another_optimizer_than_adam_is_served_where_its_parameters_are(small, p
     device = torch.device("cuda", 1)
     learner, reason = make_learner(config, policy, rollout, None, 1, device=device, optimizer=optimizer)
     assert learner.device.type == place and learner.optimizer is optimizer
-    assert reason == f"{words} the optimizer's parameters are: the optimizer is SGD; it has Adam"
+    assert reason == f"{words} the policy's parameters are: the optimizer is SGD; it has Adam"
 
 
 class Torch64(TorchLearner):

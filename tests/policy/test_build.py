@@ -29,13 +29,16 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from xcfast import load_config
-from xcfast.policy import build_policy
+from xcfast.policy import BasicMLP, build_policy
 
 config = load_config(overrides={"env_id": "Ant-v4", "device": "cpu", "shared_representation": False})
 threads = torch.get_num_threads()
 policy = build_policy(config, Box(-np.inf, np.inf, (27,)), Box(-1.0, 1.0, (8,)))
 assert torch.get_num_threads() == threads
-print(hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in policy.parameters())).hexdigest())
+torch.manual_seed(1)
+alone = BasicMLP(27, [256], "relu")  # as a script makes it
+parameters = [*policy.parameters(), *alone.parameters()]
+print(hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in parameters)).hexdigest())
 """
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +28,30 @@ def build_policy(config: Config, observation_space: gym.Space, action_space: gym
         ConfigError: The configuration's policy does not fit the action space.
     """
     config = resolve_policy(config, action_space)
-    with _one_thread():
-        return _build(config, math.prod(observation_space.shape or ()), action_space)
+    n_in = math.prod(observation_space.shape or ())
+    generator = torch.Generator().manual_seed(config.seed)
+    widths = config.representation_hidden_size if config.representation == "Basic_MLP" else ()
+    shape = (config.activation, config.normalize, generator)
+    representation = BasicMLP(n_in, widths, *shape)
+    n_features = representation.output_size
+    actor: GaussianActor | CategoricalActor
+    if isinstance(action_space, gym.spaces.Box):
+        actor = GaussianActor(
+            n_features,
+            config.actor_hidden_size,
+            math.prod(action_space.shape),
+            config.activation,
+            config.activation_action,
+            config.log_std_init,
+            config.normalize,
+            generator,
+        )
+    else:
+        assert isinstance(action_space, gym.spaces.Discrete)  # resolve_policy made sure
+        actor = CategoricalActor(n_features, config.actor_hidden_size, int(action_space.n), *shape)
+    critic = Critic(n_features, config.critic_hidden_size, *shape)
+    separate = None if config.shared_representation else BasicMLP(n_in, widths, *shape)
+    return ActorCritic(representation, actor, critic, separate)
 
 
 def resolve_policy(config: Config, action_space: Any) -> Config:
@@ -77,40 +97,3 @@ def check_policy(config: Config, action_space: Any) -> None:
         ConfigError: It does not, or no policy does.
     """
     resolve_policy(config, action_space)
-
-
-def _build(config: Config, n_in: int, action_space: gym.Space) -> ActorCritic:
-    generator = torch.Generator().manual_seed(config.seed)
-    widths = config.representation_hidden_size if config.representation == "Basic_MLP" else ()
-    shape = (config.activation, config.normalize, generator)
-    representation = BasicMLP(n_in, widths, *shape)
-    n_features = representation.output_size
-    actor: GaussianActor | CategoricalActor
-    if isinstance(action_space, gym.spaces.Box):
-        actor = GaussianActor(
-            n_features,
-            config.actor_hidden_size,
-            math.prod(action_space.shape),
-            config.activation,
-            config.activation_action,
-            config.log_std_init,
-            config.normalize,
-            generator,
-        )
-    else:
-        assert isinstance(action_space, gym.spaces.Discrete)  # resolve_policy made sure
-        actor = CategoricalActor(n_features, config.actor_hidden_size, int(action_space.n), *shape)
-    critic = Critic(n_features, config.critic_hidden_size, *shape)
-    separate = None if config.shared_representation else BasicMLP(n_in, widths, *shape)
-    return ActorCritic(representation, actor, critic, separate)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Computes on one thread meanwhile: the QR decomposition of orthogonal weights depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

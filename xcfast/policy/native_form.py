@@ -127,6 +127,18 @@ def reason_changed(module: nn.Module) -> str | None:
     return None
 
 
+def reason_not_copied(policy: ActorCritic) -> str | None:
+    """Returns why a copy of this policy might compute something else, as the end of a sentence; None if it does not.
+
+    A function that was put into a module in place of a method may refer to that very module, and not to its copy.
+    """
+    for module in policy.modules():
+        for own, value in vars(module).items():
+            if callable(getattr(type(module), own, None)) and getattr(value, "__self__", None) is not module:
+                return f"the {type(module).__name__} has a {own} of its own, which a copy on the device may not follow"
+    return None
+
+
 def _reason_unknown_parts(module: nn.Module) -> str | None:
     """Returns which parameters or children of a known module are missing, or are none of its class's."""
     kind, name = type(module), type(module).__name__

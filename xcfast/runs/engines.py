@@ -12,6 +12,7 @@ from xcfast.errors import ConfigError
 from xcfast.learners.native import NativeLearner
 from xcfast.learners.optimizer import check_optimizer, reason_not_flat_adam
 from xcfast.learners.torch import TorchLearner
+from xcfast.policy.native_form import reason_not_copied
 from xcfast.ranks.group import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -114,13 +115,13 @@ def make_learner(
         check_optimizer(optimizer, policy)
     parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
     if device is not None and device.type == "cuda":
-        other = reason_not_flat_adam(policy, optimizer)
+        other = reason_not_flat_adam(policy, optimizer) or reason_not_copied(policy)
         if other is None:
             return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
         if config.learner_backend != "native":
             # A script may have made the policy on the GPU, and an optimizer of its parameters there: they stay.
             place = f"the CPU, not on {device}" if policy.device.type == "cpu" else str(policy.device)
-            return TorchLearner(*parts), f"on {place}, where the optimizer's parameters are: {other}"
+            return TorchLearner(*parts), f"on {place}, where the policy's parameters are: {other}"
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
     if config.learner_backend == "torch":
