@@ -104,18 +104,18 @@ class TorchLearner:
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """Does one PPO iteration; see ``Learner.update``. Fills values, log_probs, advantages and returns."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.num_threads)
-        try:
-            metrics = self._guard.run(partial(self._update, rollout, iteration), iteration)
-        finally:
-            torch.set_num_threads(threads)
+        metrics = self._guard.run(partial(self._update, rollout, iteration), iteration)
         self._kl.adapt(metrics)
         return metrics
 
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        self._evaluate(rollout)
-        return self._optimize(rollout, iteration)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.num_threads)
+        try:
+            self._evaluate(rollout)
+            return self._optimize(rollout, iteration)
+        finally:
+            torch.set_num_threads(threads)
 
     @torch.no_grad()
     def _evaluate(self, rollout: Rollout) -> None:
