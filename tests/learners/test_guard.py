@@ -11,7 +11,7 @@ class Counter:
 
     def __init__(self):
         self.value = 0
-        self.guard = UpdateGuard(lambda: self.value, self.restore)
+        self.guard = UpdateGuard()
 
     def restore(self, value):
         self.value = value
@@ -23,7 +23,7 @@ class Counter:
                 raise result
             return result
 
-        return self.guard.run(change, 7)
+        return self.guard.run(change, 7, lambda: self.value, self.restore)
 
 
 def test_a_good_update_stays():
@@ -57,7 +57,7 @@ def test_a_second_thread_is_refused():
         counter.value += 1
         return {}
 
-    thread = threading.Thread(target=counter.guard.run, args=(slow, 0))
+    thread = threading.Thread(target=counter.guard.run, args=(slow, 0, lambda: None, counter.restore))
     thread.start()
     assert inside.wait(60)
     with pytest.raises(RuntimeError, match="another thread"):

@@ -1,6 +1,8 @@
 """What holds for every learner."""
 
 import copy
+import gc
+import weakref
 from types import MethodType
 
 import numpy as np
@@ -159,6 +161,20 @@ def test_any_policy_is_learned_as_in_torch(small, change):
         learner.update(rollout, 0)
         ends.append(flat_weights(learner))
     assert np.linalg.norm(ends[1] - ends[0]) <= 1e-4 * np.linalg.norm(ends[0] - start)
+
+
+@pytest.mark.parametrize("cls", [TorchLearner, NativeLearner])
+def test_a_learner_is_freed_with_its_last_reference(small, cls):
+    """No cycle keeps its threads and its memory until the next collection of garbage."""
+    learner, rollout = make(cls, small())
+    learner.update(rollout, 0)
+    gone = weakref.ref(learner)
+    gc.disable()
+    try:
+        del learner
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def of_another(policy):

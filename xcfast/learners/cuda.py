@@ -89,7 +89,7 @@ class CudaLearner:
         self._host_rates = host((self._on_device.updates, 2), np.float32)
         self._prepared = -1  # the iteration whose minibatches are in the page-locked table
         self._uploaded = torch.cuda.Event() if device.type == "cuda" else None  # the device has read the host's memory
-        self._guard = UpdateGuard(self._snapshot, self._restore)
+        self._guard = UpdateGuard()
         with matmul_precision(config.precision):
             self._on_device.prepare(config.compile, self._adam.betas, self._adam.eps)
         self.compile, self.fallbacks = self._on_device.mode, self._on_device.fallbacks
@@ -101,8 +101,9 @@ class CudaLearner:
         The rollout's values, log_probs, advantages and returns stay on the device.
         """
         weights = self._on_device.weights.clone() if self._config.overlap else None
+        update = partial(self._update, rollout, iteration)
         with matmul_precision(self._config.precision):
-            metrics = self._guard.run(partial(self._update, rollout, iteration), iteration)
+            metrics = self._guard.run(update, iteration, self._snapshot, self._restore)
         self._adam.advance(self._updates_done)
         self._kl.adapt(metrics)
         if weights is None:

@@ -89,7 +89,7 @@ class NativeLearner:
         moments = (torch.from_numpy(exp_avg), torch.from_numpy(exp_avg_sq))
         self._adam = FlatAdam(policy, config, self._flat, *moments, optimizer, scheduler)
         self._kl = KLControl(config)
-        self._guard = UpdateGuard(self._snapshot, self._restore)
+        self._guard = UpdateGuard()
         self._scaled_rewards = np.empty(rollout.rewards.shape, np.float32)
         self._core = _core.Learner(
             **network_spec(policy, self._flat),
@@ -120,7 +120,8 @@ class NativeLearner:
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """Does one PPO iteration; see ``Learner.update``. Fills values, log_probs, advantages and returns."""
-        metrics = self._guard.run(partial(self._update, rollout, iteration), iteration)
+        update = partial(self._update, rollout, iteration)
+        metrics = self._guard.run(update, iteration, self._snapshot, self._restore)
         self._adam.advance(self._updates_done)
         self._kl.adapt(metrics)
         return metrics

@@ -100,11 +100,12 @@ class TorchLearner:
         self._gradient = None if ranks.world_size == 1 else self._flat_gradient()
         self._kl = KLControl(config)
         self._old: Tensor | None = None  # with a penalty: the collecting policy's distributions [T*N, ...]
-        self._guard = UpdateGuard(self._snapshot, self._restore)
+        self._guard = UpdateGuard()
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """Does one PPO iteration; see ``Learner.update``. Fills values, log_probs, advantages and returns."""
-        metrics = self._guard.run(partial(self._update, rollout, iteration), iteration)
+        update = partial(self._update, rollout, iteration)
+        metrics = self._guard.run(update, iteration, self._snapshot, self._restore)
         self._kl.adapt(metrics)
         return metrics
 
