@@ -37,7 +37,7 @@ class Learner(Protocol):
 
     @property
     def device_policy(self) -> ActorCritic | None:
-        """Copy of the policy on ``device`` for inference there; None where there is no such copy."""
+        """Copy of the policy on ``device`` for inference there; its weights change during ``update``. None: no copy."""
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """Does one PPO iteration on a full rollout.
