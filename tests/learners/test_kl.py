@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from native_core import make_policy
 from test_learner_cuda import make
-from test_learner_native import distribution, make_policy, new_learner, weights
+from test_learner_native import distribution, new_learner, weights
 
 from xcfast.config.schema import MAX_KL_COEF, MIN_KL_COEF
 from xcfast.errors import NonFiniteError

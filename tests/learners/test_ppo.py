@@ -11,7 +11,7 @@ from xcfast.envs import make_envs
 from xcfast.errors import NonFiniteError
 from xcfast.kernels import reference
 from xcfast.learners.loss import ppo_loss
-from xcfast.learners.metrics import value_metrics
+from xcfast.learners.metrics import value_metrics, value_moments
 from xcfast.learners.schedule import learning_rate
 from xcfast.learners.torch import TorchLearner
 from xcfast.normalize import ObservationNormalizer
@@ -74,7 +74,7 @@ def test_explained_variance():
     def explained(values, returns):
         rollout = Rollout(3, 1, (1,))
         rollout.values[:, 0], rollout.returns[:, 0] = values, returns
-        metrics = value_metrics(rollout)
+        metrics = value_metrics(value_moments(rollout.values, rollout.returns))
         assert metrics["predict_value"] == pytest.approx(np.mean(values))
         return metrics["losses/explained_variance"]
 

@@ -73,12 +73,11 @@ def test_old_log_probs_are_of_the_weights_that_collected(small, on_cpu):
     loop.components.rollout.clear()
     with torch.no_grad():
         loop.components.collector.collect(loop.components.rollout)  # the weights on the CPU are still the first ones
-        obs, actions = (
-            torch.from_numpy(x).flatten(0, 1) for x in (loop.components.rollout.obs, loop.components.rollout.actions)
-        )
+        obs, actions = (torch.from_numpy(x).flatten(0, 1) for x in (loop.components.rollout.obs, loop.components.rollout.actions))
         log_probs, _, values = loop.components.policy.evaluate(obs, actions)
     loop.components.learner.update(loop.components.rollout, 1)
-    for mine, theirs in ((loop.components.learner._log_probs, log_probs), (loop.components.learner._values, values)):
+    on_device = loop.components.learner._on_device
+    for mine, theirs in ((on_device.log_probs, log_probs), (on_device.values, values)):
         torch.testing.assert_close(mine.flatten(), theirs, rtol=0, atol=1e-5)
     loop.close()
 

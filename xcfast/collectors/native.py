@@ -10,7 +10,7 @@ import torch
 from xcfast.collectors.noise import ActionNoise
 from xcfast.envs import ClassicControlVecEnv, MujocoVecEnv, NativeVecEnv
 from xcfast.policy import GaussianActor
-from xcfast.policy.flat import MirroredParameters
+from xcfast.policy.flat import FlatParameters
 from xcfast.policy.native_form import network_spec
 from xcfast.policy.native_form import reason_not_native as reason_policy_not_native
 from xcfast.ranks.group import ALONE, Ranks
@@ -54,7 +54,7 @@ class EnvLoop:
         self._envs = envs
         self._policy = policy
         self._normalizer = normalizer
-        self._weights = MirroredParameters(policy)
+        self._weights = FlatParameters(policy)
         bounds = ((), ()) if action_map.discrete else (action_map.low.ravel(), action_map.high.ravel())
         mapping = (action_map.scale, action_map.offset) if action_map.rescales else ((), ())
         self._core = _core.EnvLoop(
@@ -108,7 +108,7 @@ class EnvLoop:
 
     @torch.inference_mode()
     def _load(self) -> None:
-        self._weights.refresh()
+        self._weights.read()
         actor = self._policy.actor
         deviation = actor.logstd.exp().cpu().numpy() if isinstance(actor, GaussianActor) else np.empty(0, np.float32)
         self._core.load(self._weights.array, deviation)

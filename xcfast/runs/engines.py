@@ -10,8 +10,9 @@ from xcfast.collectors.native import NativeCollector, reason_not_native
 from xcfast.collectors.torch import TorchCollector
 from xcfast.errors import ConfigError
 from xcfast.learners.native import NativeLearner
-from xcfast.learners.schedule import reason_not_plain_adam
+from xcfast.learners.optimizer import check_optimizer, reason_not_flat_adam
 from xcfast.learners.torch import TorchLearner
+from xcfast.policy.native_form import reason_not_copied
 from xcfast.ranks.group import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from xcfast.config import Config
     from xcfast.envs import VecEnv
-    from xcfast.learners.cuda import CudaLearner
+    from xcfast.learners.learner import Learner
     from xcfast.normalize import ObservationNormalizer, RewardNormalizer
     from xcfast.policy import ActionMap, ActorCritic
     from xcfast.rollout import Rollout
@@ -92,7 +93,7 @@ def make_learner(
     device: torch.device | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: LRScheduler | None = None,
-) -> tuple[TorchLearner | NativeLearner | CudaLearner, str]:
+) -> tuple[Learner, str]:
     """The learner that ``config.learner_backend`` and the device ask for, and the reason for the choice.
 
     Args:
@@ -108,16 +109,19 @@ def make_learner(
 
     Raises:
         ConfigError: ``native``, or a precision, is asked for and cannot serve.
+        ValueError: optimizer, scheduler and policy do not belong together.
     """
+    if optimizer is not None:
+        check_optimizer(optimizer, policy)
     parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
     if device is not None and device.type == "cuda":
-        other = None if optimizer is None else reason_not_plain_adam(optimizer, list(policy.parameters()))
+        other = reason_not_flat_adam(policy, optimizer) or reason_not_copied(policy)
         if other is None:
             return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
         if config.learner_backend != "native":
             # A script may have made the policy on the GPU, and an optimizer of its parameters there: they stay.
             place = f"the CPU, not on {device}" if policy.device.type == "cpu" else str(policy.device)
-            return TorchLearner(*parts), f"on {place}, where the optimizer's parameters are: {other}"
+            return TorchLearner(*parts), f"on {place}, where the policy's parameters are: {other}"
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
     if config.learner_backend == "torch":
@@ -140,7 +144,7 @@ def _make_cuda_learner(
     ranks: Ranks,
     optimizer: torch.optim.Optimizer | None,
     scheduler: LRScheduler | None,
-) -> tuple[CudaLearner, str]:
+) -> tuple[Learner, str]:
     from xcfast.learners.cuda import CudaLearner
 
     if config.learner_backend == "native":

@@ -70,8 +70,9 @@ class RunState:
             "learner": parts.learner.state_dict(),
             "progress": self.progress.state_dict(),
         }
-        if with_envs and parts.rollout.full:  # with overlap, collected during the last update
-            state["collected"] = {"rollout": parts.rollout.state_dict(), "weights": parts.learner.behaviour}
+        behaviour = parts.learner.behaviour
+        if with_envs and parts.rollout.full and behaviour is not None:  # collected during the last update
+            state["collected"] = {"rollout": parts.rollout.state_dict(), "weights": behaviour}
         return state
 
     def load(self, saved: dict[str, Any]) -> bool:
@@ -98,8 +99,7 @@ class RunState:
         collected = saved.get("collected")
         if collected is not None:
             parts.rollout.load_state_dict(collected["rollout"])
-            if collected["weights"] is not None:
-                parts.learner.set_behaviour(collected["weights"])
+            parts.learner.set_behaviour(collected["weights"])
         return True
 
     def _seeds_of_a_resume(self, rows: range) -> list[int]:
