@@ -97,7 +97,7 @@ class Evaluator:
             obs, _ = envs.reset(seed=evaluation_seeds(config, number, num_envs))
             while not self._should_stop():
                 if self._video is not None:
-                    self._video.add(envs.render())
+                    self._video.add(envs.render()[0])
                 normalized = torch.from_numpy(self._normalizer.normalize(obs)).to(policy.device)
                 masks = torch.from_numpy(envs.action_masks).to(policy.device) if config.use_actions_mask else None
                 actions = policy.actor.mode(policy.act(normalized, masks)).cpu().numpy()
