@@ -59,3 +59,30 @@ class GlobalDraws(gymnasium.Env):
 
     def step(self, action: Any) -> Any:
         return np.array([np.random.rand(), random.random()]), 0.0, False, False, {}  # noqa: NPY002
+
+
+class NeedsArgument(Returning):
+    def __init__(self, track: str, render_mode: str | None = None) -> None:
+        super().__init__()
+        if track == "broken":
+            raise ValueError("track\nis broken")
+        self.track = track
+
+
+class DoubledReward(gymnasium.Wrapper):
+    def __init__(self, env: gymnasium.Env, factor: float = 2.0) -> None:
+        super().__init__(env)
+        self.factor = factor
+
+    def step(self, action: Any) -> Any:
+        ob, reward, terminated, truncated, info = self.env.step(action)
+        return ob, reward * self.factor, terminated, truncated, info
+
+
+def no_wrapper(env: gymnasium.Env) -> int:
+    return 3
+
+
+class FlatSpace(Returning):
+    def __init__(self, shape: tuple[int, ...] = (), render_mode: str | None = None) -> None:
+        super().__init__(spaces.Box(-1.0, 1.0, shape, np.float32))
