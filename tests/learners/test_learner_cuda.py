@@ -259,7 +259,7 @@ def test_a_run_on_cuda_with_page_locked_rollout(small):
     try:
         assert torch.from_numpy(trainer.parts.rollout.obs).is_page_locked()
         assert trainer.parts.learner.compile == "graph"
-        assert "inference on c" in trainer.parts.collector_reason
+        assert "inference on the " in trainer.parts.collector_reason
         summary = trainer.run()
     finally:
         trainer.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from xcfast.collectors.collector import check_autoreset
 from xcfast.collectors.native import EnvLoop, reason_not_native
 from xcfast.envs import NativeVecEnv, make_envs
 
@@ -115,6 +116,9 @@ class Evaluator:
             torch.set_num_threads(threads)
 
     def _use(self, envs: VecEnv) -> VecEnv:
+        check_autoreset(envs)
+        if not envs.episode_statistics:
+            raise ValueError("envs must report episode statistics; they were made with episode_statistics=False")
         self._envs = envs
         config = self._config
         wanted = config.collector_backend != "torch" and self._render_mode is None and not config.use_actions_mask

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from xcfast.collectors.collector import warm_up
 from xcfast.config import Config, ConfigError
 from xcfast.envs import MujocoVecEnv
 from xcfast.errors import RankError, RunFailed
@@ -156,7 +157,7 @@ class Trainer:
         with self.ranks.together():
             self.parts.collector.reset([self.config.env_seed + i for i in self.rows])
         if self.config.use_obsnorm and self.parts.obs_normalizer.rms.count == 0:
-            self.parts.collector.warm_up(self.parts.rollout)
+            warm_up(self.parts.collector, self.parts.rollout)
         if self._given.late:
             self._open()
         self.begun = True
