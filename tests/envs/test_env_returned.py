@@ -8,7 +8,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from returning_envs import Returning
 
-from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv
+from xcfast.envs import DummyVecEnv, EnvError, SubprocVecEnv, WorkerError
 
 UINT8 = Box(0, 255, (3,), np.uint8)
 FIVE = Box(-9, 9, (5,), np.float64)
@@ -101,11 +101,13 @@ def test_final_observations_are_checked() -> None:
 def test_a_worker_says_it_in_the_same_sentence() -> None:
     envs = made("Subproc", reward="1.5")
     envs.reset(seed=1)
-    with pytest.raises(EnvError, match=r"^environment 1: step must return one real number as reward; got str '1.5'$"):
+    message = r"^environment 1: step must return one real number as reward; got str '1.5'$"
+    with pytest.raises(WorkerError, match=message) as caught:
         envs.step(np.zeros((2, 1)))
+    assert (caught.value.worker, caught.value.env_index, caught.value.exception_type) == (1, 1, "EnvError")
     envs.close()
     envs = made("Subproc", reset=np.ones(2, F32))
-    with pytest.raises(EnvError, match=r"^environment 1: reset must return \(observation, info\)"):
+    with pytest.raises(WorkerError, match=r"^environment 1: reset must return \(observation, info\)"):
         envs.reset(seed=1)
     envs.close()
 

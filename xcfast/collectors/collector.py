@@ -18,15 +18,17 @@ class Collector(Protocol):
 
     Attributes:
         name: The name of the engine, "torch" or "native".
-        envs: The vector environment that it steps.
         policy: The policy that chooses the actions.
         noise: The noise that actions are sampled with.
     """
 
     name: str
-    envs: VecEnv
     policy: ActorCritic
     noise: ActionNoise
+
+    @property
+    def envs(self) -> VecEnv:
+        """The vector environment that the collector steps."""
 
     def reset(self, seed: int | list[int] | None) -> None:
         """Starts new episodes in every environment.

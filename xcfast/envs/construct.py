@@ -133,7 +133,8 @@ def env_constructor(env_id: str, kwargs: Mapping[str, Any], wrappers: Iterable[E
     """
     spec = gymnasium.registry.get(env_id)
     if spec is not None and isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
-        spec = replace(spec, entry_point=load_env_creator(spec.entry_point))  # a worker has another main module
+        creator: Any = load_env_creator(spec.entry_point)
+        spec = replace(spec, entry_point=creator)  # a worker has another main module
     return EnvConstructor(env_id, dict(kwargs), tuple(wrappers), spec)
 
 

@@ -110,7 +110,7 @@ class EnvSlice:
             self.progress[0] = index
             self._buffers.obs[index], info = self._fresh(index, env.reset(seed=seeds[index], options=options))
             if self._buffers.action_masks is not None:
-                self._buffers.action_masks[index] = self._mask_sources[index](info)
+                self._buffers.action_masks[index] = self._mask(index, info)
             infos.append(info)
         self.progress[0] = -1
         return infos if self.infos else None
@@ -159,7 +159,7 @@ class EnvSlice:
             obs[index] = ob
             if action_masks is not None:
                 over = terminated[index] or truncated[index]
-                action_masks[index] = True if ended is not None and over else self._mask_sources[index](info)
+                action_masks[index] = True if ended is not None and over else self._mask(index, info)
             if infos is not None:
                 infos.append((info, final_info))
         progress[0] = -1
@@ -173,6 +173,13 @@ class EnvSlice:
                 return returned
         try:
             return observation_and_info(returned, self._shape, self._dtype)
+        except EnvError as error:
+            raise EnvError(f"environment {self._first + index}: {error}") from None
+
+    def _mask(self, index: int, info: dict[str, Any]) -> NDArray[np.bool_]:
+        """Returns the mask of allowed actions, after checks."""
+        try:
+            return self._mask_sources[index](info)
         except EnvError as error:
             raise EnvError(f"environment {self._first + index}: {error}") from None
 

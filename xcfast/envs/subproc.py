@@ -120,9 +120,17 @@ class SubprocVecEnv(VecEnv):
         del self._buffers
 
 
-def _in_one_sentence(error: WorkerError) -> Exception:
-    """Returns the error itself, or an EnvError where that is what the worker raised: it needs no traceback."""
-    return EnvError(error.exception_message) if error.exception_type == "EnvError" else error
+def _in_one_sentence(error: WorkerError) -> WorkerError:
+    """Returns the error; without the worker's traceback where it raised an EnvError, whose message says it all."""
+    if error.exception_type != EnvError.__name__:
+        return error
+    return WorkerError(
+        error.exception_message,
+        worker=error.worker,
+        env_index=error.env_index,
+        exception_type=error.exception_type,
+        exception_message=error.exception_message,
+    )
 
 
 def _close(pool: WorkerPool, owner: int) -> None:

@@ -29,6 +29,7 @@ class Phase(enum.Enum):
     NEW = "reset() must be called before {}()"
     RUNNING = ""
     RESET_FAILED = "the last reset() failed: call reset() before {}()"
+    NO_ACTION = "an action mask allows no action: call reset() before {}()"
     STEP_FAILED = "the last step() was interrupted or failed: call reset() before {}()"
 
 
@@ -299,7 +300,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
                 return False
         return False
 
-    def render(self) -> tuple[Any, ...] | None:
+    def render(self) -> tuple[Any, ...]:
         """Returns the frames of all environments, N of them, as their `render_mode` says."""
         self._check_open()
         return tuple(self._ask("render"))
@@ -406,7 +407,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         try:
             check_masks(masks, self.episode_lengths)
         except EnvError:
-            self._phase = Phase.STEP_FAILED
+            self._phase = Phase.NO_ACTION
             raise
 
     def _out(self, array: NDArray[Any]) -> NDArray[Any]:
