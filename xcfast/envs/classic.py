@@ -25,20 +25,21 @@ class ClassicControlVecEnv(NativeVecEnv):
 
     Args:
         env_id: Gymnasium's id, such as "CartPole-v1".
-        num_envs: N.
-        num_threads: threads that step; None or 0: as many as this process may use.
-        infos: whether to deliver the tasks' own infos too; they are empty, but for that of a last step.
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
+        num_envs: The number of environments, N.
+        num_threads: The number of threads that step; None or 0 for as many as this process may use.
+        infos: Whether to deliver the tasks' own infos too, which are empty except at the end of an episode.
+        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
+            overwrites.
         autoreset_mode: "same_step" or "next_step", see `VecEnv`.
         episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
-        check: whether to compare steps with Gymnasium's first (once per process and arguments).
-        **env_kwargs: for `gymnasium.make`.
+        check: Whether to compare steps with Gymnasium's first (once per process and arguments).
+        **env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Attributes:
-        num_threads: threads that step.
+        num_threads: The number of threads that step.
 
     Raises:
-        NotNativeError: it is not one of these tasks, or Gymnasium and the engine do not agree about it on this
+        NotNativeError: It is not one of these tasks, or Gymnasium and the engine do not agree about it on this
             machine. `make_native_or_subproc` falls back to SubprocVecEnv.
         EnvError: Gymnasium cannot make it.
 
@@ -119,7 +120,7 @@ class ClassicControlVecEnv(NativeVecEnv):
         return self._base.render()
 
     def probes(self, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """States of all magnitudes that the class reaches, and larger angles, in either precision."""
+        """Returns states of all magnitudes that the class reaches, and larger angles, in either precision."""
         task = self._task
         rows = rng.uniform(-1, 1, (_PROBES, len(task.probe))) * task.probe
         return [{"physics": row.astype(np.float32) if task.flagged and k % 2 else row} for k, row in enumerate(rows)]

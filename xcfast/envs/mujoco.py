@@ -31,20 +31,21 @@ class MujocoVecEnv(NativeVecEnv):
 
     Args:
         env_id: Gymnasium's id, such as "Ant-v4".
-        num_envs: N.
-        num_threads: threads that step; None or 0: as many as this process may use.
-        infos: whether to deliver the tasks' own infos too, as Gymnasium does; slower.
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
+        num_envs: The number of environments, N.
+        num_threads: The number of threads that step; None or 0 for as many as this process may use.
+        infos: Whether to deliver the tasks' own infos too, as Gymnasium does, which is slower.
+        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
+            overwrites.
         autoreset_mode: "same_step" or "next_step", see `VecEnv`.
         episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
-        check: whether to compare a few steps with Gymnasium's first (once per process and arguments).
-        **env_kwargs: for `gymnasium.make`.
+        check: Whether to compare a few steps with Gymnasium's first (once per process and arguments).
+        **env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Attributes:
-        num_threads: threads that step.
+        num_threads: The number of threads that step.
 
     Raises:
-        NotNativeError: it is not one of these tasks, or Gymnasium and the engine do not agree about it on this
+        NotNativeError: It is not one of these tasks, or Gymnasium and the engine do not agree about it on this
             machine. `make_native_or_subproc` falls back to SubprocVecEnv.
         EnvError: Gymnasium cannot make it.
 
