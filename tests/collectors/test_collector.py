@@ -230,3 +230,18 @@ def test_envs_that_reset_a_step_later(small, kind):
     silent = DummyVecEnv([make_env_fn(config.env_id)], episode_statistics=False)
     with pytest.raises(ValueError, match="episode_statistics=False"):
         Evaluator(config, policy, normalizer, action_map, envs=silent)
+
+
+def test_only_calls_of_reset_and_step_are_uses(small):
+    """A user of the environments is told apart from the native collector, which steps them without these calls."""
+    config = small(native_envs="auto")
+    envs = make_envs(config)
+    policy = build_policy(config, envs.single_observation_space, envs.single_action_space)
+    normalizer = ObservationNormalizer((4,), num_envs=config.parallels)
+    collector = NativeCollector(envs, policy, normalizer, ActionMap(envs.single_action_space, "tanh"), 1)
+    collector.reset(1)
+    collector.collect(Rollout(config.horizon_size, config.parallels, (4,), (1,)))
+    assert envs.uses == 1
+    envs.step(np.zeros((config.parallels, 1), np.float32))
+    assert envs.uses == 2
+    envs.close()

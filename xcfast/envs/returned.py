@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 
 from xcfast.errors import EnvError
 
-RESET_FORM = "(observation, info)"
-STEP_FORM = "(observation, reward, terminated, truncated, info)"
+# Types that numpy stores without a change. Integers are not among the rewards, since Python's may be too large.
+REWARD_TYPES = frozenset({float, np.float64, np.float32})
+FLAG_TYPES = frozenset({bool, np.bool_})
+
+_RESET_FORM = "(observation, info)"
+_STEP_FORM = "(observation, reward, terminated, truncated, info)"
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 
@@ -31,7 +35,7 @@ def observation_and_info(returned: Any, shape: tuple[int, ...], dtype: np.dtype[
         EnvError: The value is not such a pair.
     """
     if not isinstance(returned, tuple | list) or len(returned) != 2 or not isinstance(returned[1], dict):
-        raise EnvError(f"reset must return {RESET_FORM} with a dict as info; got {_described(returned)}")
+        raise EnvError(f"reset must return {_RESET_FORM} with a dict as info; got {_described(returned)}")
     return observation(returned[0], shape, dtype, "reset"), returned[1]
 
 
@@ -44,21 +48,21 @@ def whole_step(returned: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> S
         dtype: The type of the observation space.
 
     Returns:
-        The observation, of that shape and type, the reward as a float, both flags as bool, and the info.
+        The observation, of that shape and type, the reward as a float, both flags as truth values, and the info.
 
     Raises:
         EnvError: One of them is missing or of another kind.
     """
     if not isinstance(returned, tuple | list) or len(returned) != 5:
-        raise EnvError(f"step must return {STEP_FORM}; got {_described(returned)}")
+        raise EnvError(f"step must return {_STEP_FORM}; got {_described(returned)}")
     ob, reward, terminated, truncated, info = returned
     if not isinstance(info, dict):
-        raise EnvError(f"step must return {STEP_FORM} with a dict as info; its info is {_described(info)}")
+        raise EnvError(f"step must return {_STEP_FORM} with a dict as info; its info is {_described(info)}")
     return (
         observation(ob, shape, dtype, "step"),
-        _reward(reward),
-        _flag("terminated", terminated),
-        _flag("truncated", truncated),
+        reward if type(reward) in REWARD_TYPES else _reward(reward),
+        terminated if type(terminated) in FLAG_TYPES else _flag("terminated", terminated),
+        truncated if type(truncated) in FLAG_TYPES else _flag("truncated", truncated),
         info,
     )
 

@@ -15,16 +15,12 @@ from numpy.typing import NDArray
 
 from xcfast.envs import env_state
 from xcfast.envs.action_masks import MaskSource, find_mask_source
-from xcfast.envs.returned import Step, observation_and_info, whole_step
+from xcfast.envs.returned import FLAG_TYPES, REWARD_TYPES, Step, observation_and_info, whole_step
 from xcfast.envs.shared_memory import Buffers, buffers_in
 from xcfast.envs.vec_env import StepInfos, VecEnv, autoreset_mode_of, check_spaces
 from xcfast.errors import EnvError
 
 EnvFn = Callable[[], gymnasium.Env]
-
-# What numpy stores as it is meant. Integers are not among the rewards, since Python's may be too large.
-_REWARD_TYPES = frozenset({float, np.float64, np.float32})
-_FLAG_TYPES = frozenset({bool, np.bool_})
 
 
 class EnvSlice:
@@ -141,9 +137,9 @@ class EnvSlice:
                         type(ob) is np.ndarray
                         and ob.dtype == dtype
                         and ob.shape == shape
-                        and type(reward) in _REWARD_TYPES
-                        and type(is_terminated) in _FLAG_TYPES
-                        and type(is_truncated) in _FLAG_TYPES
+                        and type(reward) in REWARD_TYPES
+                        and type(is_terminated) in FLAG_TYPES
+                        and type(is_truncated) in FLAG_TYPES
                         and type(info) is dict
                     )
                 except (TypeError, ValueError):  # not five values
