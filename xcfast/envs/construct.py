@@ -138,6 +138,26 @@ def env_constructor(env_id: str, kwargs: Mapping[str, Any], wrappers: Iterable[E
     return EnvConstructor(env_id, dict(kwargs), tuple(wrappers), spec)
 
 
+def configured_env_fn(config: Any, render_mode: str | None = None) -> EnvConstructor:
+    """Returns the constructor of a configuration's environment, with its arguments and wrappers.
+
+    Args:
+        config: The configuration. Its env_id, and where they exist env_kwargs and env_wrappers are read.
+        render_mode: The render mode for `gymnasium.make`.
+
+    Raises:
+        EnvError: env_kwargs or env_wrappers has a form that is not allowed.
+    """
+    kwargs = getattr(config, "env_kwargs", {}) or {}
+    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        raise EnvError(f"env_kwargs must be a mapping of the environment's arguments to their values; got {kwargs!r}")
+    if taken := sorted({"render_mode", "disable_env_checker", "id"} & kwargs.keys()):
+        raise EnvError(f"env_kwargs must not contain {taken[0]}, which is set for the environment already")
+    if render_mode:
+        kwargs = {**kwargs, "render_mode": render_mode}
+    return env_constructor(config.env_id, kwargs, parse_wrappers(getattr(config, "env_wrappers", ())))
+
+
 def parse_wrappers(entries: Any) -> tuple[EnvWrapper, ...]:
     """Returns the wrappers that the configuration's key `env_wrappers` names.
 

@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import gymnasium
@@ -10,7 +9,7 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 
 from xcfast.envs.classic import ClassicControlVecEnv
-from xcfast.envs.construct import EnvConstructor, env_constructor, parse_wrappers
+from xcfast.envs.construct import EnvConstructor, configured_env_fn, env_constructor
 from xcfast.envs.mujoco import MujocoVecEnv
 from xcfast.envs.serial import DummyVecEnv
 from xcfast.envs.subproc import SubprocVecEnv
@@ -93,8 +92,7 @@ def make_envs(
 def _make(
     config: EnvConfig, num_envs: int, num_threads: int | None, num_workers: int | None, render_mode: str | None
 ) -> VecEnv:
-    kwargs, masks = _env_kwargs(config, render_mode), bool(getattr(config, "use_actions_mask", False))
-    constructor = env_constructor(config.env_id, kwargs, parse_wrappers(getattr(config, "env_wrappers", ())))
+    constructor, masks = configured_env_fn(config, render_mode), bool(getattr(config, "use_actions_mask", False))
     if config.vectorize in _NATIVE or (getattr(config, "native_envs", "auto") == "auto" and not masks):
         envs = _native_if_it_serves(config, num_envs, num_threads, constructor)
         if envs is not None and masks:
@@ -107,15 +105,6 @@ def _make(
         return DummyVecEnv(env_fns, copy=False, action_masks=masks)
     timeout = getattr(config, "env_timeout", 60.0)
     return SubprocVecEnv(env_fns, num_workers, timeout, copy=False, action_masks=masks)
-
-
-def _env_kwargs(config: EnvConfig, render_mode: str | None) -> dict[str, Any]:
-    kwargs = getattr(config, "env_kwargs", {}) or {}
-    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
-        raise EnvError(f"env_kwargs must be a mapping of the environment's arguments to their values; got {kwargs!r}")
-    if taken := sorted({"render_mode", "disable_env_checker", "id"} & kwargs.keys()):
-        raise EnvError(f"env_kwargs must not contain {taken[0]}, which is set for the environment already")
-    return {**kwargs, "render_mode": render_mode} if render_mode else dict(kwargs)
 
 
 def _native_if_it_serves(

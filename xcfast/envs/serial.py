@@ -34,6 +34,7 @@ class EnvSlice:
     Attributes:
         progress: int32 [1], the local index of the environment at work, -1 between two calls. It keeps its value when
             an environment raises.
+        first: The index, among all environments, of this slice's first one; errors name it.
     """
 
     def __init__(self, *, infos: bool, action_masks: bool = False, next_step: bool = False) -> None:
@@ -43,7 +44,7 @@ class EnvSlice:
         self._mask_sources: list[MaskSource] = []
         self.progress: NDArray[np.int32] = np.full(1, -1, np.int32)
         self.envs: list[gymnasium.Env] = []
-        self._first = 0
+        self.first = 0
 
     def build(self, env_fns: Iterable[EnvFn]) -> None:
         """Makes the environments, in order."""
@@ -69,9 +70,9 @@ class EnvSlice:
         Args:
             buffers: This slice's rows.
             progress: int32 [1], see the attribute.
-            first: The index, among all environments, of this slice's first one; errors name it.
+            first: See the attribute.
         """
-        self._buffers, self.progress, self._first = buffers, progress, first
+        self._buffers, self.progress, self.first = buffers, progress, first
         self.progress[0] = -1
         self._shape, self._dtype = buffers.obs.shape[1:], buffers.obs.dtype
 
@@ -170,21 +171,21 @@ class EnvSlice:
         try:
             return observation_and_info(returned, self._shape, self._dtype)
         except EnvError as error:
-            raise EnvError(f"environment {self._first + index}: {error}") from None
+            raise EnvError(f"environment {self.first + index}: {error}") from None
 
     def _mask(self, index: int, info: dict[str, Any]) -> NDArray[np.bool_]:
         """Returns the mask of allowed actions, after checks."""
         try:
             return self._mask_sources[index](info)
         except EnvError as error:
-            raise EnvError(f"environment {self._first + index}: {error}") from None
+            raise EnvError(f"environment {self.first + index}: {error}") from None
 
     def _converted(self, index: int, returned: Any) -> Step:
         """Returns what a step returned as the usual types, or raises an EnvError that names the environment."""
         try:
             return whole_step(returned, self._shape, self._dtype)
         except EnvError as error:
-            raise EnvError(f"environment {self._first + index}: {error}") from None
+            raise EnvError(f"environment {self.first + index}: {error}") from None
 
     def get_state(self) -> list[dict[str, Any]]:
         """Returns the state of each environment; see `env_state`."""
@@ -219,13 +220,13 @@ class EnvSlice:
         return [env.render() for env in self._each()]
 
     def close(self) -> list[str]:
-        """Closes all environments; returns, for each whose `close` raised, a text that names it and the error."""
+        """Closes all environments; returns one text for each that could not be closed."""
         failures = []
         for index, env in enumerate(self.envs):
             try:
                 env.close()
             except Exception as error:
-                failures.append(f"environment {self._first + index} ({type(error).__name__}: {error})")
+                failures.append(f"environment {self.first + index} raised in close: {type(error).__name__}: {error}")
         self.envs, self._steps, self._mask_sources = [], [], []
         return failures
 
@@ -310,5 +311,5 @@ class DummyVecEnv(VecEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes all environments; warns of those whose `close` raised."""
-        if failures := self._slice.close():
-            warnings.warn(f"could not close {', '.join(failures)}", RuntimeWarning, stacklevel=3)
+        for failure in self._slice.close():
+            warnings.warn(failure, RuntimeWarning, stacklevel=3)

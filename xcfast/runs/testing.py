@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from xcfast.config import Config, ConfigError
-from xcfast.envs import make_env_fn
+from xcfast.envs.construct import configured_env_fn
 from xcfast.envs.opengl import mujoco_gl
 from xcfast.envs.rendering import find_backend
 from xcfast.normalize import ObservationNormalizer
@@ -56,7 +56,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         raise ConfigError(f"{path} was trained on {trained['env_id']}; env_id is {config.env_id}")
     config = dataclasses.replace(config, **{key: trained[key] for key in _OF_THE_MODEL})
     with rendering(config) as able:
-        env = make_env_fn(config.env_id)()
+        env = configured_env_fn(config)()
         observation_space, action_space = env.observation_space, env.action_space
         env.close()
         policy = build_policy(config, observation_space, action_space)
