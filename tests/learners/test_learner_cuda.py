@@ -264,7 +264,7 @@ def test_a_run_on_cuda_with_page_locked_rollout(small):
     try:
         assert torch.from_numpy(trainer.components.rollout.obs).is_page_locked()
         assert trainer.components.learner.compile == "graph"
-        assert "inference on c" in trainer.components.collector_reason
+        assert "inference on the " in trainer.components.collector_reason
         summary = train_to_the_end(trainer)
     finally:
         trainer.close()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from xcfast import RewardNormalizer, Rollout
+from xcfast.collectors.collector import warm_up
 from xcfast.collectors.torch import TorchCollector
 from xcfast.envs import make_envs
 from xcfast.errors import NonFiniteError
@@ -294,7 +295,7 @@ def test_update_follows_the_rules(small, keys):
     """Every key's effect, against an independent float64 iteration."""
     config = small(env_id="toys:toy/ShortPendulum-v0", running_steps=256, learning_rate=3e-3, **keys)
     parts = Parts(config)
-    parts.collector.warm_up(parts.rollout)
+    warm_up(parts.collector, parts.rollout)
     parts.collector.collect(parts.rollout)
     assert parts.rollout.terminated.any() and len(parts.rollout.final_index) > 3
     expected = reference_update(config, parts.rollout, parts.policy, 0)

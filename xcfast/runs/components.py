@@ -44,6 +44,7 @@ class Components:
         optimizer: An optimizer of the policy's parameters.
         scheduler: A scheduler of that optimizer, stepped once after each update. It decides the learning rates.
         identity_actions: Whether actions reach the environments as the policy makes them; see ``ActionMap``.
+        inference: Type of device that computed the actions before a resume; see ``make_collector``.
 
     Attributes:
         device: Device that trains.
@@ -75,8 +76,10 @@ class Components:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
         identity_actions: bool = False,
+        inference: str | None = None,
     ) -> None:
         self._config, self._ranks, self._should_stop = config, ranks, should_stop
+        self._inference = inference
         self.device = training_device(config, None if ranks.world_size == 1 else ranks.local_rank)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -156,7 +159,14 @@ class Components:
         # With overlap, the weights on the device change while the collector acts.
         on_device = None if config.overlap else self.learner.device_policy
         self.collector, self.collector_reason = make_collector(
-            config, self.envs, self.policy, self.obs_normalizer, self.action_map, self._ranks, on_device
+            config,
+            self.envs,
+            self.policy,
+            self.obs_normalizer,
+            self.action_map,
+            self._ranks,
+            on_device,
+            self._inference,
         )
         self.evaluator = Evaluator(config, self.player, should_stop=self._should_stop)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from xcfast.collectors.collector import check_autoreset
 from xcfast.collectors.native import EnvLoop, reason_not_native
 from xcfast.envs import NativeVecEnv, make_envs
 
@@ -162,6 +163,9 @@ class Evaluator:
             torch.set_num_threads(threads)
 
     def _use(self, envs: VecEnv) -> VecEnv:
+        check_autoreset(envs)
+        if not envs.episode_statistics:
+            raise ValueError("envs must report episode statistics; they were made with episode_statistics=False")
         self._envs, config = envs, self._config
         forbidden = config.collector_backend == "torch" or config.use_actions_mask or not has_time_limit(envs)
         if not forbidden and isinstance(envs, NativeVecEnv) and reason_not_native(envs, self._player.policy) is None:

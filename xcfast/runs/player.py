@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from xcfast.config import load_config
-from xcfast.envs import make_env_fn
-from xcfast.errors import CheckpointError, ConfigError
+from xcfast.envs.construct import configured_env_fn
+from xcfast.errors import CheckpointError
 from xcfast.normalize import ObservationNormalizer
 from xcfast.output.checkpoint import load_checkpoint
 from xcfast.policy import ActionMap, ActorCritic, build_policy
@@ -80,7 +80,7 @@ def load_player(path: Path) -> SavedPlayer:
     """
     saved = load_checkpoint(path)
     config = load_config(overrides=saved["config"])
-    observation_space, action_space = _spaces(path, saved, config.env_id)
+    observation_space, action_space = _spaces(path, config)
     try:
         policy = build_policy(config, observation_space, action_space)
         normalizer = ObservationNormalizer(
@@ -96,10 +96,8 @@ def load_player(path: Path) -> SavedPlayer:
     return SavedPlayer(path, player, config, int(saved["step"]), observation_space, action_space)
 
 
-def _spaces(path: Path, saved: dict[str, Any], env_id: str) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
-    if ":" in env_id:
-        raise ConfigError(f"{path} names a module to import, {env_id}, and holds no spaces")
-    env = make_env_fn(env_id)()
+def _spaces(path: Path, config: Config) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+    env = configured_env_fn(config)()
     spaces = env.observation_space, env.action_space
     env.close()
     return spaces

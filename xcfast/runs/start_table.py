@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from xcfast.envs import NativeVecEnv, SubprocVecEnv, make_env_fn
+from xcfast.envs import NativeVecEnv, SubprocVecEnv
+from xcfast.envs.construct import configured_env_fn
 from xcfast.output.console import table
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.ranks.group import ALONE, Ranks
@@ -24,7 +25,7 @@ def describe(config: Config, mode: str) -> str:
     Raises:
         ConfigError: the configuration does not fit the environment.
     """
-    env = make_env_fn(config.env_id)()
+    env = configured_env_fn(config)()
     try:
         policy = build_policy(config, env.observation_space, env.action_space)
         action_map = ActionMap(env.action_space, config.activation_action)

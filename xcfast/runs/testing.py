@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xcfast.envs import DummyVecEnv, make_env_fn
+from xcfast.envs.construct import configured_env_fn
 from xcfast.envs.opengl import mujoco_gl
 from xcfast.envs.rendering import find_backend
+from xcfast.envs.serial import DummyVecEnv
 from xcfast.errors import ConfigError
 from xcfast.output.console import say
 from xcfast.output.folders import RunFolders, find_model, model_file
@@ -126,7 +127,7 @@ def play(
     with ExitStack() as stack:
         envs = None
         if folder is not None and config.render_mode == "human":
-            make = make_env_fn(config.env_id, render_mode="human")
+            make = configured_env_fn(config, "human")
             envs = DummyVecEnv([make], copy=False, action_masks=config.use_actions_mask)
             stack.callback(envs.close)
         evaluator = Evaluator(config, player, should_stop, envs)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from xcfast.collectors.collector import warm_up
 from xcfast.errors import ConfigError
 from xcfast.output.checkpoint import BEST_MODEL
 from xcfast.output.console import ProgressBar, say
@@ -115,9 +116,13 @@ class Trainer:
         """Makes the components, and goes on from the checkpoint, if there is one."""
         config, ranks, saved = self.config, self.ranks, {} if self._resumed is None else self._resumed.saved
         with ranks.together():
-            identity = bool(saved.get("identity_actions"))
             self._components = Components(
-                config, ranks, should_stop=lambda: self.stop.requested, identity_actions=identity, **given
+                config,
+                ranks,
+                should_stop=lambda: self.stop.requested,
+                identity_actions=bool(saved.get("identity_actions")),
+                inference=saved.get("engines", {}).get("inference"),
+                **given,
             )
         for tensor in (*self.components.policy.parameters(), *self.components.policy.buffers()):
             ranks.broadcast_(tensor.detach())  # equal by their seed; to be sure
@@ -172,13 +177,8 @@ class Trainer:
             if not self.begun:
                 self.components.collector.reset([self.config.env_seed + i for i in self.rows])
         if not self.begun and self.config.use_obsnorm and self.components.obs_normalizer.rms.count == 0:
-            self._warm_up()
+            warm_up(self.components.collector, self.components.rollout)
         self.begun = True
-
-    def _warm_up(self) -> None:
-        """Gives the observation statistics a start: one rollout with the initial policy, which nothing learns from."""
-        self.components.collector.collect(self.components.rollout)
-        self.components.rollout.clear()
 
     def iterate(self, num_steps: int | None = None) -> dict[str, float]:
         """Does one PPO iteration: collects a rollout, updates the weights, logs.

@@ -101,7 +101,7 @@ class XuanCeVecEnv:
                 "these environments were made without render_mode; an agent whose render is True shows its test in one "
                 "of its own"
             )
-        return [self.vec_env.render()]
+        return [self.vec_env.render()[0]]
 
     def close(self) -> None:
         """Closes the envs; calling it again does nothing."""
