@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from xcfast.envs.opengl import opengl_problem
 from xcfast.errors import EnvError
@@ -17,10 +18,18 @@ from xcfast.errors import EnvError
 
 @dataclass(frozen=True)
 class EnvConstructor:
-    """A picklable constructor of one environment."""
+    """A constructor of one environment that cloudpickle can pickle.
+
+    Attributes:
+        env_id: Gymnasium id, or "module:id".
+        kwargs: Arguments for `gymnasium.make`.
+        spec: What this process has registered under the id, where that is a class or a function: another process does
+            not know it.
+    """
 
     env_id: str
     kwargs: dict[str, Any] = field(default_factory=dict)
+    spec: EnvSpec | None = None
 
     def __call__(self) -> gymnasium.Env:
         """Makes the environment.
@@ -30,7 +39,7 @@ class EnvConstructor:
         """
         try:
             with _without_deprecation_noise(self.env_id):
-                return gymnasium.make(self.env_id, disable_env_checker=True, **self.kwargs)
+                return gymnasium.make(self.spec or self.env_id, disable_env_checker=True, **self.kwargs)
         except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
             raise EnvError(unknown_id_message(self.env_id, error)) from None
         except Exception as error:
@@ -49,7 +58,8 @@ def make_env_fn(env_id: str, **kwargs: Any) -> EnvConstructor:
         env_id: a registered id, or "module:id".
         **kwargs: for `gymnasium.make`.
     """
-    return EnvConstructor(env_id, kwargs)
+    spec = gymnasium.registry.get(env_id)
+    return EnvConstructor(env_id, kwargs, spec if spec is not None and callable(spec.entry_point) else None)
 
 
 @contextlib.contextmanager
