@@ -1,16 +1,26 @@
-"""Test mode with ``render``: a video of the best episode, or a window."""
+"""Videos: one episode in a file, and test mode with ``render``."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
 
 from xcfast import run
-from xcfast.output.video import BestEpisodeVideo
+from xcfast.envs import make_env_fn
+from xcfast.errors import EnvError
+from xcfast.output.video import (
+    BestEpisodeVideo,
+    Episode,
+    Stopped,
+    frames_per_second,
+    play_episode,
+    record_episode,
+)
 
 
 def pictures_of(video: Path, width: int, height: int) -> np.ndarray:
@@ -102,3 +112,135 @@ def test_what_a_killed_recording_left_is_removed_by_the_next(tmp_path):
         path.write_bytes(b"")
     BestEpisodeVideo(tmp_path / "test_2026_0715_101500.mp4", fps=10).close()
     assert sorted(tmp_path.iterdir()) == sorted([of_the_living, *others])
+
+
+def shown(**kwargs):
+    """Frames of 33 x 48 and returns of 5, 15 and 10 in turn, in episodes of 10 steps."""
+    return make_env_fn("toys:toy/Shown-v0", render_mode="rgb_array", **kwargs)()
+
+
+def no_force(obs):
+    return np.zeros(1, np.float32)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_recording_has_a_frame_of_every_observation(tmp_path, capfd):
+    env = shown()
+    assert play_episode(env, no_force, seed=3) == Episode(3, 5.0, 10)
+    video = tmp_path / "test.mp4"
+    assert record_episode(env, no_force, video, 10, seed=4, length=10) == Episode(4, 15.0, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["test.mp4"]
+    pictures = pictures_of(video, 48, 34)  # an odd height: the last row twice
+    assert len(pictures) == 11
+    assert (pictures.mean((1, 2)).argmax(-1) == 1).all()  # green, as all of that row
+    assert abs(pictures[0, -1].astype(int) - pictures[0, -2]).max() <= 2
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_the_replay_of_a_seed_is_the_episode_that_was_played(tmp_path):
+    """A pendulum, where each reset and each action decides what comes next; frames of 500 x 500 by pygame."""
+
+    def push(obs):
+        return np.clip(3.0 * obs[1:2] - obs[2:3], -2.0, 2.0).astype(np.float32)
+
+    plain = gymnasium.make("Pendulum-v1", max_episode_steps=25)
+    played = [play_episode(plain, push, seed=seed) for seed in (5, 6, 7)]
+    best = max(played, key=lambda episode: episode.episode_return)
+    renders = gymnasium.make("Pendulum-v1", max_episode_steps=25, render_mode="rgb_array")
+    assert record_episode(renders, push, tmp_path / "test.mp4", 30, seed=best.seed) == best
+    assert len(pictures_of(tmp_path / "test.mp4", 500, 500)) == 26
+
+
+def test_the_frame_rate_is_the_environments_own_unless_one_was_chosen():
+    env = shown()
+    assert frames_per_second(env) == 10
+    assert frames_per_second(env, 50) == 50
+    assert frames_per_second(make_env_fn("toys:toy/RewardOne-v0")()) == 30
+
+
+def test_the_video_has_the_frame_rate(tmp_path):
+    record_episode(shown(), no_force, tmp_path / "test.mp4", 4, seed=0)
+    reader = imageio_ffmpeg.read_frames(tmp_path / "test.mp4")
+    about = next(reader)
+    reader.close()
+    assert about["fps"] == 4 and about["duration"] == pytest.approx(11 / 4, abs=0.1)
+
+
+class Frames(gymnasium.Wrapper):
+    """Renders what it was given, one after the other."""
+
+    def __init__(self, *frames):
+        super().__init__(shown())
+        self.frames = iter(frames)
+
+    def render(self):
+        return next(self.frames)
+
+
+@pytest.mark.parametrize(
+    ("frames", "given"),
+    [
+        ([None], "got NoneType"),
+        ([[np.zeros((8, 8, 3), np.uint8)]], "got list"),
+        ([np.ones((64, 64, 64))], r"got float64 \[64, 64, 64\]"),
+        ([np.zeros((8, 8), np.uint8)], r"got uint8 \[8, 8\]"),
+        ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)], r"frames of one size; got \(8, 8, 3\) first"),
+    ],
+)
+def test_frames_that_are_no_pictures_are_refused(frames, given, tmp_path):
+    with pytest.raises(EnvError, match=given):
+        record_episode(Frames(*frames), no_force, tmp_path / "test.mp4", 10, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recording_that_is_stopped_or_fails_leaves_no_file(tmp_path):
+    answers = iter([False] * 5)
+    with pytest.raises(Stopped):
+        record_episode(shown(), no_force, tmp_path / "a.mp4", 10, should_stop=lambda: next(answers, True))
+
+    def fails(obs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record_episode(shown(), fails, tmp_path / "b.mp4", 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing/\.test_\d+\.mp4"):
+        record_episode(shown(), no_force, tmp_path / "missing" / "test.mp4", 10)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from xcfast.envs import make_env_fn
+from xcfast.output.video import record_episode
+
+steps = 0
+def act(obs):
+    global steps
+    steps += 1
+    if steps == 5:
+        while not sum(path.stat().st_size for path in Path(sys.argv[1]).parent.iterdir()):
+            time.sleep(0.01)
+        print("recording", flush=True)
+        time.sleep(60)
+    return [0.0]
+
+record_episode(make_env_fn("toys:toy/Shown-v0", render_mode="rgb_array")(), act, Path(sys.argv[1]), 10)
+"""
+
+
+def test_the_next_recording_removes_what_a_killed_one_left(tmp_path):
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    first = tmp_path / "test_2026_0714_101500.mp4"
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(first)], stdout=subprocess.PIPE, env=environ)
+    assert killed.stdout.readline() == b"recording\n"
+    killed.kill()
+    killed.wait(timeout=20)
+    killed.stdout.close()
+    assert not first.exists()
+    second = tmp_path / "test_2026_0714_101600.mp4"
+    record_episode(shown(), no_force, second, 10)
+    assert list(tmp_path.iterdir()) == [second]

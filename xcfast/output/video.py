@@ -146,6 +146,7 @@ def _video_file(path: Path, fps: float) -> Iterator[Callable[[Any], None]]:
 
     _remove_left_overs(path)
     temporary = path.with_name(f".{path.stem}_{os.getpid()}{path.suffix}")
+    temporary.touch()  # an error here is clearer than the encoder's
     encoder: Any = None
     shape: tuple[int, ...] | None = None
 
