@@ -14,6 +14,7 @@ from xcfast.envs import make_envs as make_vec_env
 from xcfast.ranks.group import Ranks
 from xcfast.xuance.arguments import to_config
 from xcfast.xuance.checks import values_of
+from xcfast.xuance.raw_environment import with_own_environment
 from xcfast.xuance.script_ranks import share
 
 _KEYS = ("env_id", "env_name", "env_seed", "vectorize", "native_envs", "parallels", "num_threads", "num_workers")
@@ -119,6 +120,7 @@ def make_envs(config: Namespace | Config | Any) -> XuanCeVecEnv:
         EnvError: the environment cannot be made.
     """
     given = config.to_dict() if isinstance(config, Config) else values_of("config", config)
+    given = with_own_environment(given)
     names = (*_KEYS, *_MASK_KEYS) if given.get("use_actions_mask") else _KEYS
     keys = {name: given[name] for name in names if name in given}
     # Of the rest of the arguments a test environment need not make sense.
