@@ -132,7 +132,10 @@ def test_the_video_camera_follows_the_robot():
 
 
 def test_a_camera_that_was_chosen_stays():
-    assert render_kwargs("Ant-v5", "rgb_array", camera_id=-1) == {"camera_id": -1, "render_mode": "rgb_array"}
+    assert render_kwargs(make_env_fn("Ant-v5", camera_id=-1), "rgb_array") == {
+        "camera_id": -1,
+        "render_mode": "rgb_array",
+    }
     gymnasium.register("toy/FarAnt-v0", "gymnasium.envs.mujoco.ant_v5:AntEnv", kwargs={"camera_name": "far"})
     try:
         assert render_kwargs("toy/FarAnt-v0", "rgb_array") == {"render_mode": "rgb_array"}

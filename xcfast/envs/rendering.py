@@ -20,6 +20,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from xcfast.envs.construct import EnvConstructor, make_env_fn
 from xcfast.envs.opengl import advice, first_line
+from xcfast.errors import EnvError
 
 _RENDERED = "xcfast: rendered"
 _NO_OPENGL = "xcfast: no OpenGL: "
@@ -27,15 +28,14 @@ _NO_FRAME = "xcfast: no frame: "
 _SECONDS = 120.0
 
 
-def find_backend(env_id: str, render_mode: str, **env_kwargs: Any) -> tuple[str | None, str | None]:
+def find_backend(env: EnvConstructor | str, render_mode: str) -> tuple[str | None, str | None]:
     """Finds the value of MUJOCO_GL with which an environment can be rendered here.
 
     Nothing is imported into this process.
 
     Args:
-        env_id: Gymnasium id, or "module:id".
+        env: Its constructor, or its id.
         render_mode: ``rgb_array`` or ``human``.
-        **env_kwargs: The environment's own arguments.
 
     Returns:
         The value for `mujoco_gl`, where None leaves the variable alone; and None, or a sentence that says why the
@@ -49,9 +49,10 @@ def find_backend(env_id: str, render_mode: str, **env_kwargs: Any) -> tuple[str 
             "run it on a desktop, or record a video with render_mode=rgb_array"
         )
     problem = None
-    constructor = cloudpickle.dumps(make_env_fn(env_id, **env_kwargs))
+    constructor = _constructor(env)
+    env_id, pickled = constructor.env_id, cloudpickle.dumps(constructor)
     for backend in ("egl", "osmesa") if headless and not wanted else (None,):
-        reason, of_opengl = _try_frame(constructor, render_mode, backend)
+        reason, of_opengl = _try_frame(pickled, render_mode, backend)
         if reason is None:
             return backend, None
         if not of_opengl:  # no library would help
@@ -60,25 +61,28 @@ def find_backend(env_id: str, render_mode: str, **env_kwargs: Any) -> tuple[str 
     return _without_opengl(wanted), problem
 
 
-def render_kwargs(env_id: str, render_mode: str, **env_kwargs: Any) -> dict[str, Any]:
+def render_kwargs(env: EnvConstructor | str, render_mode: str) -> dict[str, Any]:
     """Returns the arguments with which `gymnasium.make` makes an environment that renders.
 
     Most of Gymnasium's MuJoCo models have a camera "track" that follows the robot. A video is taken by it, unless a
     camera was chosen; without it, an Ant or a HalfCheetah that walks leaves the picture.
 
     Args:
-        env_id: Gymnasium id, or "module:id".
+        env: Its constructor, or its id.
         render_mode: ``rgb_array`` or ``human``; a window has a camera that the user moves.
-        **env_kwargs: The environment's own arguments.
+
+    Returns:
+        The constructor's own arguments, ``render_mode``, and ``camera_name`` where there is such a camera.
     """
-    return _render_kwargs(make_env_fn(env_id, **env_kwargs), render_mode)
-
-
-def _render_kwargs(constructor: EnvConstructor, render_mode: str) -> dict[str, Any]:
+    constructor = _constructor(env)
     kwargs = {**constructor.kwargs, "render_mode": render_mode}
     if render_mode == "rgb_array" and _has_free_tracking_camera(constructor):
         kwargs["camera_name"] = "track"
     return kwargs
+
+
+def _constructor(env: EnvConstructor | str) -> EnvConstructor:
+    return make_env_fn(env) if isinstance(env, str) else env
 
 
 def _has_free_tracking_camera(constructor: EnvConstructor) -> bool:
@@ -138,9 +142,9 @@ def _try_frame(constructor: bytes, render_mode: str, backend: str | None) -> tup
 def _why_not(constructor: EnvConstructor, render_mode: str) -> str | None:
     """Renders one frame; returns None, or the reason why the environment itself, not OpenGL, gives none."""
     try:
-        env = replace(constructor, kwargs=_render_kwargs(constructor, render_mode))()
-    except TypeError as error:
-        if "render_mode" not in str(error):
+        env = replace(constructor, kwargs=render_kwargs(constructor, render_mode))()
+    except (TypeError, EnvError) as error:
+        if "argument 'render_mode'" not in str(error):
             raise
         return "its constructor takes no render_mode"
     env.reset(seed=0)
