@@ -101,7 +101,7 @@ def _has_free_tracking_camera(constructor: EnvConstructor) -> bool:
         env = replace(constructor, kwargs={**constructor.kwargs, "camera_name": "track"})()
     except Exception:  # such as a class that does not take the argument
         return False
-    model = env.unwrapped.model  # type: ignore[attr-defined]
+    model = env.unwrapped.model
     env.close()
     return bool(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0)
 

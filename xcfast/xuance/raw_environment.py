@@ -99,7 +99,7 @@ def with_own_environment(given: Mapping[str, Any]) -> dict[str, Any]:
             there is no class.
     """
     name = given.get("env_name")
-    if not is_own(name):
+    if not isinstance(name, str) or not is_own(name):
         return dict(given)
     if name not in REGISTRY_ENV:
         allowed = f"{', '.join(FAMILIES)}, or a name in xcfast.xuance.REGISTRY_ENV"
@@ -174,7 +174,7 @@ class OwnEnv(gymnasium.Env[Any, Any]):
         self._takes_mode = _accepts(raw.render, "rgb_array")
 
     @property
-    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
         """What Gymnasium knows of it, with its time limit, and nothing that only this process could unpickle."""
         return self._spec
 
