@@ -1,6 +1,7 @@
 """Videos: one episode in a file, and test mode with ``render``."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ from xcfast import run
 from xcfast.envs import make_env_fn
 from xcfast.errors import EnvError
 from xcfast.output.video import (
-    BestEpisodeVideo,
     Episode,
     Stopped,
     frames_per_second,
@@ -33,9 +33,11 @@ def pictures_of(video: Path, width: int, height: int) -> np.ndarray:
 @pytest.fixture
 def test_the_model(small, tmp_path):
     """Trains a little; then tests the model by the command line and returns what it printed, and the run's folder."""
-    summary = run(small(env_id="toys:toy/Shown-v0", running_steps=128, logger="none"), mode="train", quiet=True)
 
-    def test(*keys: str, **environ: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    def test(
+        *keys: str, env_id: str = "toys:toy/Shown-v0", **environ: str
+    ) -> tuple[subprocess.CompletedProcess[str], Path]:
+        summary = run(small(env_id=env_id, running_steps=128, logger="none"), mode="train", quiet=True)
         inherited = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
         command = [sys.executable, "-m", "xcfast.train", "--resume", summary.log_dir, "--benchmark", "0", "--test", "1"]
         done = subprocess.run(
@@ -52,14 +54,26 @@ def test_the_model(small, tmp_path):
 
 
 def test_the_video_is_of_the_best_episode_only(test_the_model):
-    done, folder = test_the_model()
-    assert done.returncode == 0, done.stderr
+    """Colour and return follow from the seed, of which an evaluation has another one for each episode."""
+    done, folder = test_the_model(env_id="toys:toy/Coloured-v0")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    scores = [float(score) for score in re.search(r"scores \[(.*)\]", done.stdout).group(1).split()]
+    best = int(np.argmax(scores))
     (video,) = [path for path in folder.iterdir() if path.suffix == ".mp4"]
-    assert f"recording 3 episodes, one after the other, into {video}" in done.stdout
-    assert f"video {video} (the best of 3 episodes: number 2, return 15.00)" in done.stdout
+    line = f"(the best of 3 episodes: number {best + 1}, return {scores[best]:.2f}; 50 frames per second)"
+    assert f"video {video} {line}" in done.stdout
     pictures = pictures_of(video, 48, 34)
-    assert len(pictures) == 10  # one for each step of that episode
-    assert (pictures.mean((1, 2)).argmax(-1) == 1).all()  # green
+    assert len(pictures) == 11  # the first observation, and one after each step
+    colour = (5.0, 15.0, 10.0).index(scores[best])
+    assert len(set(scores)) > 1 and (pictures.mean((1, 2)).argmax(-1) == colour).all()
+
+
+def test_a_replay_that_differs_is_told(test_the_model):
+    """The second and best episode of an environment that goes by its number of episodes, whatever the seed."""
+    done, folder = test_the_model()
+    assert "number 2, return 5.00" in done.stdout
+    assert "warning: the video shows a return of 5.00, the episode that was played had 15.00" in done.stderr
+    assert len(list(folder.glob("*.mp4"))) == 1
 
 
 def test_a_window_shows_every_step(test_the_model, tmp_path):
@@ -82,26 +96,6 @@ def test_without_ffmpeg_it_says_what_to_install(small, monkeypatch, capsys):
     assert not list(Path(summary.log_dir).glob("*.mp4"))
 
 
-def test_an_episode_that_did_not_end_leaves_nothing(tmp_path):
-    video = BestEpisodeVideo(tmp_path / "test.mp4", fps=10)
-    video.add(np.zeros((32, 32, 3), np.uint8))
-    video.close()
-    video.close()
-    assert video.best is None and not list(tmp_path.iterdir())
-
-
-def test_the_first_of_equal_episodes_is_kept(tmp_path):
-    video = BestEpisodeVideo(tmp_path / "test.mp4", fps=10)
-    for length, episode_return in ((2, -5.0), (3, -1.0), (4, -1.0), (5, -2.0)):
-        for _ in range(length):
-            video.add(np.zeros((32, 32, 3), np.uint8))
-        video.end_episode(episode_return)
-    video.close()
-    assert video.best == (1, -1.0)
-    assert [path.name for path in tmp_path.iterdir()] == ["test.mp4"]
-    assert len(pictures_of(tmp_path / "test.mp4", 32, 32)) == 3
-
-
 def test_what_a_killed_recording_left_is_removed_by_the_next(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -110,8 +104,9 @@ def test_what_a_killed_recording_left_is_removed_by_the_next(tmp_path):
     others = [tmp_path / f".notes_{ended.pid}.mp4", tmp_path / f"test_{ended.pid}.mp4"]
     for path in (left, of_the_living, *others):
         path.write_bytes(b"")
-    BestEpisodeVideo(tmp_path / "test_2026_0715_101500.mp4", fps=10).close()
-    assert sorted(tmp_path.iterdir()) == sorted([of_the_living, *others])
+    video = tmp_path / "test_2026_0715_101500.mp4"
+    record_episode(shown(), no_force, video, 10)
+    assert sorted(tmp_path.iterdir()) == sorted([of_the_living, video, *others])
 
 
 def shown(**kwargs):
@@ -119,7 +114,7 @@ def shown(**kwargs):
     return make_env_fn("toys:toy/Shown-v0", render_mode="rgb_array", **kwargs)()
 
 
-def no_force(obs):
+def no_force(obs, info):
     return np.zeros(1, np.float32)
 
 
@@ -140,7 +135,7 @@ def test_a_recording_has_a_frame_of_every_observation(tmp_path, capfd):
 def test_the_replay_of_a_seed_is_the_episode_that_was_played(tmp_path):
     """A pendulum, where each reset and each action decides what comes next; frames of 500 x 500 by pygame."""
 
-    def push(obs):
+    def push(obs, info):
         return np.clip(3.0 * obs[1:2] - obs[2:3], -2.0, 2.0).astype(np.float32)
 
     plain = gymnasium.make("Pendulum-v1", max_episode_steps=25)
@@ -198,7 +193,7 @@ def test_a_recording_that_is_stopped_or_fails_leaves_no_file(tmp_path):
     with pytest.raises(Stopped):
         record_episode(shown(), no_force, tmp_path / "a.mp4", 10, should_stop=lambda: next(answers, True))
 
-    def fails(obs):
+    def fails(obs, info):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -218,7 +213,7 @@ from xcfast.envs import make_env_fn
 from xcfast.output.video import record_episode
 
 steps = 0
-def act(obs):
+def act(obs, info):
     global steps
     steps += 1
     if steps == 5:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from xcfast.errors import EnvError
 from xcfast.output.console import ProgressBar
 
-Act = Callable[[Any], Any]
-"""A deterministic policy: takes one observation as the environment returns it, returns one action as it takes it."""
+Act = Callable[[Any, dict[str, Any]], Any]
+"""A deterministic policy: takes an observation and its info, returns an action; all as the environment has them."""
 
 DEFAULT_FPS = 30.0  #: for an environment that names no `render_fps`
 
@@ -63,14 +63,14 @@ def play_episode(
     Raises:
         Stopped: `should_stop` returned True.
     """
-    obs, _ = env.reset(seed=seed)
+    obs, info = env.reset(seed=seed)
     episode_return, length, done = 0.0, 0, False
     if on_frame is not None:
         on_frame(0)
     while not done:
         if should_stop():
             raise Stopped
-        obs, reward, terminated, truncated, _ = env.step(act(obs))
+        obs, reward, terminated, truncated, info = env.step(act(obs, info))
         episode_return += float(reward)
         length += 1
         done = bool(terminated or truncated or length == max_steps)
@@ -192,58 +192,6 @@ def _even(frame: Any) -> NDArray[np.uint8]:
     if height % 2 or width % 2:
         frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return np.ascontiguousarray(frame)
-
-
-class BestEpisodeVideo:
-    """Writes every episode to a file, and keeps it only if no earlier one had a higher return.
-
-    Args:
-        path: where the best episode's video is, from the end of the first episode on.
-        fps: pictures per second.
-
-    Attributes:
-        episodes: how many have ended.
-        best: number of the best one, from 0, and its return; None before the first has ended.
-
-    Raises:
-        ImportError: imageio, or the ffmpeg that comes with it, is not installed.
-    """
-
-    def __init__(self, path: Path, fps: int) -> None:
-        import imageio.v2  # both at once: imageio alone would fail at the first picture
-        import imageio_ffmpeg  # noqa: F401
-
-        self._open = imageio.v2.get_writer
-        self.path, self._fps = path, fps
-        _remove_left_overs(path)
-        self._current = path.with_name(f".{path.stem}_{os.getpid()}{path.suffix}")
-        self._writer: Any = None
-        self.episodes = 0
-        self.best: tuple[int, float] | None = None
-
-    def add(self, picture: Any) -> None:
-        """Appends a picture, uint8 [height, width, 3], to the episode."""
-        if self._writer is None:
-            self._writer = self._open(self._current, fps=self._fps, macro_block_size=2)  # h264: even sizes
-        self._writer.append_data(picture)
-
-    def end_episode(self, episode_return: float) -> None:
-        """Ends the episode."""
-        self._close_writer()
-        if self.best is None or episode_return > self.best[1]:
-            self.best = self.episodes, episode_return
-            os.replace(self._current, self.path)
-        self.episodes += 1
-
-    def close(self) -> None:
-        """Drops what is left of an episode that did not end; calling it again does nothing."""
-        self._close_writer()
-        self._current.unlink(missing_ok=True)
-
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 def _remove_left_overs(path: Path) -> None:

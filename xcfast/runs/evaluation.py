@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from xcfast.config import Config
     from xcfast.envs import VecEnv
     from xcfast.normalize import ObservationNormalizer
-    from xcfast.output.video import BestEpisodeVideo
     from xcfast.policy import ActionMap, ActorCritic
 
 MAX_ENVS = 64
@@ -42,8 +41,7 @@ class Evaluator:
     """Runs ``test_episode`` episodes with the policy's most likely actions; leaves no trace in training.
 
     In one native call where that is possible and ``collector_backend`` is not ``torch``. The envs are made at the first
-    call and kept until ``close``, or are the caller's. With ``render_mode`` there is one env; ``video`` gets every
-    picture (``rgb_array`` only).
+    call and kept until ``close``, or are the caller's. With ``render_mode`` there is one env, which shows every step.
     """
 
     def __init__(
@@ -53,7 +51,6 @@ class Evaluator:
         normalizer: ObservationNormalizer,
         action_map: ActionMap,
         render_mode: str | None = None,
-        video: BestEpisodeVideo | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         envs: VecEnv | None = None,
     ) -> None:
@@ -62,7 +59,6 @@ class Evaluator:
         self._normalizer = normalizer
         self._action_map = action_map
         self._render_mode = render_mode
-        self._video = video
         self._should_stop = should_stop
         self._envs: VecEnv | None = None
         self._own = envs is None
@@ -96,8 +92,6 @@ class Evaluator:
         try:
             obs, _ = envs.reset(seed=evaluation_seeds(config, number, num_envs))
             while not self._should_stop():
-                if self._video is not None:
-                    self._video.add(envs.render())
                 normalized = torch.from_numpy(self._normalizer.normalize(obs)).to(policy.device)
                 masks = torch.from_numpy(envs.action_masks).to(policy.device) if config.use_actions_mask else None
                 actions = policy.actor.mode(policy.act(normalized, masks)).cpu().numpy()
@@ -106,8 +100,6 @@ class Evaluator:
                     for env in np.flatnonzero(infos["_episode"]):
                         if len(scores[env]) < quota:
                             scores[env].append(float(infos["episode"]["r"][env]))
-                            if self._video is not None:
-                                self._video.end_episode(scores[env][-1])
                     if all(len(score) == quota for score in scores):
                         return self._counted(np.array([value for score in scores for value in score]))
             raise EvaluationStopped

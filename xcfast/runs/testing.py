@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,10 @@ from xcfast.output import checkpoint as ckpt
 from xcfast.output.console import say
 from xcfast.output.folders import RunFolders, find_model, model_file
 from xcfast.output.summary import Summary
-from xcfast.output.video import BestEpisodeVideo
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.resources import training_device
 from xcfast.runs.evaluation import TEST_RUN, Evaluator
+from xcfast.runs.recording import RecordingEvaluator
 
 # What decides the network and what it sees; taken from the model's own configuration, whatever the YAML says now.
 _OF_THE_MODEL = (
@@ -126,8 +126,8 @@ def playing(
     video_dir: Path | None,
     quiet: bool,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Evaluator]:
-    """An evaluator that shows what it plays; at the end it says where the video is.
+) -> Iterator[Evaluator | RecordingEvaluator]:
+    """Yields an evaluator that shows what it plays, where `video_dir` is given; it says where the video is.
 
     Args:
         config: decides the env, the number of episodes, seeds, how it is shown.
@@ -138,30 +138,25 @@ def playing(
         quiet: print nothing but warnings.
         should_stop: ends the evaluation.
     """
-    with ExitStack() as stack:
-        render_mode = video = None
-        if video_dir is not None:
-            video = _video(config, video_dir) if config.render_mode == "rgb_array" else None
-            render_mode = config.render_mode if config.render_mode == "human" or video is not None else None
-        if video is not None:
-            stack.callback(video.close)
-            say(f"recording {config.test_episode} episodes, one after the other, into {video.path}", quiet)
-        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, video, should_stop)
-        stack.callback(evaluator.close)
-        yield evaluator
-        if video is not None and video.best is not None:
-            number, best = video.best
-            say(
-                f"video {video.path} (the best of {video.episodes} episodes: number {number + 1}, return {best:.2f})",
-                quiet,
-            )
-
-
-def _video(config: Config, folder: Path) -> BestEpisodeVideo | None:
-    """The recorder; None, with a sentence, where a package is missing."""
-    path = folder / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
+    render_mode = None
+    if video_dir is not None and config.render_mode == "human":
+        render_mode = "human"
+    elif video_dir is not None and _can_encode():
+        path = video_dir / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
+        yield RecordingEvaluator(config, policy, normalizer, action_map, path, quiet, should_stop)
+        return
+    evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, should_stop)
     try:
-        return BestEpisodeVideo(path, config.fps)
+        yield evaluator
+    finally:
+        evaluator.close()
+
+
+def _can_encode() -> bool:
+    """Returns whether the package that writes videos is installed, and says so where it is not."""
+    try:
+        import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         say(f'no video: {error.name} is missing; pip install "xcfast[video]"', error=True)
-        return None
+        return False
+    return True
