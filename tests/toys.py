@@ -167,6 +167,17 @@ class Coloured(Shown):
         return super().reset(seed=seed)
 
 
+class BreaksWhenRendered(Shown):
+    """Renders its first picture only."""
+
+    def render(self):
+        self.shown = getattr(self, "shown", 0) + 1
+        if self.shown > 1:
+            raise ValueError("the sprites are missing")
+        return super().render()
+
+
+gym.register("toy/BreaksWhenRendered-v0", BreaksWhenRendered, max_episode_steps=10)
 gym.register("toy/Coloured-v0", Coloured, max_episode_steps=10)
 gym.register("toy/Shown-v0", Shown, max_episode_steps=10)
 gym.register("toy/RewardOne-v0", RewardOne, max_episode_steps=20)

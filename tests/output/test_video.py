@@ -76,6 +76,13 @@ def test_a_replay_that_differs_is_told(test_the_model):
     assert len(list(folder.glob("*.mp4"))) == 1
 
 
+def test_a_renderer_that_breaks_costs_the_video_but_not_the_scores(test_the_model):
+    done, folder = test_the_model(env_id="toys:toy/BreaksWhenRendered-v0")
+    assert done.returncode == 0 and "Mean Score: 10.00" in done.stdout
+    assert done.stderr == "no video: the sprites are missing\n"
+    assert not list(folder.glob("*.mp4")) and not list(folder.glob(".*"))
+
+
 def test_a_window_shows_every_step(test_the_model, tmp_path):
     window = tmp_path / "window.txt"
     done, folder = test_the_model("render_mode=human", DISPLAY=":nowhere", TOY_WINDOW=str(window))

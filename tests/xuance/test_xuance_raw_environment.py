@@ -239,6 +239,8 @@ def test_the_policy_fits_its_actions_where_nobody_chose_one(registry):
     registry["Counting"] = Counter
     args = get_runner("ppo", env_id="mine", parser_args={"env_name": "Counting"}).config
     assert args.policy == "Categorical_AC" and args.env_id == "mine"
+    args = get_runner("ppo", "Counting", "Pendulum-v1").config  # not the shipped file of Gymnasium's Pendulum
+    assert (args.policy, args.env_name, args.env_id) == ("Categorical_AC", "Counting", "Pendulum-v1")
 
 
 def test_an_agent_without_environments_of_training(arguments):

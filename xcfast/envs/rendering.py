@@ -7,6 +7,7 @@ A child process tries it, because a broken OpenGL library may end the process th
 import importlib.util
 import os
 import pickle
+import re
 import subprocess
 import sys
 import traceback
@@ -144,7 +145,7 @@ def _why_not(constructor: EnvConstructor, render_mode: str) -> str | None:
     try:
         env = replace(constructor, kwargs=render_kwargs(constructor, render_mode))()
     except (TypeError, EnvError) as error:
-        if "argument 'render_mode'" not in str(error):
+        if not re.search("argument 'render_mode'|takes no arguments", str(error)):
             raise
         return "its constructor takes no render_mode"
     env.reset(seed=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 
 from xcfast.envs.action_masks import find_mask_source
-from xcfast.envs.construct import make_env_fn
+from xcfast.envs.construct import EnvConstructor, make_env_fn
+from xcfast.envs.opengl import first_line
 from xcfast.envs.rendering import render_kwargs
-from xcfast.errors import EnvError
 from xcfast.output.console import say
 from xcfast.output.video import Act, Episode, Stopped, frames_per_second, play_episode, record_episode
 from xcfast.runs.evaluation import EvaluationStopped, evaluation_seeds
@@ -74,7 +75,7 @@ class RecordingEvaluator:
             finally:
                 env.close()
             best = int(np.argmax([episode.episode_return for episode in episodes]))
-            self._record(replace(constructor, kwargs=render_kwargs(constructor, "rgb_array"))(), best, episodes)
+            self._record(constructor, best, episodes)
         finally:
             torch.set_num_threads(threads)
         return np.array([episode.episode_return for episode in episodes])
@@ -87,29 +88,29 @@ class RecordingEvaluator:
         except Stopped:
             raise EvaluationStopped from None
 
-    def _record(self, env: gymnasium.Env[Any, Any], number: int, episodes: list[Episode]) -> None:
+    def _record(self, constructor: EnvConstructor, number: int, episodes: list[Episode]) -> None:
         """Plays an episode again, records it, and says where the video is, or why there is none."""
-        best, fps = episodes[number], frames_per_second(env, self._config.fps)
+        best = episodes[number]
         try:
-            replay = record_episode(
-                env,
-                self._act(env),
-                self._path,
-                fps,
-                seed=best.seed,
-                max_steps=self._limit(env),
-                length=best.length,
-                progress=not self._quiet,
-                should_stop=self._should_stop,
-            )
-        except (EnvError, OSError) as error:
-            say(f"no video: {error}", error=True)
-            return
+            with closing(replace(constructor, kwargs=render_kwargs(constructor, "rgb_array"))()) as env:
+                fps = frames_per_second(env, self._config.fps)
+                replay = record_episode(
+                    env,
+                    self._act(env),
+                    self._path,
+                    fps,
+                    seed=best.seed,
+                    max_steps=self._limit(env),
+                    length=best.length,
+                    progress=not self._quiet,
+                    should_stop=self._should_stop,
+                )
         except Stopped:
             say("no video: the recording was stopped", error=True)
             return
-        finally:
-            env.close()
+        except Exception as error:  # whatever a renderer raises: the scores of the test are not lost by it
+            say(f"no video: {first_line(error)}", error=True)
+            return
         say(
             f"video {self._path} (the best of {len(episodes)} episodes: number {number + 1}, "
             f"return {replay.episode_return:.2f}; {fps:g} frames per second)",

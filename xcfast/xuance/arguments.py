@@ -81,7 +81,7 @@ def get_arguments(
 
     Args:
         algo: ``ppo``; ``method`` is its older name.
-        env: the family: ``mujoco``, ``classic_control``, ``box2d``.
+        env: the family: ``mujoco``, ``classic_control``, ``box2d``; or a name of ``REGISTRY_ENV``.
         env_id: Gymnasium's id.
         config_path: a YAML file, relative to the current folder.
         parser_args: what argparse returned, or a dict; a value None does not count as given.
@@ -98,7 +98,7 @@ def get_arguments(
         raise ConfigError("not available", key="env", given=env, allowed=", ".join(_ENV_FAMILIES))
     given: dict[str, Any] = {}
     if env_id is not None:
-        shipped = shipped_config(env_id)
+        shipped = None if env in REGISTRY_ENV else shipped_config(env_id)
         if shipped is not None:
             given |= _renamed(load_yaml(shipped))
             if env is not None and given["env_name"] != _ENV_FAMILIES[env.lower()]:
