@@ -208,6 +208,30 @@ def test_a_recording_that_is_stopped_or_fails_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_lacks_frames_is_no_video(tmp_path, monkeypatch):
+    """As on a disk that is full before the encoder has written the end of the file."""
+    write_frames = imageio_ffmpeg.write_frames
+
+    def cut_at_the_end(path, *args, **kwargs):
+        try:
+            yield from write_frames(path, *args, **kwargs)
+        finally:
+            os.truncate(path, os.path.getsize(path) // 2)
+
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", cut_at_the_end)
+    with pytest.raises(OSError, match=r"test.mp4 cannot be written: 0 of 11 frames have reached the disk"):
+        record_episode(shown(), no_force, tmp_path / "test.mp4", 10, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_shows_how_far_a_recording_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    record_episode(shown(), no_force, tmp_path / "a.mp4", 10, length=10)
+    assert "10.0/10.0" in capsys.readouterr().out
+    record_episode(shown(), no_force, tmp_path / "b.mp4", 10, length=10, progress=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_folder_that_is_not_there_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing/\.test_\d+\.mp4"):
         record_episode(shown(), no_force, tmp_path / "missing" / "test.mp4", 10)

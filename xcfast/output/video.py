@@ -149,9 +149,10 @@ def _video_file(path: Path, fps: float) -> Iterator[Callable[[Any], None]]:
     temporary.touch()  # an error here is clearer than the encoder's
     encoder: Any = None
     shape: tuple[int, ...] | None = None
+    written = 0
 
     def write(frame: Any) -> None:
-        nonlocal encoder, shape
+        nonlocal encoder, shape, written
         even = _even(frame)
         if encoder is None:
             shape = even.shape
@@ -167,16 +168,34 @@ def _video_file(path: Path, fps: float) -> Iterator[Callable[[Any], None]]:
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise OSError(f"{path} cannot be written: the encoder has ended ({reason})") from None
+        written += 1
 
     try:
         yield write
         if encoder is not None:
             encoder.close()
+            _check_complete(temporary, path, written)
             os.replace(temporary, path)
     finally:
         if encoder is not None:
             encoder.close()
         temporary.unlink(missing_ok=True)
+
+
+def _check_complete(temporary: Path, path: Path, written: int) -> None:
+    """Counts the frames in a file, since the encoder does not tell whether it could write them all.
+
+    Raises:
+        OSError: Some are missing, as on a full disk.
+    """
+    import imageio_ffmpeg
+
+    try:
+        found = imageio_ffmpeg.count_frames_and_secs(temporary)[0]
+    except RuntimeError:
+        found = 0
+    if found != written:
+        raise OSError(f"{path} cannot be written: {found} of {written} frames have reached the disk")
 
 
 def _even(frame: Any) -> NDArray[np.uint8]:
