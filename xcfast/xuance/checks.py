@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.optim.lr_scheduler import OneCycleLR
 
 if TYPE_CHECKING:
-    from xcfast.policy import ActorCritic
+    from xcfast.policy.networks import ActorCritic
 
 
 def whole(name: str, value: Any, low: int = 1) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xcfast.config import Config, ConfigError
-from xcfast.envs import VecEnv
-from xcfast.envs import make_envs as make_vec_env
+from xcfast.config.schema import Config
+from xcfast.envs.make import make_envs as make_vec_env
+from xcfast.envs.vec_env import VecEnv
+from xcfast.errors import ConfigError
 from xcfast.ranks.group import Ranks
 from xcfast.xuance.arguments import to_config
 from xcfast.xuance.checks import values_of

@@ -10,9 +10,10 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from xcfast.config import Config, ConfigError
 from xcfast.config.keys import keys_of
-from xcfast.policy import ACTIVATIONS, ActorCritic, BasicMLP, CategoricalActor, Critic, GaussianActor
+from xcfast.config.schema import Config
+from xcfast.errors import ConfigError
+from xcfast.policy.networks import ACTIVATIONS, ActorCritic, BasicMLP, CategoricalActor, Critic, GaussianActor
 from xcfast.xuance.arguments import set_device
 from xcfast.xuance.checks import sizes
 from xcfast.xuance.names import Names

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from xcfast.config import Config, ConfigError
 from xcfast.config.keys import keys_of
-from xcfast.envs import VecEnv
+from xcfast.config.schema import Config
+from xcfast.envs.vec_env import VecEnv
+from xcfast.errors import ConfigError
 from xcfast.output.console import say
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
