@@ -92,7 +92,6 @@ class Evaluator:
         self._owns_envs = envs is None
         self._envs: VecEnv | None = None
         self._loop: EnvLoop | None = None
-        self._seeds: list[int] = []
         if envs is not None:
             self._use(envs)
 
@@ -114,7 +113,7 @@ class Evaluator:
             envs = self._use(make_envs(self._config, num_envs=num_evaluation_envs(wanted)))
         num_envs = envs.num_envs
         per_env = -(-wanted // num_envs)
-        self._seeds = seeds = evaluation_seeds(self._config, number, num_envs)
+        seeds = evaluation_seeds(self._config, number, num_envs)
         if self._loop is not None:
             envs.reset(seed=seeds)
             scores = self._loop.evaluate(per_env)
@@ -123,17 +122,6 @@ class Evaluator:
         if len(scores) == wanted:
             return scores
         return scores.reshape(num_envs, per_env).T.reshape(-1)[:wanted]
-
-    def origin(self, index: int) -> tuple[int, int]:
-        """Returns where score ``index`` of the last evaluation comes from.
-
-        Returns:
-            The reset seed of the environment, and the number of the episode in that environment, from 0.
-        """
-        num_envs, wanted = len(self._seeds), self._config.test_episode
-        per_env = -(-wanted // num_envs)
-        env, episode = divmod(index, per_env) if per_env * num_envs == wanted else divmod(index, num_envs)[::-1]
-        return self._seeds[env], episode
 
     def _play(self, envs: VecEnv, seeds: list[int], per_env: int) -> np.ndarray:
         """Returns float64 [N * per_env] of the first ``per_env`` episodes of each environment, one after the other."""

@@ -22,6 +22,7 @@ from xcfast.output.summary import Summary
 from xcfast.resources import training_device
 from xcfast.runs.evaluation import TEST_RUN, Evaluator
 from xcfast.runs.player import Player, load_player
+from xcfast.runs.recording import RecordingEvaluator
 
 if TYPE_CHECKING:
     from xcfast.config.schema import Config
@@ -93,7 +94,7 @@ def rendering(config: Config) -> Iterator[bool]:
     """
     backend = problem = None
     if config.render:
-        backend, problem = find_backend(config.env_id, config.render_mode)
+        backend, problem = find_backend(configured_env_fn(config), config.render_mode)
     if problem is not None:
         say(f"no {'window' if config.render_mode == 'human' else 'video'}: {problem}", error=True)
     with mujoco_gl(backend):
@@ -124,20 +125,25 @@ def play(
     Raises:
         EvaluationStopped: ``should_stop`` said so.
     """
+    if folder is not None and config.render_mode == "rgb_array" and _can_encode():
+        path = folder / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
+        return RecordingEvaluator(config, player, path, quiet, should_stop)(number), RecordingEvaluator.backend
     with ExitStack() as stack:
         envs = None
         if folder is not None and config.render_mode == "human":
-            make = configured_env_fn(config, "human")
-            envs = DummyVecEnv([make], copy=False, action_masks=config.use_actions_mask)
+            env_fn = configured_env_fn(config, "human")
+            envs = DummyVecEnv([env_fn], copy=False, action_masks=config.use_actions_mask)
             stack.callback(envs.close)
         evaluator = Evaluator(config, player, should_stop, envs)
         stack.callback(evaluator.close)
-        scores = evaluator(number)
-        if folder is not None and config.render_mode == "rgb_array":
-            best = int(np.argmax(scores))
-            _record(config, player, evaluator.origin(best), (best, float(scores[best])), folder, quiet)
-        return scores, evaluator.backend
+        return evaluator(number), evaluator.backend
 
 
-def _record(*args: object) -> None:
-    """Not yet."""
+def _can_encode() -> bool:
+    """Returns whether the package that writes videos is installed, and says so where it is not."""
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        say(f'no video: {error.name} is missing; pip install "xcfast[video]"', error=True)
+        return False
+    return True
