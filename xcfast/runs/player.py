@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from xcfast.config import load_config
-from xcfast.envs.construct import configured_env_fn
+from xcfast.envs.construct import make_env_fn
 from xcfast.errors import CheckpointError
 from xcfast.normalize import ObservationNormalizer
 from xcfast.output.checkpoint import load_checkpoint
+from xcfast.output.spaces import space_from_data
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def load_player(path: Path) -> SavedPlayer:
     """
     saved = load_checkpoint(path)
     config = load_config(overrides=saved["config"])
-    observation_space, action_space = _spaces(path, config)
+    observation_space, action_space = _spaces(path, saved, config)
     try:
         policy = build_policy(config, observation_space, action_space)
         normalizer = ObservationNormalizer(
@@ -96,8 +97,16 @@ def load_player(path: Path) -> SavedPlayer:
     return SavedPlayer(path, player, config, int(saved["step"]), observation_space, action_space)
 
 
-def _spaces(path: Path, config: Config) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
-    env = configured_env_fn(config)()
+def _spaces(path: Path, saved: dict[str, Any], config: Config) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+    stored = saved.get("spaces")
+    if stored is not None:
+        return space_from_data(stored["observation"]), space_from_data(stored["action"])
+    if ":" in config.env_id:
+        raise CheckpointError(
+            f"{path}: holds no spaces, and to learn them from {config.env_id} its module would have to be imported; "
+            "resume the run for a moment, which writes them"
+        )
+    env = make_env_fn(config.env_id)()
     spaces = env.observation_space, env.action_space
     env.close()
     return spaces

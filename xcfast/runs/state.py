@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from xcfast.output.files import package_versions
+from xcfast.output.spaces import space_to_data
 from xcfast.runs.evaluation import TEST_RUN, fresh_seeds
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class RunState:
             "config": self.config.to_dict(),
             "mode": self.mode,
             "identity_actions": parts.action_map.identity,
+            "spaces": {
+                "observation": space_to_data(parts.envs.single_observation_space),
+                "action": space_to_data(parts.envs.single_action_space),
+            },
             "step": self.step,
             "iteration": self.progress.iteration,
             "engines": {
