@@ -12,9 +12,10 @@ from test_mujoco import physics_alone
 
 from xcfast import RewardNormalizer, Rollout, compute_gae, load_config, run
 from xcfast.envs import MujocoVecEnv, available_cpus
-from xcfast.learners.cuda import CudaLearner, page_locked
+from xcfast.learners.cuda import CudaLearner
 from xcfast.learners.torch import TorchLearner
 from xcfast.policy import build_policy
+from xcfast.resources import page_locked
 
 DEVICE = torch.device("cuda", 0)
 N_OBS, N_ACTIONS = 27, 8  # Ant

@@ -13,7 +13,6 @@ from xcfast.output.writers import make_writer
 
 if TYPE_CHECKING:
     from xcfast.config import Config
-    from xcfast.runs.progress import Progress
 
 
 class RunLog:
@@ -50,7 +49,7 @@ class RunLog:
             self._writer.scalars(tags, step + (row + 1) * self._config.parallels)
 
     def iteration(
-        self, metrics: dict[str, float], progress: Progress, episodes: np.ndarray, step: int, seconds: float
+        self, metrics: dict[str, float], *, times: dict[str, float], episodes: np.ndarray, step: int, seconds: float
     ) -> dict[str, float]:
         """What the learner reports, speed and time, and the episodes' means; returns it all.
 
@@ -68,9 +67,7 @@ class RunLog:
             "entropy": metrics["losses/entropy"],
             "clip_ratio": metrics["losses/clipfrac"],
             "charts/SPS": self._config.batch_size / seconds,
-            "time/collection_seconds": progress.collection_seconds,
-            "time/update_seconds": progress.update_seconds,
-            "time/evaluation_seconds": progress.evaluation_seconds,
+            **times,
         }
         if len(episodes):
             scalars["charts/episodic_return"] = float(episodes["ret"].mean())

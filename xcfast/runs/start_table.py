@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from xcfast.envs import NativeVecEnv, SubprocVecEnv, make_env_fn
+from xcfast.envs import NativeVecEnv, SubprocVecEnv
+from xcfast.envs.construct import configured_env_fn
 from xcfast.output.console import table
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.ranks.group import ALONE, Ranks
@@ -15,7 +16,7 @@ from xcfast.resources import available_cpus, training_device, update_threads
 if TYPE_CHECKING:
     from xcfast.config.schema import Config
     from xcfast.output.folders import RunFolders
-    from xcfast.runs.components import RunParts
+    from xcfast.runs.components import Components
 
 
 def describe(config: Config, mode: str) -> str:
@@ -24,7 +25,7 @@ def describe(config: Config, mode: str) -> str:
     Raises:
         ConfigError: the configuration does not fit the environment.
     """
-    env = make_env_fn(config.env_id)()
+    env = configured_env_fn(config)()
     try:
         policy = build_policy(config, env.observation_space, env.action_space)
         action_map = ActionMap(env.action_space, config.activation_action)
@@ -44,7 +45,7 @@ def describe(config: Config, mode: str) -> str:
     return table(_rows(config, mode, policy, action_map, training_device(config), shapes, engines))
 
 
-def start_table(config: Config, mode: str, parts: RunParts, folders: RunFolders, ranks: Ranks = ALONE) -> str:
+def start_table(config: Config, mode: str, parts: Components, folders: RunFolders, ranks: Ranks = ALONE) -> str:
     """What will run, with which engines and why, and where the output goes."""
     envs = parts.envs
     shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"

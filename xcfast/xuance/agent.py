@@ -26,10 +26,11 @@ from xcfast.output.summary import Summary
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.policy.build import check_policy
 from xcfast.resources import training_device
-from xcfast.runs.components import Parts
 from xcfast.runs.evaluation import TEST_RUN, EvaluationStopped, Evaluator
-from xcfast.runs.testing import playing, rendering
+from xcfast.runs.player import Player
+from xcfast.runs.testing import play, rendering
 from xcfast.runs.trainer import Trainer
+from xcfast.xuance.acting import actions_of
 from xcfast.xuance.arguments import keys_of_class, set_device, to_config
 from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, values_of, whole
 from xcfast.xuance.environment import XuanCeVecEnv, plain, total_envs
@@ -37,7 +38,6 @@ from xcfast.xuance.finding import find_model_file
 from xcfast.xuance.loading import check_fits, load_training
 from xcfast.xuance.models import read_model
 from xcfast.xuance.networks import keys_describing
-from xcfast.xuance.player import Player, actions_of
 from xcfast.xuance.script_ranks import script_ranks, undivided
 from xcfast.xuance.training import saving, warn_of_the_end
 
@@ -128,8 +128,20 @@ class PPO_Agent:
             benchmark = not isinstance(config, Config) and values_of("config", config).get("benchmark")
             mode: Mode = "benchmark" if benchmark else "train"
             # Scripts put the env id into their folders themselves.
-            parts = Parts(vec_env, policy, optimizer, scheduler, below_env=False, late=True)
-            self._trainer = Trainer(self.config, mode, quiet=self.quiet, parts=parts, ranks=self._ranks)
+            self._trainer = Trainer(
+                self.config,
+                mode,
+                None,
+                self.quiet,
+                self._ranks,
+                envs=vec_env,
+                policy=policy,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                below_env=False,
+            )
+            if self._ranks.world_size > 1:  # else whichever rank needs the folders first would create them alone
+                self._trainer.create_folders()
             return
         policy = policy or build_policy(self.config, observation_space, action_space)
         normalizer = ObservationNormalizer(
@@ -189,30 +201,30 @@ class PPO_Agent:
     @property
     def ret_rms(self) -> RunningMeanStd:
         """The statistics of the discounted returns, by which rewards are scaled."""
-        return self._training().parts.reward_normalizer.rms
+        return self._training().components.reward_normalizer.rms
 
     @property
     def memory(self) -> Any:
         """The rollout."""
-        return self._training().parts.rollout
+        return self._training().components.rollout
 
     @property
     def learner(self) -> Any:
         """What updates the weights; its ``optimizer`` is the one that was passed in, where one was."""
-        return self._training().parts.learner
+        return self._training().components.learner
 
     @property
     def current_step(self) -> int:
         """Env steps so far, over all envs."""
         if self._trainer is None:
             return 0
-        return self._trainer.step + self._trainer.parts.rollout.step * self.n_envs
+        return self._trainer.step + self._trainer.components.rollout.step * self.n_envs
 
     @property
     def current_episode(self) -> np.ndarray:
         """int64 [N], episodes that each of this process's envs has finished."""
         trainer = self._training()
-        running = np.bincount(trainer.parts.rollout.episodes["env"], minlength=trainer.parts.envs.num_envs)
+        running = np.bincount(trainer.components.rollout.episodes["env"], minlength=trainer.components.envs.num_envs)
         return trainer.episodes_done + running
 
     @property
@@ -248,7 +260,7 @@ class PPO_Agent:
         uses = getattr(self.train_envs, "uses", 0)
         if uses != self._uses:
             say("the environments were used elsewhere: all episodes start anew", self.quiet)
-            trainer.parts.restart_episodes()
+            trainer.components.restart_episodes()
             self._uses = uses
         if self._own_rates and not self._warned:
             self._warned = warn_of_the_end(trainer, steps)
@@ -445,11 +457,7 @@ class PPO_Agent:
         return self._trainer
 
     def _acting(self) -> Player:
-        trainer = self._trainer
-        if trainer is None:
-            return self._alone
-        parts = trainer.parts
-        return Player(parts.policy, parts.obs_normalizer, parts.action_map)
+        return self._alone if self._trainer is None else self._trainer.components.player
 
     def _evaluation_number(self) -> int:
         """It decides the seeds: those of the command line's test for a model that was loaded and not trained."""
@@ -464,33 +472,24 @@ class PPO_Agent:
         test_envs: XuanCeVecEnv | VecEnv | None,
         stopping: Callable[[], bool],
     ) -> np.ndarray | None:
-        """The scores of a test; None where it was stopped."""
+        """Returns the scores of a test; None where it was stopped."""
         with undivided():
             given = test_envs if env_fn is None else env_fn()
         assert given is not None
-        envs = plain(given)
+        envs, number = plain(given), self._evaluation_number()
         try:
             with suppress(EvaluationStopped):
-                scores = self._show(config, stopping) if self.render else None
-                if scores is not None:
-                    return scores
-                if isinstance(given, XuanCeVecEnv):
-                    given.uses += 1
-                return Evaluator(config, *self._acting(), envs=envs, should_stop=stopping)(self._evaluation_number())
+                if self.render:
+                    with rendering(config) as able:
+                        if able:
+                            folder = self._video_dir()
+                            folder.mkdir(parents=True, exist_ok=True)
+                            return play(config, self._acting(), number, folder, self.quiet, stopping)[0]
+                return Evaluator(config, self._acting(), stopping, envs)(number)
             return None
         finally:
             if env_fn is not None:
                 envs.close()
-
-    def _show(self, config: Config, stopping: Callable[[], bool]) -> np.ndarray | None:
-        """The scores of episodes that are shown, or None where nothing can be shown."""
-        with rendering(config) as able:
-            if not able:
-                return None
-            folder = self._video_dir()
-            folder.mkdir(parents=True, exist_ok=True)
-            with playing(config, *self._acting(), folder, self.quiet, stopping) as evaluator:
-                return evaluator(self._evaluation_number())
 
     def _video_dir(self) -> Path:
         """The run's log folder; of an agent that only tests, that of the run whose model it has."""

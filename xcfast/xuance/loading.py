@@ -73,8 +73,8 @@ def load_training(trainer: Trainer, saved: SavedModel) -> None:
             Adam's moments, where they fit.
         saved: the model.
     """
-    parts, learner = trainer.parts, trainer.parts.learner
-    parts.adopt_weights()
+    parts, learner = trainer.components, trainer.components.learner
+    learner.adopt()
     parts.use_identity_actions(saved.identity_actions)
     optimizer = learner.optimizer
     moments = _moments_that_fit(saved, list(parts.policy.parameters()))

@@ -47,7 +47,7 @@ def warn_of_the_end(trainer: Trainer, steps: int) -> bool:
         Whether it was said.
     """
     config = trainer.config
-    iterations = trainer.progress.iteration + (trainer.parts.rollout.step + steps) // config.horizon_size
+    iterations = trainer.progress.iteration + (trainer.components.rollout.step + steps) // config.horizon_size
     if iterations <= config.num_iterations or config.end_factor_lr_decay == 1.0:
         return False
     say(
