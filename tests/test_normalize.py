@@ -190,9 +190,10 @@ def test_values_that_would_spoil_the_moments_are_refused(implementation, bad, dt
         for call in (rms.update, rms.update_and_normalize, lambda x: rms.update(x.tolist())):
             with pytest.raises(NonFiniteError, match=r"batch must be finite .* element \[7, 1\] is"):
                 call(broken)
+        bad_var = np.array([1.0, 1e280 if np.isfinite(bad) else bad**2, 1.0])
         for mean, var in (
             (broken[7], np.ones(3)),
-            (np.ones(3), np.array([1.0, 1e280 if np.isfinite(bad) else bad**2, 1.0])),
+            (np.ones(3), bad_var),
         ):
             with pytest.raises(NonFiniteError, match=r"must be finite .* element \[1\] is"):
                 rms.update_from_moments(mean, var, 5)

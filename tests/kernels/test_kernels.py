@@ -152,7 +152,7 @@ def _everything(impl):
     """Results of every kernel on one set of inputs, odd sizes included."""
     rng = np.random.default_rng(3)
     results = []
-    for dtype in (np.float32, np.float64):
+    for dtype, outside in ((np.float32, False), (np.float64, True)):
         for num_steps, num_envs in [(1, 1), (9, 13), (5, 64)]:
             r, v, f, x = rng.normal(size=(4, num_steps, num_envs)).astype(dtype)
             term, trunc = rng.random((2, num_steps, num_envs)) < 0.2
@@ -166,7 +166,7 @@ def _everything(impl):
             mean, var, count = np.zeros(num_envs), np.ones(num_envs), np.zeros(1, np.int64)
             y = np.empty((num_steps, num_envs), np.float32)
             assert impl.moments_update(r, mean, var, count)
-            assert impl.update_and_normalize(v, mean, var, count, 1e-8, 2.0, y)
+            assert impl.update_and_normalize(v, mean, var, count, 1e-8, outside, 2.0, y)
             results += [mean.copy(), var.copy(), y.copy()]
             counts, means, m2s = (
                 np.zeros(num_steps, np.int64),
@@ -174,11 +174,11 @@ def _everything(impl):
                 np.zeros((num_steps, num_envs)),
             )
             for obs in (r, v, f):
-                assert impl.normalize_and_track(obs, mean, var, count, 1e-8, 2.0, counts, means, m2s, y)
+                assert impl.normalize_and_track(obs, mean, var, count, 1e-8, outside, 2.0, counts, means, m2s, y)
             assert impl.merge_tracked(counts, means, m2s, mean, var, count)
             results += [means, m2s, mean.copy(), var.copy(), y.copy()]
             scalar, carry = [np.zeros(()), np.ones(()), np.zeros(1, np.int64)], np.zeros(num_envs)
-            assert impl.normalize_rewards(r, term, 0.9, carry, np.empty((3, num_envs)), *scalar, 1e-8, 2.0, y)
+            assert impl.normalize_rewards(r, term, 0.9, carry, np.empty((3, num_envs)), *scalar, 1e-8, outside, 2.0, y)
             results += [carry, *scalar, y.copy()]
     return results
 

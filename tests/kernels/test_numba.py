@@ -1,5 +1,6 @@
 """The jitted functions for users: called from a user's own jitted function, against the core and the reference."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def users_advantages(rewards, values, terminated, truncated, last_values, final_
 @each_dtype
 @each_shape
 def test_advantages(dtype, shape):
-    rewards, values, terminated, truncated, last_values, final_values = arguments = rollout(shape, dtype)
+    rewards, _, terminated, truncated, last_values, final_values = arguments = rollout(shape, dtype)
     given = users_advantages(*arguments, 0.99, 0.95)
     core = [np.empty(shape, dtype) for _ in range(3)]
     assert _core.gae(*arguments, None, 0.99, 0.95, *core[:2])
@@ -133,7 +134,7 @@ def test_update_refuses_what_would_spoil_the_moments(bad):
     assert (mean == 0).all() and (var == 1).all() and count[0] == 0
 
 
-F, B, I = (np.zeros((4, 3), t) for t in (np.float64, bool, np.int64))
+F, B = np.zeros((4, 3)), np.zeros((4, 3), bool)
 V, ONE = np.zeros(3), np.zeros(1, np.int64)
 
 
@@ -177,8 +178,6 @@ def test_every_public_function_is_tested_here():
 
 
 def run(code, **environment):
-    import os
-
     env = {**os.environ, **environment}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=200)
 
