@@ -75,7 +75,11 @@ struct Array {
     for (int i = 0; i < nd; ++i) product *= shape[i];
     return product;
   }
-  int64_t itemsize() const { return py::reinterpret_borrow<py::dtype>(dtype).itemsize(); }
+  int64_t itemsize() const {
+    if (is_f64() || is_i64()) return 8;
+    if (is_f32()) return 4;
+    return is_bool() ? 1 : py::reinterpret_borrow<py::dtype>(dtype).itemsize();
+  }
   int64_t bytes() const { return size() * itemsize(); }
   bool is_f32() const { return dtype == dtypes().f32; }
   bool is_f64() const { return dtype == dtypes().f64; }
@@ -93,9 +97,9 @@ struct Array {
   bool is_vector(int64_t length) const { return nd == 1 && shape[0] == length; }
   // An array without elements overlaps nothing.
   bool overlaps(const Array &other) const {
+    // Most pairs are apart: the end of whichever begins first decides.
     if (!data || !other.data) return false;
-    const int64_t here = bytes(), there = other.bytes();
-    return here && there && data < other.data + there && other.data < data + here;
+    return data < other.data ? other.data < data + bytes() && other.size() > 0 : data < other.data + other.bytes() && size() > 0;
   }
   bool overlaps_any(std::initializer_list<const Array *> others) const {
     for (const Array *other : others)

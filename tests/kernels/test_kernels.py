@@ -145,6 +145,28 @@ def test_noise_errors(implementation):
             uniform_noise(0, 0, np.zeros(3, np.int64), np.empty(2))
 
 
+@each_implementation
+def test_noise_names_the_fault_of_an_array(implementation):
+    memory = np.zeros(6 * 8 + 1, np.uint8)
+    unaligned = memory[1:].view(np.int64)
+    read_only = np.zeros(6)
+    read_only.flags.writeable = False
+    counters, out = np.zeros(6, np.int64), np.zeros(6)
+    shared = counters.view(np.float64)
+    with forced(implementation):
+        for given, target, message in (
+            (unaligned, out, "got int64 .6. unaligned, float64 .6., 0"),
+            (np.zeros(12, np.int64)[::2], out, "got int64 .6. not C-contiguous, float64"),
+            (counters, read_only, "float64 .6. read-only, 0"),
+            (counters, shared, "float64 .6. sharing memory, 0"),
+            (np.ma.array(counters), out, "got MaskedArray, float64"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                uniform_noise(0, 0, given, target)
+        with pytest.raises(ValueError, match=r"got int64 .6. unaligned, float32 .6, 1., 0"):
+            gaussian_noise(0, 0, unaligned, np.zeros((6, 1), np.float32))
+
+
 # --- implementations and variants ---
 
 

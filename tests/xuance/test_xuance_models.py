@@ -68,6 +68,7 @@ def check_actions(agent, folder):
     np.testing.assert_array_equal(agent.obs_rms.mean, expected["mean"].astype(np.float64))
     np.testing.assert_array_equal(agent.obs_rms.var, expected["var"].astype(np.float64))
     assert agent.obs_rms.count == round(float(expected["count"])) == 4096
+    np.testing.assert_array_equal(agent.obs_rms.deviation, np.sqrt(expected["var"].astype(np.float64)) + 1e-8)
     assert expected["var"].min() > 1e-4
     out = agent.get_actions(expected["observations"], deterministic=True)
     np.testing.assert_allclose(out["actions"], expected["actions"], rtol=0, atol=1e-3)

@@ -29,12 +29,18 @@ def check_memory(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
     """
     if not outputs:
         return
-    ranges = {name: _memory_range(x) for name, x in (*inputs.items(), *outputs.items())}
-    for name in outputs:
-        first, end = ranges[name]
-        for other_name, (other_first, other_end) in ranges.items():
-            if other_name != name and first < other_end and other_first < end:
+    everything = {**inputs, **outputs}
+    for name, out in outputs.items():
+        for other_name, other in everything.items():
+            if other_name != name and _overlap(out, other):
                 raise ValueError(f"{name} must not share memory with {other_name}; give separate arrays")
+
+
+def _overlap(x: Any, y: Any) -> bool:
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        return np.may_share_memory(x, y)
+    (x_first, x_end), (y_first, y_end) = _memory_range(x), _memory_range(y)
+    return x_first < y_end and y_first < x_end
 
 
 def _memory_range(x: Any) -> tuple[int, int]:
