@@ -153,7 +153,8 @@ def test_a_policy_from_xuance_keeps_its_map_of_actions(tmp_path):
     agent.save_model("kept.pth")
 
     again = PPO_Agent(args, envs, quiet=True)
-    assert again.get_actions(np.zeros((1, 3)))["actions"].shape == (1, 1)
+    with pytest.warns(RuntimeWarning, match="clipped but not normalised"):
+        assert again.get_actions(np.zeros((1, 3)))["actions"].shape == (1, 1)
     again.load_model(agent.model_dir_save, "kept.pth")
     np.testing.assert_array_equal(played(again), expected)
     obs = np.load(DATA / "pendulum_dict" / "expected.npz")["observations"]

@@ -98,7 +98,7 @@ class PolicyFunction(nn.Module):
         rms, map_ = loaded.normalizer.rms, loaded.action_map
         self.discrete, self.rescales = map_.discrete, map_.rescales
         self.mask_size = loaded.mask_size
-        constants = {"mean": rms.mean, "std": rms.deviation}
+        constants: dict[str, np.ndarray] = {"mean": rms.mean, "std": rms.deviation}
         space = loaded.action_space
         if isinstance(space, gym.spaces.Discrete):
             self.start = int(space.start)
