@@ -25,9 +25,8 @@ from xcfast.output.summary import Summary
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.policy.build import check_policy
 from xcfast.resources import training_device
-from xcfast.runs.evaluation import TEST_RUN, EvaluationStopped, Evaluator
+from xcfast.runs.evaluation import TEST_RUN
 from xcfast.runs.player import Player
-from xcfast.runs.testing import play, rendering
 from xcfast.runs.trainer import Trainer
 from xcfast.xuance.acting import actions_of
 from xcfast.xuance.arguments import keys_of_class, set_device, to_config
@@ -37,7 +36,8 @@ from xcfast.xuance.finding import find_model_file
 from xcfast.xuance.loading import check_fits, load_training
 from xcfast.xuance.models import read_model
 from xcfast.xuance.networks import keys_describing
-from xcfast.xuance.script_ranks import script_ranks, undivided
+from xcfast.xuance.script_ranks import script_ranks
+from xcfast.xuance.testing import play_test
 from xcfast.xuance.training import saving, warn_of_the_end
 
 if TYPE_CHECKING:
@@ -256,16 +256,18 @@ class PPO_Agent:
         steps = whole("train_steps", train_steps, low=0)
         self._ranks.agree(f"train({steps})")
         trainer = self._begin()
-        uses = getattr(self.train_envs, "uses", 0)
-        if uses != self._uses:
+        envs = trainer.components.envs
+        if envs.uses != self._uses:
             say("the environments were used elsewhere: all episodes start anew", self.quiet)
             trainer.components.restart_episodes()
-            self._uses = uses
         if self._own_rates and not self._warned:
             self._warned = warn_of_the_end(trainer, steps)
         with saving(trainer) as stop:
             self._loaded = self._loaded if steps == 0 else None
-            logged = trainer.advance(steps, lambda: self._ranks.any_(stop.requested))
+            try:
+                logged = trainer.advance(steps, lambda: self._ranks.any_(stop.requested))
+            finally:
+                self._uses = envs.uses
         return logged
 
     def test(
@@ -302,7 +304,9 @@ class PPO_Agent:
             with saving(self._trainer) as stop:
                 with self._ranks.together():
                     if self._ranks.is_main:
-                        scores = self._play(config, env_fn, test_envs, lambda: stop.requested)
+                        folder = self._video_dir() if self.render else None
+                        given = (env_fn, test_envs, self._evaluation_number(), folder)
+                        scores = play_test(config, self._acting(), *given, self.quiet, lambda: stop.requested)
                 scores = self._ranks.broadcast(scores)
         finally:
             if test_envs is not None and close_envs:
@@ -357,6 +361,7 @@ class PPO_Agent:
             self._alone = self._alone._replace(action_map=action_map)
         else:
             load_training(self._trainer, saved)
+            self._uses = self._trainer.components.envs.uses
         self._loaded = saved.path
         say(f"loaded {saved.path}", self.quiet)
 
@@ -428,8 +433,8 @@ class PPO_Agent:
     def _begin(self) -> Trainer:
         trainer = self._training()
         if not trainer.begun:
-            self._uses = getattr(self.train_envs, "uses", 0)
             trainer.start()
+            self._uses = trainer.components.envs.uses
             for scores in self._unlogged:
                 self._log(*scores)
         return trainer
@@ -463,32 +468,6 @@ class PPO_Agent:
         if self._trainer is None or (self._loaded is not None and self.current_step == 0):
             return TEST_RUN
         return self._trainer.progress.evaluations
-
-    def _play(
-        self,
-        config: Config,
-        env_fn: Callable[[], XuanCeVecEnv | VecEnv] | None,
-        test_envs: XuanCeVecEnv | VecEnv | None,
-        stopping: Callable[[], bool],
-    ) -> np.ndarray | None:
-        """Returns the scores of a test; None where it was stopped."""
-        with undivided():
-            given = test_envs if env_fn is None else env_fn()
-        assert given is not None
-        envs, number = plain(given), self._evaluation_number()
-        try:
-            with suppress(EvaluationStopped):
-                if self.render:
-                    with rendering(config) as able:
-                        if able:
-                            folder = self._video_dir()
-                            folder.mkdir(parents=True, exist_ok=True)
-                            return play(config, self._acting(), number, folder, self.quiet, stopping)[0]
-                return Evaluator(config, self._acting(), stopping, envs)(number)
-            return None
-        finally:
-            if env_fn is not None:
-                envs.close()
 
     def _video_dir(self) -> Path:
         """The run's log folder; of an agent that only tests, that of the run whose model it has."""
