@@ -184,7 +184,7 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
             self.components.envs.step = step
         iterate_once(self)
 
-    def broken(self, *args):
+    def broken(self, *args, **more):
         raise OSError("nobody listens")
 
     Trainer.iterate = patched

@@ -306,9 +306,11 @@ def test_learns(small, env_id, policy):
 def test_a_run_logs_them(small, keys):
     config = small(logger="tensorboard", **keys)
     trainer = Trainer(config, "train", quiet=True)
-    logged, log = {}, trainer.log.iteration
-    trainer.log.iteration = lambda *given: logged.update(log(*given))
+    logged = {}
     try:
+        trainer.start()
+        log = trainer.log.iteration
+        trainer.log.iteration = lambda *given, **more: logged.update(log(*given, **more)) or logged
         train_to_the_end(trainer)
     finally:
         trainer.close()

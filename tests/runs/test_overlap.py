@@ -73,7 +73,9 @@ def test_old_log_probs_are_of_the_weights_that_collected(small, on_cpu):
     loop.components.rollout.clear()
     with torch.no_grad():
         loop.components.collector.collect(loop.components.rollout)  # the weights on the CPU are still the first ones
-        obs, actions = (torch.from_numpy(x).flatten(0, 1) for x in (loop.components.rollout.obs, loop.components.rollout.actions))
+        obs, actions = (
+            torch.from_numpy(x).flatten(0, 1) for x in (loop.components.rollout.obs, loop.components.rollout.actions)
+        )
         log_probs, _, values = loop.components.policy.evaluate(obs, actions)
     loop.components.learner.update(loop.components.rollout, 1)
     on_device = loop.components.learner._on_device

@@ -80,6 +80,6 @@ def end_table(summary: Summary, stopped_by: str | None) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Aligns names and texts in two columns."""
-    width = max(len(name) for name, _ in rows)
+    """Aligns names and texts in two columns, which are at the same places in most tables."""
+    width = max(10, *(len(name) for name, _ in rows))
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)

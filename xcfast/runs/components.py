@@ -14,6 +14,7 @@ from xcfast.envs import make_envs
 from xcfast.errors import ConfigError
 from xcfast.normalize import ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
+from xcfast.policy.build import resolve_policy
 from xcfast.resources import page_locked, training_device, update_threads
 from xcfast.rollout import Rollout
 from xcfast.runs.engines import make_collector, make_learner
@@ -47,6 +48,7 @@ class Components:
         inference: Type of device that computed the actions before a resume; see ``make_collector``.
 
     Attributes:
+        config: The configuration, with the policy that fits the environments' actions.
         device: Device that trains.
         envs: Environments of this rank.
         policy: Source of the weights, on the CPU unless the caller brought it on another device.
@@ -78,7 +80,7 @@ class Components:
         identity_actions: bool = False,
         inference: str | None = None,
     ) -> None:
-        self._config, self._ranks, self._should_stop = config, ranks, should_stop
+        self.config, self._ranks, self._should_stop = config, ranks, should_stop
         self._inference = inference
         self.device = training_device(config, None if ranks.world_size == 1 else ranks.local_rank)
         if self.device.type == "cuda":
@@ -86,6 +88,7 @@ class Components:
         self._owns_envs = envs is None
         self.envs = envs or make_envs(config, num_envs=len(ranks.rows(config.parallels)), sharing=ranks.sharing)
         try:
+            config = self.config = resolve_policy(config, self.envs.single_action_space)
             self.policy = policy or build_policy(
                 config, self.envs.single_observation_space, self.envs.single_action_space
             )
@@ -111,7 +114,7 @@ class Components:
             raise
 
     def _make_normalizers(self) -> tuple[ObservationNormalizer, RewardNormalizer]:
-        config, ranks, num_envs = self._config, self._ranks, self.envs.num_envs
+        config, ranks, num_envs = self.config, self._ranks, self.envs.num_envs
 
         def rows_of_all_envs(rows: np.ndarray) -> np.ndarray:
             return ranks.join(rows, ranks.rows(config.parallels), config.parallels)
@@ -133,12 +136,12 @@ class Components:
         observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
         num_actions = int(action_space.n) if isinstance(action_space, gymnasium.spaces.Discrete) else None
         return Rollout(
-            self._config.horizon_size,
+            self.config.horizon_size,
             self.envs.num_envs,
             observation_space.shape or (),
             (math.prod(action_space.shape or ()),) if num_actions is None else (),
             np.float32 if num_actions is None else np.int64,
-            num_actions=num_actions if self._config.use_actions_mask else None,
+            num_actions=num_actions if self.config.use_actions_mask else None,
             allocate=page_locked if self.device.type == "cuda" else np.zeros,
         )
 
@@ -154,7 +157,7 @@ class Components:
 
     def _connect(self, identity_actions: bool) -> None:
         """Makes the components that apply the action map."""
-        config = self._config
+        config = self.config
         self.action_map = ActionMap(self.envs.single_action_space, config.activation_action, identity_actions)
         # With overlap, the weights on the device change while the collector acts.
         on_device = None if config.overlap else self.learner.device_policy

@@ -33,8 +33,8 @@ def run(
 
     Args:
         config: A configuration from ``load_config``.
-        mode: ``benchmark`` trains and evaluates, ``train`` only trains, ``test`` evaluates a saved model. None: the mode
-            of the run that is resumed, else ``benchmark``.
+        mode: ``benchmark`` trains and evaluates, ``train`` only trains, ``test`` evaluates a saved model. None: the
+            mode of the run that is resumed, else ``benchmark``.
         resume: A run folder or a checkpoint file to continue (in ``test`` mode: to take the model from).
         quiet: Whether to print nothing but warnings.
         below_env: Whether the folders of a new run are in one ``<env_id>`` below ``log_dir`` and ``model_dir``.

@@ -70,6 +70,8 @@ def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
             checkpoint's step.
     """
     mine, theirs = config.to_dict(), {**Config().to_dict(), **saved["config"]}  # older checkpoints have fewer keys
+    if mine["policy"] == "auto":  # the run's own fits its environments
+        mine |= {key: theirs[key] for key in ("policy", "activation_action")}
     changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
     if changed:
         listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)

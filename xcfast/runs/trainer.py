@@ -26,7 +26,7 @@ from xcfast.runs.evaluation import EvaluationStopped
 from xcfast.runs.progress import Progress
 from xcfast.runs.saving import Resumed, Saver, find_run
 from xcfast.runs.signals import StopRequest
-from xcfast.runs.start_table import start_table
+from xcfast.runs.start_table import folder_table, start_table
 from xcfast.runs.state import RunState
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Trainer:
         self.rows = ranks.rows(config.parallels)  # global indices of this rank's environments
         self.progress, self.stop = Progress(), StopRequest()
         self.log: RunLog | None = None
-        self.begun = resume is not None
+        self.begun, self._started = resume is not None, False
         self._below_env = below_env
         self._resumed: Resumed | None = ranks.from_main(lambda: None if resume is None else find_run(config, resume))
         self._folders = None if self._resumed is None else self._resumed.folders
@@ -124,11 +124,12 @@ class Trainer:
                 inference=saved.get("engines", {}).get("inference"),
                 **given,
             )
+        self.config = self.components.config
         for tensor in (*self.components.policy.parameters(), *self.components.policy.buffers()):
             ranks.broadcast_(tensor.detach())  # equal by their seed; to be sure
         self.components.learner.adopt()
         self.episodes_done = np.zeros(self.components.envs.num_envs, np.int64)
-        self._state = RunState(config, self.mode, ranks, self.components, self.progress)
+        self._state = RunState(self.config, self.mode, ranks, self.components, self.progress)
         self.saver = Saver(self._state, lambda: self.folders, self.quiet)
         if self.components.spare is not None:
             self._background = ThreadPoolExecutor(1, thread_name_prefix="xcfast-collect")
@@ -166,19 +167,26 @@ class Trainer:
             self._folders = self.ranks.from_main(lambda: RunFolders.create(self.config, self.mode, self._below_env))
 
     def start(self) -> None:
-        """Begins the run: folders, log, start table, first episodes, a start for the statistics. Only once."""
+        """Begins the run: start table, first episodes, a start for the statistics, folders and log. Only once.
+
+        Folders come last, so that a run which fails before it has begun leaves none.
+        """
+        if self._started:
+            return
+        parts = self.components
+        say(start_table(self.config, self.mode, parts, self.ranks), self.quiet)
+        if not self.begun:
+            with self.ranks.together():
+                parts.collector.reset([self.config.env_seed + i for i in self.rows])
+            if self.config.use_obsnorm and parts.obs_normalizer.rms.count == 0:
+                warm_up(parts.collector, parts.rollout)
         self.create_folders()
-        if self.log is None and self.ranks.is_main:
+        if self.ranks.is_main:
             with self.ranks.deferred():
                 step = None if self._resumed is None else self.step
-                self.log = RunLog(self.config, self.folders, self.mode, str(self.components.device), step, self.quiet)
-                say(start_table(self.config, self.mode, self.components, self.folders, self.ranks), self.quiet)
-        with self.ranks.together():
-            if not self.begun:
-                self.components.collector.reset([self.config.env_seed + i for i in self.rows])
-        if not self.begun and self.config.use_obsnorm and self.components.obs_normalizer.rms.count == 0:
-            warm_up(self.components.collector, self.components.rollout)
-        self.begun = True
+                self.log = RunLog(self.config, self.folders, self.mode, str(parts.device), step, self.quiet)
+                say(folder_table(self.folders), self.quiet)
+        self.begun = self._started = True
 
     def iterate(self, num_steps: int | None = None) -> dict[str, float]:
         """Does one PPO iteration: collects a rollout, updates the weights, logs.

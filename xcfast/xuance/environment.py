@@ -39,7 +39,6 @@ class XuanCeVecEnv:
         action_space: Action space of one env.
         max_episode_steps: The time limit in steps, or None.
         buf_obs: [N, *obs_shape], the observations that the next actions are for.
-        uses: Number of calls of ``reset`` and ``step``. An agent compares it to see whether others used its envs.
     """
 
     def __init__(self, vec_env: VecEnv, env_seed: int = 1) -> None:
@@ -50,7 +49,6 @@ class XuanCeVecEnv:
         spec = vec_env.spec
         self.max_episode_steps: int | None = None if spec is None else spec.max_episode_steps
         self.buf_obs: NDArray[Any] = np.zeros((self.num_envs, *(self.observation_space.shape or ())), np.float32)
-        self.uses = 0
         self._seed: int | None = env_seed
         self._actions: NDArray[Any] | None = None
 
@@ -60,7 +58,6 @@ class XuanCeVecEnv:
         Returns:
             The observations [N, *obs_shape], and a list of N infos.
         """
-        self.uses += 1
         obs, _ = self.vec_env.reset(seed=self._seed)
         self._seed = None
         self.buf_obs = obs.copy()
@@ -79,7 +76,6 @@ class XuanCeVecEnv:
         if self._actions is None:
             raise RuntimeError("step_wait() called before step_async()")
         actions, self._actions = self._actions, None
-        self.uses += 1
         lengths = self.vec_env.episode_lengths + 1
         obs, rewards, terminated, truncated, infos = self.vec_env.step(actions)
         self.buf_obs = obs.copy()
