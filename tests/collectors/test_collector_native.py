@@ -363,7 +363,7 @@ def test_choice_of_the_engine(small):
     for backend, kind in (("auto", NativeCollector), ("native", NativeCollector), ("torch", TorchCollector)):
         collector, reason = make_collector(replace(config, collector_backend=backend), *parts)
         assert type(collector) is kind
-        assert ("asked for" in reason) == (backend != "auto")
+        assert ("as configured" in reason) == (backend != "auto")
     assert "native where it can serve" in describe(config, "train")
     setup.policy.double()
     assert "float32" in reason_not_native(setup.envs, setup.policy)

@@ -655,7 +655,7 @@ def test_choice_of_the_learner(small):
 
     config = small()
     assert choose(config) == ("native", "the update in C++, 2 threads")
-    assert choose(small(learner_backend="torch")) == ("torch", "as asked for")
+    assert choose(small(learner_backend="torch")) == ("torch", "as configured")
     name, reason = choose(small(normalize="LayerNorm"))
     assert name == "torch" and "LayerNorm" in reason
     forced = SimpleNamespace(**{**small(normalize="LayerNorm").to_dict(), "learner_backend": "native"})

@@ -203,7 +203,7 @@ def test_run_goes_on_with_another_collector(small, capfd):
     assert (first.collector_backend, second.collector_backend) == ("torch", "native")
     assert second.steps == 512
     out = capfd.readouterr().out
-    assert "native (as asked for" in out and "start anew" not in out
+    assert "native (as configured" in out and "start anew" not in out
     assert "4 x MujocoVecEnv, 1 threads" in out
 
 

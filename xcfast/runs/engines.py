@@ -62,10 +62,10 @@ def make_collector(
     reason_not = "it knows no action masks" if config.use_actions_mask else reason_not_native(envs, policy)
     parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
     if config.collector_backend == "torch":
-        return _torch_collector(parts, config, device_policy, inference, "as asked for")
+        return _torch_collector(parts, config, device_policy, inference, "as configured")
     if reason_not is None:
         reason = "policy and physics in C++, all threads"
-        return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as asked for; {reason}"
+        return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as configured; {reason}"
     if config.collector_backend == "native":
         raise ConfigError(f"the native collector cannot serve: {reason_not}", key="collector_backend", given="native")
     return _torch_collector(parts, config, device_policy, inference, f"not native: {reason_not}")
@@ -140,7 +140,7 @@ def make_learner(
         scheduler: of that optimiser: stepped once per update, it decides the learning rates.
 
     Raises:
-        ConfigError: ``native``, or a precision, is asked for and cannot serve.
+        ConfigError: ``native``, or a precision, is forced and cannot serve.
         ValueError: optimizer, scheduler and policy do not belong together.
     """
     if optimizer is not None:
@@ -157,11 +157,11 @@ def make_learner(
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
     if config.learner_backend == "torch":
-        return TorchLearner(*parts), "as asked for"
+        return TorchLearner(*parts), "as configured"
     reason_not = NativeLearner.reason_not(config, policy, optimizer)
     if reason_not is None:
         reason = f"the update in C++, {num_threads} thread{'s' * (num_threads != 1)}"
-        return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as asked for; {reason}"
+        return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as configured; {reason}"
     if config.learner_backend == "native":
         raise ConfigError(f"the native learner cannot serve: {reason_not}", key="learner_backend", given="native")
     return TorchLearner(*parts), f"not native: {reason_not}"
