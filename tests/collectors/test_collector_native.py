@@ -13,7 +13,8 @@ from xcfast.collectors.torch import TorchCollector
 from xcfast.config import ConfigError
 from xcfast.envs import MujocoVecEnv, SimulationError, make_env_fn, make_envs
 from xcfast.errors import NonFiniteError
-from xcfast.normalize import ObservationNormalizer, RunningMeanStd
+from xcfast.moments import RunningMeanStd
+from xcfast.normalize import ObservationNormalizer
 from xcfast.output import checkpoint as ckpt
 from xcfast.policy import ActionMap, build_policy
 from xcfast.runs.engines import make_collector
