@@ -268,12 +268,18 @@ class PPO_Agent:
         start, scores = time.perf_counter(), None
         try:
             with saving(self._trainer) as stop:
-                with self._ranks.together():
-                    if self._ranks.is_main:
-                        folder = self._video_dir() if self.render else None
-                        given = (env_fn, test_envs, self._evaluation_number(), folder)
-                        scores = play_test(config, self._acting(), *given, self.quiet, lambda: stop.requested)
-                scores = self._ranks.broadcast(scores)
+                scores = self._ranks.from_main(
+                    lambda: play_test(
+                        config,
+                        self._acting(),
+                        env_fn,
+                        test_envs,
+                        self._evaluation_number(),
+                        self._video_dir() if self.render else None,
+                        self.quiet,
+                        lambda: stop.requested,
+                    )
+                )
         finally:
             if test_envs is not None and close_envs:
                 plain(test_envs).close()
