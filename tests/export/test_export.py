@@ -36,7 +36,9 @@ def by_hand(saved, obs, low, high):
     """The policy of the small configuration, from the checkpoint's numbers alone, in float64."""
     state = {key: value.double().numpy() for key, value in saved["policy"].items()}
     rms = saved["obs_normalizer"]["rms"]
-    x = np.clip((obs - np.asarray(rms["mean"])) / np.sqrt(np.asarray(rms["var"]) + 1e-8), -5, 5)
+    var = np.asarray(rms["var"])
+    deviation = np.sqrt(var) + 1e-8 if rms["epsilon_outside"] else np.sqrt(var + 1e-8)
+    x = np.clip((obs - np.asarray(rms["mean"])) / deviation, -5, 5)
     for layer in ("representation.model.0", "actor.mu.0"):
         x = x @ state[f"{layer}.weight"].T + state[f"{layer}.bias"]
         x = np.where(x > 0, x, 0.01 * x)
@@ -73,6 +75,27 @@ def test_observations_are_normalised_in_float64(tiny_runs, tmp_path):
     call = call_torch(export_policy(path, format="torch").path)
     obs = np.full((1, 4), 1e6, np.float32)  # three deviations below the mean
     np.testing.assert_allclose(call(obs), by_hand(saved, obs.astype(np.float64), -3.0, 3.0), atol=1e-3)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_small_deviations_keep_the_models_formula(tiny_runs, tmp_path, outside):
+    """At a deviation of 1e-4, 1e-8 is as much as the variance or a ten-thousandth of the divisor."""
+    path = tmp_path / "model.pth"
+    saved = ckpt.load_checkpoint(Path(tiny_runs[0].model_dir) / ckpt.BEST_MODEL)
+    saved["obs_normalizer"]["rms"] = {
+        "mean": torch.zeros(4, dtype=torch.float64),
+        "var": torch.full((4,), 1e-8, dtype=torch.float64),
+        "count": 100,
+        "epsilon_outside": outside,
+    }
+    ckpt.save_checkpoint(path, saved)
+    call = call_torch(export_policy(path, format="torch").path)
+    obs = np.array([[1e-4, -2e-4, 3e-4, 1e-4]], np.float32)
+    wide = obs.astype(np.float64)
+    wanted = by_hand(saved, wide, -3.0, 3.0)
+    np.testing.assert_allclose(call(obs), wanted, atol=1e-4)
+    saved["obs_normalizer"]["rms"]["epsilon_outside"] = not outside
+    assert np.abs(by_hand(saved, wide, -3.0, 3.0) - wanted).max() > 1e-3
 
 
 @pytest.mark.parametrize(

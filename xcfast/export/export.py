@@ -101,7 +101,7 @@ class PolicyFunction(nn.Module):
         self.normalizes, self.clip, rms = normalizer.enabled, normalizer.clip, normalizer.rms
         self.discrete, self.rescales = map_.discrete, map_.rescales
         self.mask_size = saved.mask_size
-        constants = {"mean": rms.mean, "std": np.sqrt(rms.var + rms.epsilon)}
+        constants: dict[str, np.ndarray] = {"mean": rms.mean, "std": rms.deviation}
         space = saved.action_space
         if isinstance(space, gym.spaces.Discrete):
             self.start = int(space.start)

@@ -18,7 +18,7 @@ import torch
 from xcfast.config import Config
 from xcfast.envs import VecEnv
 from xcfast.errors import CheckpointError, RunFailed
-from xcfast.normalize import RunningMeanStd
+from xcfast.moments import RunningMeanStd
 from xcfast.output.console import end_table, say
 from xcfast.output.folders import Mode, RunFolders
 from xcfast.output.summary import Summary
