@@ -268,17 +268,10 @@ class PPO_Agent:
         start, scores = time.perf_counter(), None
         try:
             with saving(self._trainer) as stop:
+                folder = self._video_dir() if self.render else None
+                where = (env_fn, test_envs, self._evaluation_number(), folder, self.quiet)
                 scores = self._ranks.from_main(
-                    lambda: play_test(
-                        config,
-                        self._acting(),
-                        env_fn,
-                        test_envs,
-                        self._evaluation_number(),
-                        self._video_dir() if self.render else None,
-                        self.quiet,
-                        lambda: stop.requested,
-                    )
+                    lambda: play_test(config, self._acting(), *where, lambda: stop.requested)
                 )
         finally:
             if test_envs is not None and close_envs:
