@@ -366,10 +366,12 @@ def saved_places(monkeypatch):
     """The toy's state can be saved, as that of MuJoCo's tasks can."""
 
     def get_state(env):
-        return {"place": list(env.unwrapped.place)}
+        generator = env.unwrapped.np_random.bit_generator.state
+        own = {"np_random": generator, "np_random_seed": None, "elapsed_steps": None, "has_reset": None}
+        return {"physics": np.array(env.unwrapped.place, np.float64), **own}
 
     def set_state(env, state):
-        env.unwrapped.place = list(state["place"])
+        env.unwrapped.place = np.asarray(state["physics"]).astype(int).tolist()
         env.unwrapped._now()
 
     told = SimpleNamespace(state_supported=lambda env: True, get_state=get_state, set_state=set_state)

@@ -18,6 +18,7 @@ from xcfast.normalize import ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.rollout import Rollout
 from xcfast.runs.evaluation import Evaluator
+from xcfast.runs.player import Player
 
 
 def make_collector(config, reset=True):
@@ -226,7 +227,7 @@ def test_envs_that_reset_a_step_later(small, kind):
     with pytest.raises(ValueError, match="envs must have autoreset_mode='same_step'; got 'next_step'"):
         collector(envs, policy, normalizer, action_map, 1)
     with pytest.raises(ValueError, match="envs must have autoreset_mode='same_step'; got 'next_step'"):
-        Evaluator(config, policy, normalizer, action_map, envs=envs)
+        Evaluator(config, Player(policy, normalizer, action_map), envs=envs)
     envs.close()
     silent = DummyVecEnv([make_env_fn(config.env_id)], episode_statistics=False)
     with pytest.raises(ValueError, match="episode_statistics=False"):
