@@ -231,7 +231,7 @@ def test_envs_that_reset_a_step_later(small, kind):
     envs.close()
     silent = DummyVecEnv([make_env_fn(config.env_id)], episode_statistics=False)
     with pytest.raises(ValueError, match="episode_statistics=False"):
-        Evaluator(config, policy, normalizer, action_map, envs=silent)
+        Evaluator(config, Player(policy, normalizer, action_map), envs=silent)
 
 
 def test_only_calls_of_reset_and_step_are_uses(small):
