@@ -132,7 +132,7 @@ def iterate(ranks, config, iterations=1, resume=None):
         if resume is None:
             trainer.start()
         first = None
-        collect = trainer.parts.collector.collect
+        collect = trainer.components.collector.collect
 
         def recorded(rollout, num_steps=None):
             nonlocal first
@@ -140,22 +140,22 @@ def iterate(ranks, config, iterations=1, resume=None):
             if first is None:
                 names = ("obs", "actions", "rewards", "terminated", "truncated", "last_obs")
                 first = {name: getattr(rollout, name).copy() for name in names}
-                first["counters"] = trainer.parts.collector.noise.counters.copy()
+                first["counters"] = trainer.components.collector.noise.counters.copy()
 
         metrics = []
-        update = trainer.parts.learner.update
-        trainer.parts.learner.update = lambda *parts: metrics.append(update(*parts)) or metrics[-1]
-        trainer.parts.collector.collect = recorded
+        update = trainer.components.learner.update
+        trainer.components.learner.update = lambda *parts: metrics.append(update(*parts)) or metrics[-1]
+        trainer.components.collector.collect = recorded
         for _ in range(iterations):
-            trainer._iterate()
-        adam = trainer.parts.learner.state_dict()["optimizer"]["state"]
+            trainer.iterate()
+        adam = trainer.components.learner.state_dict()["optimizer"]["state"]
         return {
             "first": first,
-            "weights": {name: value.numpy().copy() for name, value in trainer.parts.policy.state_dict().items()},
+            "weights": {name: value.numpy().copy() for name, value in trainer.components.policy.state_dict().items()},
             "adam": [(float(one["step"]), one["exp_avg"].numpy().copy()) for one in adam.values()],
-            "obs": trainer.parts.obs_normalizer.rms.state_dict(),
-            "rewards": trainer.parts.reward_normalizer.rms.state_dict(),
-            "returns": trainer.parts.reward_normalizer.returns.copy(),
+            "obs": trainer.components.obs_normalizer.rms.state_dict(),
+            "rewards": trainer.components.reward_normalizer.rms.state_dict(),
+            "returns": trainer.components.reward_normalizer.returns.copy(),
             "step": trainer.step,
             "metrics": metrics,
         }
@@ -171,7 +171,7 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
     from xcfast.runs.trainer import Trainer
 
     rank = int(os.environ["RANK"])
-    iterate_once = Trainer._iterate
+    iterate_once = Trainer.iterate
 
     def patched(self):
         if self.progress.iteration == 2 and rank == stop_on:
@@ -181,13 +181,13 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
             def step(actions):
                 raise ValueError("the simulator broke")
 
-            self.parts.envs.step = step
+            self.components.envs.step = step
         iterate_once(self)
 
-    def broken(self, *args):
+    def broken(self, *args, **more):
         raise OSError("nobody listens")
 
-    Trainer._iterate = patched
+    Trainer.iterate = patched
     method = getattr(RunLog, break_log or "iteration")
     if break_log is not None:
         setattr(RunLog, break_log, broken)
@@ -196,7 +196,7 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
     except RunFailed as error:
         return str(error), error.expected, error.known
     finally:
-        Trainer._iterate = iterate_once
+        Trainer.iterate = iterate_once
         setattr(RunLog, break_log or "iteration", method)
 
 
@@ -238,13 +238,13 @@ def gradients(ranks, config):
     trainer = Trainer(config, "train", None, quiet=True, ranks=ranks)
     try:
         trainer.start()
-        before = copy.deepcopy(trainer.parts.policy)
-        trainer.parts.collector.collect(trainer.parts.rollout)
-        trainer.parts.learner.update(trainer.parts.rollout, 0)
-        state = trainer.parts.learner.state_dict()["optimizer"]["state"]
+        before = copy.deepcopy(trainer.components.policy)
+        trainer.components.collector.collect(trainer.components.rollout)
+        trainer.components.learner.update(trainer.components.rollout, 0)
+        state = trainer.components.learner.state_dict()["optimizer"]["state"]
         ours = [one["exp_avg"].numpy() / 0.1 for one in state.values()]
 
-        rollout, rows = trainer.parts.rollout, ranks.rows(config.parallels)
+        rollout, rows = trainer.components.rollout, ranks.rows(config.parallels)
         everyone = ranks.join(np.ascontiguousarray(rollout.advantages.T), rows, config.parallels).astype(np.float64)
         advantages = ((rollout.advantages - everyone.mean()) / (everyone.std() + 1e-8)).astype(np.float32)
         parts = (rollout.obs, rollout.actions, rollout.log_probs, advantages, rollout.returns)

@@ -23,6 +23,8 @@ from xcfast.normalize import ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, CategoricalActor, build_policy, masked
 from xcfast.runs.engines import make_learner
 from xcfast.runs.evaluation import Evaluator
+from xcfast.runs.player import Player
+from xcfast.runs.run import train_to_the_end
 from xcfast.runs.trainer import Trainer
 
 MASKED = {"env_id": "toys:toy/Masked-v0", "policy": "Categorical_AC", "use_actions_mask": True}
@@ -291,7 +293,7 @@ def test_the_toy_tells_masks_that_are_not_obeyed(small):
     with pytest.raises(ValueError, match="forbidden"):
         parts.collector.collect(parts.rollout)
     with pytest.raises(ValueError, match="forbidden"):
-        Evaluator(config, parts.policy, parts.normalizer, ActionMap(parts.envs.single_action_space, None))(0)
+        Evaluator(config, Player(parts.policy, parts.normalizer, ActionMap(parts.envs.single_action_space, None)))(0)
     with pytest.raises(RunFailed, match="forbidden"):
         run(config, quiet=True)
 
@@ -315,12 +317,12 @@ def test_masked_training_learns(small):
     trainer = Trainer(small(**MASKED, **keys), "train", quiet=True)
     try:
         trainer.start()
-        trainer.parts.collector.collect(trainer.parts.rollout)
-        before = trainer.parts.rollout.rewards.mean()
-        trainer.parts.rollout.clear()
-        trainer.run()
-        trainer.parts.collector.collect(trainer.parts.rollout)
-        assert before < 0.7 and trainer.parts.rollout.rewards.mean() > 0.9
+        trainer.components.collector.collect(trainer.components.rollout)
+        before = trainer.components.rollout.rewards.mean()
+        trainer.components.rollout.clear()
+        train_to_the_end(trainer)
+        trainer.components.collector.collect(trainer.components.rollout)
+        assert before < 0.7 and trainer.components.rollout.rewards.mean() > 0.9
     finally:
         trainer.close()
 
@@ -381,10 +383,10 @@ def test_a_resumed_run_ends_bit_identical(small, saved_places):
     for resume in (None, next(Path(whole.model_dir).glob("checkpoint_*512.pth"))):
         trainer = Trainer(config, resume=resume, quiet=True)
         try:
-            masks = trainer.parts.envs.action_masks.copy()
-            trainer.run()
+            masks = trainer.components.envs.action_masks.copy()
+            train_to_the_end(trainer)
             ends.append(
-                (masks, torch.nn.utils.parameters_to_vector(trainer.parts.policy.parameters()).detach().clone())
+                (masks, torch.nn.utils.parameters_to_vector(trainer.components.policy.parameters()).detach().clone())
             )
         finally:
             trainer.close()

@@ -55,7 +55,7 @@ void choices() {
   CHECK(sample_categorical(far, 2, 1e-16, scratch) == 1);
 }
 
-// All that a collection writes, and the refills that it asked for.
+// All that a collection writes, and the refills that it requested.
 struct Result {
   explicit Result(int64_t n)
       : obs(kSteps * n * kObs), actions(kSteps * n), rewards(kSteps * n), choices(kSteps * n), terminated(kSteps * n), truncated(kSteps * n), returns(n),

@@ -10,7 +10,13 @@ from xcfast.errors import CheckpointError
 from xcfast.output import checkpoint as ckpt
 from xcfast.output.checkpoint import load_checkpoint, save_checkpoint
 
-NEEDED = {"config": {}, "step": 1, "iteration": 1, "policy": {}, "obs_normalizer": {}}
+NEEDED = {
+    "config": {},
+    "step": 4096,  # one iteration of the default configuration: 16 environments, 256 steps
+    "iteration": 1,
+    "policy": {},
+    "obs_normalizer": {"rms": {"mean": np.zeros(3), "var": np.ones(3), "count": 0}},
+}
 STATE = {
     **NEEDED,
     "numbers": [1, 2.5, True, None, "text", 2**127 + 1],
@@ -64,6 +70,9 @@ def test_foreign_files(tmp_path):
         load_checkpoint(path)
     torch.save({"format": ckpt.FORMAT, "version": 99}, path)
     with pytest.raises(CheckpointError, match="version 99.*upgrade"):
+        load_checkpoint(path)
+    torch.save({"format": ckpt.FORMAT, "version": "one"}, path)
+    with pytest.raises(CheckpointError, match="version: found 'one'; wanted: an integer"):
         load_checkpoint(path)
 
 

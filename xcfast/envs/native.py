@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
 
 from xcfast.envs.construct import make_env_fn
 from xcfast.envs.native_draws import Draw, ResetDraws
 from xcfast.envs.shared_memory import Buffers, buffers_in
-from xcfast.envs.vec_env import StepInfos, VecEnv
+from xcfast.envs.vec_env import Phase, StepInfos, VecEnv, autoreset_mode_of
 from xcfast.errors import NotNativeError
 from xcfast.resources import available_cpus
 
@@ -47,6 +48,8 @@ class NativeVecEnv(VecEnv):
         num_threads: threads that step; None or 0: as many as this process may use.
         infos: whether to deliver the envs' own infos too.
         copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
+        autoreset_mode: "same_step" or "next_step", see `VecEnv`.
+        episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
         env_kwargs: for `gymnasium.make`.
 
     Attributes:
@@ -65,16 +68,26 @@ class NativeVecEnv(VecEnv):
         infos: bool,
         *,
         copy: bool,
+        autoreset_mode: str | AutoresetMode,
+        episode_statistics: bool,
         env_kwargs: dict[str, Any],
     ) -> None:
         self.closed = True  # until there is something to close
+        mode = autoreset_mode_of(autoreset_mode)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1; got {num_envs}")
         env = make_env_fn(env_id, **env_kwargs)()
         try:
             self._base, self._limit = _bare(env)
             draw_size, draw = self._prepare(num_envs)
-            super().__init__(num_envs, _describe(env), copy=copy, infos=infos)
+            super().__init__(
+                num_envs,
+                _describe(env),
+                copy=copy,
+                infos=infos,
+                autoreset_mode=mode,
+                episode_statistics=episode_statistics,
+            )
             self._id = "" if env.spec is None else env.spec.id
             self._draws = ResetDraws(num_envs, draw_size, _DRAWN_AHEAD, draw)
             self._make_memory()
@@ -120,8 +133,9 @@ class NativeVecEnv(VecEnv):
         """An attribute of each env; None: there is none of that name."""
         raise NotImplementedError
 
-    def _picture(self) -> Any:
-        return self._base.render()
+    def _picture(self, index: int) -> Any:
+        """Returns the frame of one environment."""
+        raise NotImplementedError
 
     def probes(self, rng: np.random.Generator) -> list[dict[str, Any]]:
         """Physics of states that are worth a step in the comparison with Gymnasium, besides those of episodes."""
@@ -182,16 +196,18 @@ class NativeVecEnv(VecEnv):
     def step(
         self, actions: Any
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Steps all envs; one whose episode ends is reset at once. See `VecEnv.step`."""
+        """Steps all environments, see `VecEnv.step`."""
         self._take(actions)
         buffers = self._buffers
         if self._rows.actions is not buffers.actions:
             self._check_choices()
             self._rows.actions[...] = buffers.actions
-        self._needs_reset = "the last step() failed: call reset() before step()"
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            return self._step_next()
+        self._phase = Phase.STEP_FAILED
         ended = self._engine.step(not self.infos)
         infos = self._env_infos() if self.infos else {}
-        self._needs_reset = ""
+        self._phase = Phase.RUNNING
         self._deliver()
         if ended:
             if ended == 2:
@@ -201,7 +217,42 @@ class NativeVecEnv(VecEnv):
                 buffers.final_obs[done] = self._rows.final_obs[done]
             np.copyto(self.episode_returns, self._finished_returns, where=done)
             np.copyto(self.episode_lengths, self._finished_lengths, where=done)
-            self._episode_infos(infos, done)
+            self._report_ends(infos, done)
+        return self._results(infos)
+
+    def _step_next(
+        self,
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Steps all environments with NEXT_STEP autoreset.
+
+        The engine steps those that are to be reset too, which changes nothing, since a reset sets their whole state.
+        """
+        buffers = self._buffers
+        restarted = np.flatnonzero(buffers.terminated | buffers.truncated).tolist()
+        self._rows.actions[restarted] = 0
+        self._phase = Phase.STEP_FAILED
+        self._engine.step(False)
+        for flags in (buffers.rewards, buffers.terminated, buffers.truncated):
+            flags[restarted] = 0
+        done = buffers.terminated | buffers.truncated
+        self._rows.obs[done] = self._rows.final_obs[done]
+        if restarted:
+            self._engine.reset(restarted)
+            self._draws.refill()
+        infos: dict[str, Any] = {}
+        for index in range(self.num_envs if self.infos else 0):
+            infos = self._add_info(infos, (self._reset_info if index in restarted else self._step_info)(index), index)
+        self._phase = Phase.RUNNING
+        self._deliver()
+        if done.any():
+            self._report_ends(infos, done)
+        return self._results(infos)
+
+    def _results(
+        self, infos: dict[str, Any]
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Returns the buffers, or copies of them, as `step` does."""
+        buffers = self._buffers
         if self.copy:
             return (
                 buffers.obs.copy(),
@@ -243,15 +294,14 @@ class NativeVecEnv(VecEnv):
         Raises:
             SimulationError: MuJoCo raised an error; the envs need a `reset`.
         """
-        if self.closed or self._needs_reset:
-            self._check_open()
-            raise RuntimeError(self._needs_reset)
-        self._needs_reset = "the last step() failed: call reset() before step()"
+        if self.closed or self._phase is not Phase.RUNNING:
+            raise self._not_ready("step")
+        self._phase = Phase.STEP_FAILED
         self._draws.refill(self._draws.capacity // 2)
         while not run():
             self._draws.refill()
         self._deliver()
-        self._needs_reset = ""
+        self._phase = Phase.RUNNING
 
     def _env_infos(self) -> dict[str, Any]:
         """Infos of the step just done; resets the envs whose episode ended, which the engine has left to this."""
@@ -262,12 +312,7 @@ class NativeVecEnv(VecEnv):
             self._draws.refill()
         for index in done:
             envs[index] = self._reset_info(index), envs[index][0]
-        infos: dict[str, Any] = {}
-        for index, (info, final_info) in enumerate(envs):
-            if final_info is not None:
-                infos = self._add_info(infos, {"final_info": final_info}, index)
-            infos = self._add_info(infos, info, index)
-        return infos
+        return self._joined(envs)
 
     def _reset_envs(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool] | None
@@ -322,10 +367,10 @@ class NativeVecEnv(VecEnv):
         return self._id
 
     @exclusive
-    def render(self) -> Any:
-        """The frame of the first env, as its `render_mode` says."""
+    def render(self) -> tuple[Any, ...]:
+        """Returns the frames of all environments, N of them, as their `render_mode` says."""
         self._check_open()
-        return self._picture()
+        return tuple(self._picture(index) for index in range(self.num_envs))
 
     @exclusive
     def close_extras(self, **kwargs: Any) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def build(channel: Channel) -> EnvSlice | None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    env_slice = EnvSlice(infos=setup["infos"], action_masks=setup["action_masks"])
+    env_slice = EnvSlice(infos=setup["infos"], action_masks=setup["action_masks"], next_step=setup["next_step"])
     try:
         env_slice.build(reporting(channel, pickle.loads(setup["env_fns"])))
         description = env_slice.describe()
@@ -86,7 +87,8 @@ def build(channel: Channel) -> EnvSlice | None:
     try:
         channel.pack(description["spec"])
     except Exception:
-        description["spec"] = None  # its arguments cannot be pickled
+        # Its arguments, or a class that the user's script defines, cannot be sent back.
+        description["spec"] = replace(description["spec"], entry_point=None, kwargs={}, additional_wrappers=())
     answer(channel, ("ok", description))
     return env_slice
 
@@ -140,7 +142,7 @@ def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
     buffers, end = buffers_in(memory, _core.Sync.nbytes, *plan["layout"])
     progress, _ = array_in(memory, end, (plan["num_workers"],), np.int32)
     worker = plan["worker"]
-    env_slice.attach(buffers.rows(*plan["rows"]), progress[worker : worker + 1])
+    env_slice.attach(buffers.rows(*plan["rows"]), progress[worker : worker + 1], plan["rows"][0])
     sync = _core.Sync(memory, plan["spin_seconds"], plan["spin_yields"])
     channel.send(("ok", None))
     serve(channel, env_slice, sync)

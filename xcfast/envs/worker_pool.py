@@ -48,6 +48,7 @@ class WorkerPool:
         timeout: seconds that a request may take.
         infos: whether steps answer with the envs' infos.
         action_masks: whether steps write them.
+        next_step: Whether an environment whose episode ended is reset by the next step instead of the same one.
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class WorkerPool:
         timeout: float,
         infos: bool,
         action_masks: bool = False,
+        next_step: bool = False,
     ) -> None:
         self._core = _load_core()
         self.slices = slices
         self._timeout = timeout
-        self._infos, self._action_masks = infos, action_masks
+        self._infos, self._action_masks, self._next_step = infos, action_masks, next_step
         self._env_fns: Sequence[EnvFn] = env_fns
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[Channel] = []
@@ -87,6 +89,7 @@ class WorkerPool:
                 "env_fns": cloudpickle.dumps(list(self._env_fns[start:stop])),
                 "infos": self._infos,
                 "action_masks": self._action_masks,
+                "next_step": self._next_step,
             }
             self._send(worker, setup, timeout)
         self._owing = list(range(len(self.slices)))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from xcfast.errors import CheckpointError
+from xcfast.output.checkpoint_schema import check_checkpoint
 
 FORMAT = "xcfast-checkpoint"
 VERSION = 1
@@ -85,6 +86,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = read_torch_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT or "version" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of xcfast")
+    if type(state["version"]) is not int:
+        raise CheckpointError(f"{path}: version: found {state['version']!r:.60}; wanted: an integer")
     if state["version"] > VERSION:
         raise CheckpointError(
             f"{path}: format version {state['version']}; this xcfast reads up to {VERSION}, please upgrade"
@@ -92,6 +95,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if key not in state]
     if missing:
         raise CheckpointError(f"{path}: incomplete, without {', '.join(missing)}")
+    check_checkpoint(path, state)
     return state
 
 

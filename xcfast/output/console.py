@@ -52,6 +52,11 @@ class ProgressBar:
             self._bar.set_postfix_str(f"return {sum(recent_returns) / len(recent_returns):.1f}", refresh=False)
         self._bar.update(step - self._bar.n)
 
+    def evaluation(self, done: int, wanted: int) -> None:
+        """Shows how many episodes of a long evaluation have ended."""
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"evaluating, {done} of {wanted} episodes", refresh=True)
+
     def __enter__(self) -> ProgressBar:
         return self
 
@@ -65,7 +70,9 @@ def end_table(summary: Summary, stopped_by: str | None) -> str:
     rows.append(("steps", f"{summary.steps:,} ({summary.steps_per_second:,.0f} per second of training)"))
     if summary.best_mean is not None:
         rows.append(("best score", f"{summary.best_mean:.2f} +- {summary.best_std:.2f} at step {summary.best_step:,}"))
-        rows.append(("final score", f"{summary.final_mean:.2f} +- {summary.final_std:.2f}"))
+        score = f"{summary.final_mean:.2f} +- {summary.final_std:.2f}"
+        at_the_end = summary.final_step in (None, summary.steps)
+        rows.append(("final score", score) if at_the_end else ("last score", f"{score} at step {summary.final_step:,}"))
     seconds = (summary.collection_seconds, summary.update_seconds, summary.evaluation_seconds)
     rows.append(("time", "collection {:.1f} s, update {:.1f} s, evaluation {:.1f} s".format(*seconds)))
     rows += [("logs", summary.log_dir), ("models", summary.model_dir)]
@@ -73,6 +80,6 @@ def end_table(summary: Summary, stopped_by: str | None) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Aligns names and texts in two columns."""
-    width = max(len(name) for name, _ in rows)
+    """Aligns names and texts in two columns, which are at the same places in most tables."""
+    width = max(10, *(len(name) for name, _ in rows))
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)

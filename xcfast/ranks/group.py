@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar, TypeVar
@@ -27,6 +27,7 @@ _TIMEOUT = timedelta(days=7)
 _MEETING_TIMEOUT = timedelta(minutes=10)
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+T = TypeVar("T")
 
 
 class Ranks:
@@ -191,6 +192,14 @@ class Ranks:
         with _others():
             dist.all_gather_object(reports, mine)
         raise RankError("\n".join(report for report in reports if report is not None)) from error
+
+    def from_main(self, compute: Callable[[], T]) -> T:
+        """Rank 0 computes; all ranks return its value, or fail with it."""
+        value: Any = None
+        with self.together():
+            if self.is_main:
+                value = compute()
+        return self.broadcast(value)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from xcfast.config.yaml_file import read_file
 from xcfast.envs import make_env_fn
 from xcfast.output.console import say
 from xcfast.xuance.checks import values_of
+from xcfast.xuance.raw_environment import REGISTRY_ENV, is_own, with_own_environment
 
 # Arguments that XuanCe's scripts have besides the configuration's keys.
 _OF_SCRIPTS = {
@@ -35,11 +36,13 @@ def load_yaml(file_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, or has a key that no PPO run knows, which is most likely misspelt.
+        ConfigError: the file cannot be read, or has a key that no PPO run knows, which is most likely misspelt. With an
+            `env_name` of ``REGISTRY_ENV`` such a key may be the environment's.
     """
     layer = read_file(file_dir)
+    own = is_own(layer["env_name"][0]) if "env_name" in layer else False
     for name, (_, where) in layer.items():
-        if not _known(name):
+        if not own and not _known(name):
             nearest = nearest_name(name, (*keys_of(Config), *RENAMED_KEYS, *INERT_KEYS))
             allowed = "the keys that python -m xcfast.config lists"
             raise ConfigError("unknown key", key=name, allowed=allowed, nearest=nearest, where=where)
@@ -78,7 +81,7 @@ def get_arguments(
 
     Args:
         algo: ``ppo``; ``method`` is its older name.
-        env: the family: ``mujoco``, ``classic_control``, ``box2d``.
+        env: the family: ``mujoco``, ``classic_control``, ``box2d``; or a name of ``REGISTRY_ENV``.
         env_id: Gymnasium's id.
         config_path: a YAML file, relative to the current folder.
         parser_args: what argparse returned, or a dict; a value None does not count as given.
@@ -91,17 +94,17 @@ def get_arguments(
     name = str(method if algo is None else algo)
     if name.lower() not in ("ppo", "ppo_clip", "ppoclip", "ppo_kl", "ppokl"):
         raise ConfigError("not available", key="algo", given=name, allowed="ppo, ppo_kl")
-    if env is not None and env.lower() not in _ENV_FAMILIES:
+    if env is not None and env.lower() not in _ENV_FAMILIES and env not in REGISTRY_ENV:
         raise ConfigError("not available", key="env", given=env, allowed=", ".join(_ENV_FAMILIES))
     given: dict[str, Any] = {}
     if env_id is not None:
-        shipped = shipped_config(env_id)
+        shipped = None if env in REGISTRY_ENV else shipped_config(env_id)
         if shipped is not None:
             given |= _renamed(load_yaml(shipped))
             if env is not None and given["env_name"] != _ENV_FAMILIES[env.lower()]:
                 raise ConfigError(f"does not fit {env_id}, whose env_name is {given['env_name']}", key="env", given=env)
         elif env is not None:
-            given["env_name"] = _ENV_FAMILIES[env.lower()]
+            given["env_name"] = _ENV_FAMILIES.get(env.lower(), env)
         given["env_id"] = env_id
     if name.lower().endswith("kl"):
         given |= {"agent": "PPO_KL", "learner": "PPOKL_Learner"}
@@ -116,7 +119,7 @@ def get_arguments(
     if name.lower().endswith("kl") and _todays_agent(given["agent"]) != "PPO_KL":
         print(f"agent is {given['agent']}, as the configuration has it, not {name}", file=sys.stderr)
     if "policy" not in given and "env_id" in given:
-        given |= _fitting_policy(str(given["env_id"]))
+        given |= _fitting_policy(str(with_own_environment(given)["env_id"]))
     values = Config().to_dict() | given
     if is_test:
         values["test_mode"] = True
@@ -148,12 +151,16 @@ def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any
         given: dict[str, Any] = args.to_dict()
     else:
         given = values_of("config", args)
+    env_name = given.get("env_name")
+    own = is_own(env_name)
+    given = with_own_environment(given)
     strange = [name for name in given if not _known(name) and name not in _OF_SCRIPTS]
     config = load_config(None, {**_renamed({n: v for n, v in given.items() if _known(n)}), **changes})
     if strange:
         near = {name: nearest_name(name, keys_of(Config)) for name in strange}
         listed = ", ".join(f"{name} (did you mean {close}?)" if close else name for name, close in near.items())
-        object.__setattr__(config, "notices", (*config.notices, f"arguments that are no keys, not read: {listed}"))
+        line = f"keys that only {env_name} reads" if own else "arguments that are no keys, not read"
+        object.__setattr__(config, "notices", (*config.notices, f"{line}: {listed}"))
     return config
 
 

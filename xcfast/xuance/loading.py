@@ -9,11 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xcfast.config.schema import Config
 from xcfast.errors import CheckpointError
+from xcfast.runs.player import Player
 from xcfast.xuance.models import SavedModel
 
 if TYPE_CHECKING:
     from xcfast.runs.trainer import Trainer
+
+
+# Keys that a model was trained with and cannot do without; its other keys may differ from the agent's.
+_OF_THE_MODEL = ("activation", "activation_action", "normalize", "use_obsnorm", "obsnorm_range")
 
 
 def check_fits(
@@ -50,6 +56,27 @@ def check_fits(
             raise CheckpointError(f"{saved.path}: {what} of shape {given}; expected {list(shape)}")
 
 
+def load_into(saved: SavedModel, player: Player, config: Config, obs_shape: tuple[int, ...]) -> None:
+    """Copies weights and statistics of the observations into a player, all of them or none.
+
+    Args:
+        saved: The model.
+        player: The policy and the normalizer to write into.
+        config: The agent's configuration.
+        obs_shape: Shape of one observation.
+
+    Raises:
+        CheckpointError: The model does not fit.
+    """
+    weights = player.policy.state_dict()
+    check_fits(saved, weights, {key: getattr(config, key) for key in _OF_THE_MODEL}, obs_shape)
+    with torch.no_grad():
+        for name, value in weights.items():
+            value.copy_(saved.policy[name])
+    if saved.obs_rms is not None:
+        player.obs_normalizer.rms.load_state_dict(saved.obs_rms)
+
+
 def _moments_that_fit(saved: SavedModel, parameters: Sequence[Tensor]) -> dict[int, Any] | None:
     """Adam's state by number of parameter, if it is of these parameters in this order, complete and finite."""
     state = None if saved.optimizer is None else saved.optimizer.get("state")
@@ -73,8 +100,8 @@ def load_training(trainer: Trainer, saved: SavedModel) -> None:
             Adam's moments, where they fit.
         saved: the model.
     """
-    parts, learner = trainer.parts, trainer.parts.learner
-    parts.adopt_weights()
+    parts, learner = trainer.components, trainer.components.learner
+    learner.adopt()
     parts.use_identity_actions(saved.identity_actions)
     optimizer = learner.optimizer
     moments = _moments_that_fit(saved, list(parts.policy.parameters()))
