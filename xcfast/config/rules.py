@@ -13,7 +13,7 @@ from xcfast.errors import ConfigError
 
 MAX_SEED = 2**32 - 1
 DEVICES = "auto, cpu, cuda, cuda:K, gpu"
-MAX_STEPS = 10**12
+MAX_STEPS = 10**13
 MAX_ENVS = 2**16
 _MAX_WEIGHTS = 2**28  # of the hidden layers: a gigabyte, and three more for Adam and a snapshot
 _MAX_PASSES = 2**36  # steps
@@ -61,7 +61,12 @@ def _folder(name: str, path: str) -> str:
     if expanded.startswith("~"):
         raise ConfigError("no such user", key=name, given=path, allowed="a path; ~ alone is your home folder")
     if any(len(os.fsencode(part)) > _MAX_NAME for part in expanded.split(os.sep)):
-        raise ConfigError("the name of a folder is too long", key=name, given=path, allowed=f"{_MAX_NAME} bytes for each folder's name")
+        raise ConfigError(
+            "the name of a folder is too long",
+            key=name,
+            given=path,
+            allowed=f"{_MAX_NAME} bytes for each folder's name",
+        )
     return expanded
 
 

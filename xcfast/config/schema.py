@@ -56,9 +56,7 @@ class Config:
     learner: Literal["PPO_Learner", "PPOKL_Learner"] = key(
         "PPO_Learner", "learner of the algorithm; PPO_KL has PPOKL_Learner", aliases={"PPOCLIP_Learner": "PPO_Learner"}
     )
-    seed: int = key(
-        79811, "decides initialisation, action noise and minibatches", low=0, high=MAX_SEED, learning=False
-    )
+    seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=MAX_SEED, learning=False)
     running_steps: int = key(
         1_000_000, "environment steps of the whole run, over all environments", low=1, high=MAX_STEPS, resumable=True
     )
@@ -71,7 +69,7 @@ class Config:
         learning=False,
     )
     env_id: str = key("Ant-v4", "Gymnasium id of the task", learning=False)
-    env_kwargs: dict[str, Any] = key(
+    env_kwargs: dict[str, Any] = key(  # noqa: RUF009
         {},
         "keyword arguments of the environment, for gymnasium.make; on the command line also env_kwargs.NAME=VALUE",
         hash=False,

@@ -217,7 +217,7 @@ def _keyword_arguments(value: Any) -> dict[str, Any]:
         raise _wrong_type(value)
     for name in value:
         if not isinstance(name, str) or not name.isidentifier():
-            raise _Refused(f"{show_value(name)} is no name of an argument")
+            raise _Refused(f"{show_value(name)} is not the name of an argument")
     copied = _PlainCopy()(value, 0)
     assert isinstance(copied, dict)
     return copied

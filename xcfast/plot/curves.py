@@ -24,11 +24,6 @@ from xcfast.output.log_files import csv_lines, event_files, event_records
 Float64 = npt.NDArray[np.float64]
 
 # Keys that leave the learning of a run as it is: runs that differ in these only are seeds of one setting.
-_NOT_A_SETTING = frozenset(
-    "seed env_seed env_id env_name eval_interval test_episode test_mode render render_mode fps logger project_name "
-    "wandb_user_name log_dir model_dir checkpoint_interval keep_checkpoints master_port "
-    "num_threads num_workers num_ranks".split()
-)
 _TIMES = ("time/collection_seconds", "time/update_seconds", "time/evaluation_seconds")
 
 
@@ -159,7 +154,7 @@ def _read_run(folder: Path) -> Run | None:
         raise CurveError(f"{folder}: damaged result files ({type(error).__name__}: {error})") from error
     keys = keys_of(Config)
     defaults = {one.name: one.default for one in fields(Config) if one.name in keys}
-    settings = {key: config.get(key, _plain(defaults[key])) for key in keys if key not in _NOT_A_SETTING}
+    settings = {key: config.get(key, _plain(defaults[key])) for key, rules in keys.items() if rules.learning}
     return Run(folder, source, env_id, seed, settings, kind, steps, returns, seconds)
 
 
