@@ -30,6 +30,12 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
+    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
+        """Reads a bracket, but refuses deep nesting at once: scanning it takes time with the square of its depth."""
+        if self.flow_level > _MAX_DEPTH:
+            raise RecursionError
+        super().fetch_flow_collection_start(token_class)
+
 
 _WHOLE = r"(0|[1-9][0-9]*(_[0-9]+)*)"
 for _kind, _pattern, _first in (

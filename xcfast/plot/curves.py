@@ -7,7 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -153,8 +153,8 @@ def _read_run(folder: Path) -> Run | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CurveError(f"{folder}: damaged result files ({type(error).__name__}: {error})") from error
     keys = keys_of(Config)
-    defaults = {one.name: one.default for one in fields(Config) if one.name in keys}
-    settings = {key: config.get(key, _plain(defaults[key])) for key, rules in keys.items() if rules.learning}
+    defaults = Config().to_dict()
+    settings = {key: config.get(key, defaults[key]) for key, rules in keys.items() if rules.learning}
     return Run(folder, source, env_id, seed, settings, kind, steps, returns, seconds)
 
 
@@ -193,10 +193,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} is no mapping")
     return data
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def short_text(value: Any) -> str:

@@ -18,7 +18,10 @@ from xcfast.xuance.checks import values_of
 from xcfast.xuance.raw_environment import with_own_environment
 from xcfast.xuance.script_ranks import share
 
-_KEYS = ("env_id", "env_name", "env_seed", "vectorize", "native_envs", "parallels", "num_threads", "num_workers")
+_KEYS = (
+    *("env_id", "env_name", "env_kwargs", "env_wrappers", "env_seed", "env_timeout"),
+    *("vectorize", "native_envs", "parallels", "num_threads", "num_workers"),
+)
 _MASK_KEYS = ("policy", "use_actions_mask")
 
 
