@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from conftest import SMALL
+from small_config import SMALL
 from torch.distributions import Categorical
 
 from xcfast import Rollout, load_config, run

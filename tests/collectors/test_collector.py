@@ -13,7 +13,8 @@ from xcfast.collectors.torch import TorchCollector
 from xcfast.envs import DummyVecEnv, MujocoVecEnv, make_env_fn, make_envs
 from xcfast.errors import NonFiniteError
 from xcfast.kernels.noise import gaussian_noise
-from xcfast.normalize import ObservationNormalizer, RunningMeanStd
+from xcfast.moments import RunningMeanStd
+from xcfast.normalize import ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.rollout import Rollout
 from xcfast.runs.evaluation import Evaluator

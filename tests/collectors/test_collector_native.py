@@ -13,7 +13,8 @@ from xcfast.collectors.torch import TorchCollector
 from xcfast.config import ConfigError
 from xcfast.envs import MujocoVecEnv, SimulationError, make_env_fn, make_envs
 from xcfast.errors import NonFiniteError
-from xcfast.normalize import ObservationNormalizer, RunningMeanStd
+from xcfast.moments import RunningMeanStd
+from xcfast.normalize import ObservationNormalizer
 from xcfast.output import checkpoint as ckpt
 from xcfast.policy import ActionMap, build_policy
 from xcfast.runs.engines import make_collector
@@ -289,6 +290,23 @@ def test_state_without_envs_asks_for_a_reset(hopper):
     np.testing.assert_array_equal(setup.collector.noise.counters, 120)
     with pytest.raises(RuntimeError, match="before reset"):
         setup.collector.collect(setup.rollout)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_loaded_formula_of_the_deviation_counts_from_the_next_call(hopper, outside):
+    """A state may be loaded after the collector was made; both formulas give the bits of the normaliser's own call."""
+    config, _ = hopper
+    setup = Setup(config).lively()
+    setup.collector.reset(3)
+    rms = setup.normalizer.rms
+    rms.epsilon = 0.25
+    rms.load_state_dict({**rms.state_dict(), "epsilon_outside": outside})
+    raw = setup.envs.observations.copy()
+    setup.collector.collect(setup.rollout, 1)
+    np.testing.assert_array_equal(setup.rollout.obs[0], rms.normalize(raw, setup.normalizer.clip))
+    deviation = np.sqrt(rms.var) + 0.25 if outside else np.sqrt(rms.var + 0.25)
+    wanted = np.clip((raw - rms.mean) / deviation, -setup.normalizer.clip, setup.normalizer.clip)
+    np.testing.assert_allclose(setup.rollout.obs[0], wanted, rtol=2**-23, atol=0)
 
 
 def test_weights_are_read_at_each_call(hopper):

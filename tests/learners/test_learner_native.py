@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from native_core import make_core, make_policy, spaces
+from small_config import SMALL
 
 from xcfast import RewardNormalizer, Rollout, _core, load_config
 from xcfast.errors import ConfigError, NonFiniteError

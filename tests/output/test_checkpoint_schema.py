@@ -21,7 +21,7 @@ from xcfast.output.folders import RunFolders
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
     """A finished run of four iterations, and its checkpoint from the middle."""
-    from conftest import SMALL
+    from small_config import SMALL
 
     folder = tmp_path_factory.mktemp("half")
     folders = {"log_dir": str(folder / "logs"), "model_dir": str(folder / "models")}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import SMALL
+from small_config import SMALL
 
 from xcfast import load_config, run
 from xcfast.config import ConfigError

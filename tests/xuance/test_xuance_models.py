@@ -68,6 +68,7 @@ def check_actions(agent, folder):
     np.testing.assert_array_equal(agent.obs_rms.mean, expected["mean"].astype(np.float64))
     np.testing.assert_array_equal(agent.obs_rms.var, expected["var"].astype(np.float64))
     assert agent.obs_rms.count == round(float(expected["count"])) == 4096
+    np.testing.assert_array_equal(agent.obs_rms.deviation, np.sqrt(expected["var"].astype(np.float64)) + 1e-8)
     assert expected["var"].min() > 1e-4
     out = agent.get_actions(expected["observations"], deterministic=True)
     np.testing.assert_allclose(out["actions"], expected["actions"], rtol=0, atol=1e-3)
@@ -152,7 +153,8 @@ def test_a_policy_from_xuance_keeps_its_map_of_actions(tmp_path):
     agent.save_model("kept.pth")
 
     again = PPO_Agent(args, envs, quiet=True)
-    assert again.get_actions(np.zeros((1, 3)))["actions"].shape == (1, 1)
+    with pytest.warns(RuntimeWarning, match="clipped but not normalised"):
+        assert again.get_actions(np.zeros((1, 3)))["actions"].shape == (1, 1)
     again.load_model(agent.model_dir_save, "kept.pth")
     np.testing.assert_array_equal(played(again), expected)
     obs = np.load(DATA / "pendulum_dict" / "expected.npz")["observations"]

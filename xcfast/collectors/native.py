@@ -73,7 +73,6 @@ class EnvLoop:
             offset=np.ravel(mapping[1]),
             normalizer=normalizer.memory(),
             normalize=normalizer.enabled,
-            epsilon=normalizer.rms.epsilon,
             clip=normalizer.clip,
         )
 
@@ -129,7 +128,8 @@ class EnvLoop:
         self._weights.read()
         actor = self._policy.actor
         deviation = actor.logstd.exp().cpu().numpy() if isinstance(actor, GaussianActor) else np.empty(0, np.float32)
-        self._core.load(self._weights.array, deviation)
+        rms = self._normalizer.rms
+        self._core.load(self._weights.array, deviation, rms.epsilon, rms.epsilon_outside)
 
 
 class NativeCollector:

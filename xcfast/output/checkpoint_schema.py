@@ -202,7 +202,9 @@ def _check_space(value: Any, place: str) -> None:
 # The entries
 
 _FLOATS = "float32 float64"
-_STATISTICS = _record({"mean": _array("float64"), "var": _array("float64", low=0), "count": _integer()})
+_STATISTICS = _record(
+    {"mean": _array("float64"), "var": _array("float64", low=0), "count": _integer()}, {"epsilon_outside": _flag}
+)
 
 _ENV = _record(
     {

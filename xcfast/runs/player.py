@@ -69,6 +69,12 @@ class SavedPlayer:
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
 
+    @property
+    def mask_size(self) -> int | None:
+        """Number of actions in a mask, where the policy takes masks; else None."""
+        space = self.action_space
+        return int(space.n) if self.config.use_actions_mask and isinstance(space, gymnasium.spaces.Discrete) else None
+
 
 def load_player(path: Path) -> SavedPlayer:
     """Loads the policy of a model file.

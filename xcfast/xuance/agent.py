@@ -18,7 +18,7 @@ import torch
 from xcfast.config import Config
 from xcfast.envs import VecEnv
 from xcfast.errors import CheckpointError, RunFailed
-from xcfast.normalize import RunningMeanStd
+from xcfast.moments import RunningMeanStd
 from xcfast.output.console import end_table, say
 from xcfast.output.folders import Mode, RunFolders
 from xcfast.output.summary import Summary
@@ -268,12 +268,11 @@ class PPO_Agent:
         start, scores = time.perf_counter(), None
         try:
             with saving(self._trainer) as stop:
-                with self._ranks.together():
-                    if self._ranks.is_main:
-                        folder = self._video_dir() if self.render else None
-                        given = (env_fn, test_envs, self._evaluation_number(), folder)
-                        scores = play_test(config, self._acting(), *given, self.quiet, lambda: stop.requested)
-                scores = self._ranks.broadcast(scores)
+                folder = self._video_dir() if self.render else None
+                where = (env_fn, test_envs, self._evaluation_number(), folder, self.quiet)
+                scores = self._ranks.from_main(
+                    lambda: play_test(config, self._acting(), *where, lambda: stop.requested)
+                )
         finally:
             if test_envs is not None and close_envs:
                 plain(test_envs).close()

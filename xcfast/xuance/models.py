@@ -94,7 +94,7 @@ def _of_xcfast(path: Path) -> SavedModel:
 
 
 def read_obs_rms(path: Path) -> dict[str, Any]:
-    """Returns XuanCe's statistics of the observations: ``mean`` and ``var`` float64 [*obs_shape], ``count`` int.
+    """Returns XuanCe's statistics of the observations, in the form of ``RunningMeanStd.state_dict``.
 
     The file is a pickle, of which only numpy arrays, numbers, texts, lists and dicts are read.
 
@@ -112,7 +112,8 @@ def read_obs_rms(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict) or not {"count", "mean", "var"} <= value.keys():
         raise CheckpointError(f"{path}: not statistics of observations (a dict of count, mean and var)")
-    return _statistics(path, value)
+    # XuanCe divides by sqrt(var) + epsilon; its models keep that formula.
+    return _statistics(path, {**value, "epsilon_outside": True})
 
 
 def _statistics(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +131,8 @@ def _statistics(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: mean has the shape {list(mean.shape)}, var the shape {list(var.shape)}")
     if not (np.isfinite(mean).all() and np.isfinite(var).all() and (var >= 0).all() and 0 <= count < 2**62):
         raise CheckpointError(f"{path}: count, mean and var must be finite, count and var not negative")
-    return {"mean": mean, "var": var, "count": round(count)}
+    outside = bool(value.get("epsilon_outside", False))
+    return {"mean": mean, "var": var, "count": round(count), "epsilon_outside": outside}
 
 
 def _read_object_array(file: BinaryIO) -> Any:
