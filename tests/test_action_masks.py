@@ -252,7 +252,7 @@ def test_rollout_wants_masks_where_it_has_room_for_them_only():
         with pytest.raises(ValueError, match=r"action_masks must be bool \[2, 5\]; got"):
             with_masks.store(*step, action_masks=masks)
     assert plain.step == with_masks.step == 0
-    with pytest.raises(ValueError, match="room"):
+    with pytest.raises(ValueError, match="arrays from minibatch"):
         with_masks.gather(np.array([0]), plain.minibatch(1))
 
 

@@ -452,6 +452,7 @@ def test_observation_layouts_and_errors(implementation):
         ObservationNormalizer((3,), num_envs=4, clip=0)
 
 
+@pytest.mark.filterwarnings("error")
 @each_implementation
 def test_without_statistics_one_warning_says_so(implementation):
     obs = samples(12, 4)
