@@ -7,7 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -24,11 +24,6 @@ from xcfast.output.log_files import csv_lines, event_files, event_records
 Float64 = npt.NDArray[np.float64]
 
 # Keys that leave the learning of a run as it is: runs that differ in these only are seeds of one setting.
-_NOT_A_SETTING = frozenset(
-    "seed env_seed env_id env_name eval_interval test_episode test_mode render render_mode fps logger project_name "
-    "wandb_user_name log_dir model_dir checkpoint_interval keep_checkpoints master_port "
-    "num_threads num_workers num_ranks".split()
-)
 _TIMES = ("time/collection_seconds", "time/update_seconds", "time/evaluation_seconds")
 
 
@@ -158,8 +153,8 @@ def _read_run(folder: Path) -> Run | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CurveError(f"{folder}: damaged result files ({type(error).__name__}: {error})") from error
     keys = keys_of(Config)
-    defaults = {one.name: one.default for one in fields(Config) if one.name in keys}
-    settings = {key: config.get(key, _plain(defaults[key])) for key in keys if key not in _NOT_A_SETTING}
+    defaults = Config().to_dict()
+    settings = {key: config.get(key, defaults[key]) for key, rules in keys.items() if rules.learning}
     return Run(folder, source, env_id, seed, settings, kind, steps, returns, seconds)
 
 
@@ -198,10 +193,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} is no mapping")
     return data
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def short_text(value: Any) -> str:

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from xcfast.config import RESUMABLE_KEYS, ConfigError, load_config, shipped_config
+from xcfast.config import RESUMABLE_KEYS, ConfigError, load_config
 from xcfast.config.keys import RENAMED_KEYS
+from xcfast.config.shipped import file_and_env_id
 from xcfast.config.yaml_file import read_overrides
 from xcfast.output.files import write_json
 from xcfast.output.folders import env_folder
@@ -169,10 +170,13 @@ def _report(settings: Sequence[Setting], folder: Path) -> None:
     print(f"mean over seeds with 95 % interval (Student's t), also in {folder / 'table.csv'}")
 
 
-def _base(word: str, overrides: Sequence[str]) -> tuple[str | Path, list[str]]:
-    """The file, and what overrides it; an env id stands for the shipped file of its task."""
-    shipped = None if Path(word).exists() or word.endswith((".yaml", ".yml", ".json")) else shipped_config(word)
-    return (word, list(overrides)) if shipped is None else (shipped, [f"env_id={word}", *overrides])
+def _base(word: str, overrides: Sequence[str]) -> tuple[str | Path | None, list[str]]:
+    """Returns the file, and what overrides it; an env id stands for the shipped file of its task, or the defaults."""
+    path, env_id = file_and_env_id(word)
+    if env_id is None:
+        return path, list(overrides)
+    family = ["env_name=Gymnasium"] if path is None else []
+    return path, [f"env_id={env_id}", *family, *overrides]
 
 
 def _name(values: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xcfast.config.loading import load_config
 from xcfast.errors import CheckpointError
 from xcfast.output.checkpoint import FINAL_MODEL, periodic_checkpoints
 from xcfast.output.folders import RunFolders
@@ -49,12 +50,15 @@ class Job:
         return None
 
     def command(self) -> list[str]:
-        """Continues the newest run that left a checkpoint, or else starts one."""
+        """Returns the command that continues the newest run with a checkpoint, or else starts a run."""
         train = [sys.executable, "-m", "xcfast.train"]
+        file = self.folder / "config.json"
         for run in self._runs():
             if periodic_checkpoints(run.model_dir):
-                return [*train, "--resume", str(run.log_dir)]
-        return [*train, str(self.folder / "config.json"), "--seed", str(self.seed), "--benchmark", "1"]
+                # The sweep wrote this file in this call, from what the user gave.
+                allowed = [word for module in load_config(file).modules for word in ("--allow-module", module)]
+                return [*train, "--resume", str(run.log_dir), *allowed]
+        return [*train, str(file), "--seed", str(self.seed), "--benchmark", "1"]
 
     def _runs(self) -> list[RunFolders]:
         """The runs of this seed, newest first."""

@@ -18,7 +18,10 @@ from xcfast.xuance.checks import values_of
 from xcfast.xuance.raw_environment import with_own_environment
 from xcfast.xuance.script_ranks import share
 
-_KEYS = ("env_id", "env_name", "env_seed", "vectorize", "native_envs", "parallels", "num_threads", "num_workers")
+_KEYS = (
+    *("env_id", "env_name", "env_kwargs", "env_wrappers", "env_seed", "env_timeout"),
+    *("vectorize", "native_envs", "parallels", "num_threads", "num_workers"),
+)
 _MASK_KEYS = ("policy", "use_actions_mask")
 
 
@@ -136,7 +139,7 @@ def make_envs(config: Namespace | Config | Any) -> XuanCeVecEnv:
     names = (*_KEYS, *_MASK_KEYS) if given.get("use_actions_mask") else _KEYS
     keys = {name: given[name] for name in names if name in given}
     # The other keys are not checked: for the few environments of a test they need not fit together.
-    small = {"horizon_size": 1, "n_minibatch": 1, "running_steps": 2**40}
+    small = {"horizon_size": 2, "n_minibatch": 1, "running_steps": 2**40}
     env_config = to_config({**keys, **small, "device": "cpu"})
     rows, sharing = share(env_config.parallels, given.get("device"))
     if not rows:
