@@ -1,4 +1,4 @@
-"""Training steps per second against other trainers: XuanCe's tutorial configuration but for the vector env, without evaluation."""
+"""Training steps per second against other trainers: XuanCe's tutorial configuration, without evaluation."""
 
 import json
 import statistics
@@ -109,7 +109,7 @@ def test_share_of_the_machine(compare: Any, peer_interpreters: dict[str, str], e
 
 
 def machine_limit(env_id: str) -> Callable[[], float]:
-    """Seconds of 4,096 steps of XuanCe's tutorial configuration with nothing but `mj_step` and `torch.mm`; each call measures."""
+    """Seconds of 4,096 steps with nothing but `mj_step` and `torch.mm`; each call measures."""
     collector, rollout, _ = make(env_id, "native", THREADS)
     to_env = ActionMap(collector.envs.single_action_space, "tanh")
     physics = physics_alone(collector.envs, np.stack([to_env(row) for row in rollout.actions]), THREADS)

@@ -29,8 +29,8 @@ ENDED = "the process ended"
 class Pool:
     """Processes that run one job after another as ranks.
 
-    ``pool(num_ranks, job, *args)`` returns what ``job(*args)`` returned on each rank: its exception if it raised one, and
-    ``ENDED`` where the process was killed. A process that ended is replaced before the next job.
+    ``pool(num_ranks, job, *args)`` returns what ``job(*args)`` returned on each rank: its exception if it raised one,
+    and ``ENDED`` where the process was killed. A process that ended is replaced before the next job.
     """
 
     def __init__(self, size):

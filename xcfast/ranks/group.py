@@ -28,7 +28,7 @@ from xcfast.resources import check_gpus
 # Every rank does the same work between two collective operations. They arrive minutes apart at most, where one rank has
 # slow environments or compiles its update. A rank that is half an hour late hangs, or its machine is gone.
 TIMEOUT = timedelta(minutes=30)
-# An evaluation, a checkpoint on a slow disk, or a user's script may take any time: only a lost connection ends the wait.
+# An evaluation, a checkpoint on a slow disk, or a user's script may take any time. Only a lost connection ends it.
 PATIENCE = timedelta(days=7)
 _MEETING_TIMEOUT = timedelta(minutes=10)
 _FAILURE_KEY = "failure"
