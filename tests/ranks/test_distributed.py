@@ -166,10 +166,10 @@ def test_the_gradient_is_that_of_DistributedDataParallel(pool, native, learner, 
 
 
 def test_a_part_of_a_minibatch_may_be_empty(pool, native):
-    config = native(parallels=4, horizon_size=4, n_minibatch=11, use_advnorm=True)  # 4 steps a rank, 11 minibatches
+    config = native(parallels=4, horizon_size=5, n_minibatch=9, use_advnorm=True)  # 5 steps a rank, 9 minibatches
     one = rank_pool.iterate(ALONE, config)
     for learner in ("native", "torch"):
-        forced = native(parallels=4, horizon_size=4, n_minibatch=11, learner_backend=learner)
+        forced = native(parallels=4, horizon_size=5, n_minibatch=9, learner_backend=learner)
         for result in good(pool(4, with_ranks, rank_pool.iterate, forced)):
             for name, weights in result["weights"].items():
                 np.testing.assert_allclose(weights, one["weights"][name], rtol=0, atol=1e-5)

@@ -47,7 +47,9 @@ class RunFolders:
         stamp = f"seed_{config.seed}_{time.strftime('%Y_%m%d_%H%M%S')}"
         for attempt in itertools.count(1):
             name = stamp if attempt == 1 else f"{stamp}_{attempt}"
-            folders = cls(Path(config.log_dir) / env / name, Path(config.model_dir) / env / name, mode)
+            # Absolute, since an environment may change the working directory.
+            log_dir, model_dir = (Path(parent).resolve() / env / name for parent in (config.log_dir, config.model_dir))
+            folders = cls(log_dir, model_dir, mode)
             try:
                 folders.model_dir.mkdir(parents=True)
             except FileExistsError:

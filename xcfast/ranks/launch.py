@@ -70,7 +70,7 @@ def check_alone(config: Config) -> None:
     if num_ranks > 1:
         raise ConfigError(
             "python -m xcfast.train and get_runner(...) start several processes; "
-            f"a script of one's own is started by torchrun --nproc-per-node={num_ranks} SCRIPT",
+            f"your own script is started by torchrun --nproc-per-node={num_ranks} SCRIPT",
             key="num_ranks" if config.num_ranks > 1 else "distributed_training",
         )
 

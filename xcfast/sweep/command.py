@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def _sweep(args: argparse.Namespace) -> int:
             settings: Iterator[Setting] = map(_noted, study.settings(make))
             ended = study.ended
         else:
-            settings = iter([_noted(make(values)) for values in grid_points(args.grid)])
+            settings = iter([_noted(setting) for setting in _distinct(map(make, grid_points(args.grid)))])
         print(f"{folder}: {slots.size} jobs at a time, {threads} CPU{'s' * (threads > 1)} each", flush=True)
         done, failed = _run(settings, slots, stop, ended)
     _report(done, folder)
@@ -177,6 +177,16 @@ def _base(word: str, overrides: Sequence[str]) -> tuple[str | Path | None, list[
         return path, list(overrides)
     family = ["env_name=Gymnasium"] if path is None else []
     return path, [f"env_id={env_id}", *family, *overrides]
+
+
+def _distinct(settings: Iterable[Setting]) -> list[Setting]:
+    """Returns the settings without those that repeat an earlier one, as 1e-3 and 0.001 do."""
+    found: dict[str, Setting] = {}
+    for setting in settings:
+        if setting.name in found:
+            print(f"{setting.name}: named twice, trained once")
+        found.setdefault(setting.name, setting)
+    return list(found.values())
 
 
 def _name(values: Mapping[str, Any]) -> str:

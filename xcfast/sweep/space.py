@@ -57,7 +57,11 @@ def grid_points(texts: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: A text has another form, or its key is one that the sweep sets itself.
     """
-    axes = dict(_choices("--grid", text) for text in texts)
+    axes: dict[str, list[Any]] = {}
+    for key, values in (_choices("--grid", text) for text in texts):
+        if key in axes:
+            raise ConfigError("given twice; name all its values at once", key=key, where="command line")
+        axes[key] = values
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
