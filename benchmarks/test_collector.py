@@ -10,6 +10,7 @@ from interleave import SMOKE
 from test_mujoco import physics_alone
 
 from xcfast import ObservationNormalizer, Rollout, load_config
+from xcfast.collectors.collector import warm_up
 from xcfast.config import shipped_config
 from xcfast.envs import MujocoVecEnv, available_cpus, make_envs
 from xcfast.policy import ActionMap, build_policy
@@ -31,7 +32,7 @@ def make(env_id: str, backend: str, num_threads: int = NUM_THREADS) -> tuple[Any
     rollout = Rollout(NUM_STEPS, NUM_ENVS, obs_space.shape, action_space.shape)
     torch.set_num_threads(1)
     collector.reset(0)
-    collector.warm_up(rollout)
+    warm_up(collector, rollout)
     statistics = normalizer.state_dict()
 
     def run() -> None:

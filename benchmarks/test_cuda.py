@@ -12,9 +12,10 @@ from test_mujoco import physics_alone
 
 from xcfast import RewardNormalizer, Rollout, compute_gae, load_config, run
 from xcfast.envs import MujocoVecEnv, available_cpus
-from xcfast.learners.cuda import CudaLearner, page_locked
+from xcfast.learners.cuda import CudaLearner
 from xcfast.learners.torch import TorchLearner
 from xcfast.policy import build_policy
+from xcfast.resources import page_locked
 
 DEVICE = torch.device("cuda", 0)
 N_OBS, N_ACTIONS = 27, 8  # Ant
@@ -58,12 +59,12 @@ class Update:
 
 
 def allowed(seconds: float) -> Measured:
-    """What is asked for in absolute terms, as a row to compare with."""
+    """The target in absolute terms, as a row to compare with."""
     return Measured(lambda: seconds)
 
 
 def test_update(compare: Any) -> None:
-    shape = "seed's YAML: 128 minibatches of 512"
+    shape = "XuanCe's tutorial configuration: 128 minibatches of 512"
     functions: dict[str, Any] = {"eager torch": Update(False), "CUDA graphs": Update(True)}
     functions |= {f"CUDA graphs, {precision}": Update(True, precision=precision) for precision in ("tf32", "bf16")}
     functions["15 ms"] = allowed(0.015)
@@ -130,7 +131,7 @@ def test_a_million_steps(compare: Any) -> None:
         summary = run(load_config(overrides={**keys, "log_dir": folder, "model_dir": folder}), "train", quiet=True)
     seconds = summary.collection_seconds + summary.update_seconds
     detail = f"{summary.collection_seconds:.1f} s collection + {summary.update_seconds:.1f} s update"
-    shape = f"Ant-v4, seed's YAML, {threads} CPUs"
+    shape = f"Ant-v4, XuanCe's tutorial configuration, {threads} CPUs"
     compare.record(
         WHOLE,
         {"25 s": [25.0], "xcfast": [seconds * 1_000_000 / summary.steps]},

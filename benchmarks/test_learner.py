@@ -27,7 +27,7 @@ SMOKE = os.environ.get("XCFAST_BENCH_SMOKE") == "1"
 THREADS = 2
 N_OBS, N_ACTIONS = 27, 8  # Ant
 SHAPES: dict[str, dict[str, Any]] = {
-    "seed's YAML": {},
+    "XuanCe's tutorial configuration": {},
     "[64, 64] tanh, minibatch 64": {
         "representation_hidden_size": [64],
         "actor_hidden_size": [64],
@@ -122,7 +122,7 @@ def enough_cpus(compare: Any, group: str, shape: str) -> bool:
 @pytest.mark.parametrize(
     ("shape", "speed_up", "of_floor"),
     [
-        ("seed's YAML", 2.2, 0.80),
+        ("XuanCe's tutorial configuration", 2.2, 0.80),
         ("[64, 64] tanh, minibatch 64", 4.0, None),
         ("[256, 256] separate, minibatch 2,048", None, 0.80),
         ("[512, 256, 128], minibatch 16,384", None, 0.80),
@@ -149,18 +149,18 @@ def test_update(compare: Any, shape: str, speed_up: float | None, of_floor: floa
     compare.record(groups[1], by_floor, baseline="floor", shape=shape, unit="ms", target=of_floor)
 
 
-@pytest.mark.parametrize("shape", ["seed's YAML", "[64, 64] tanh, minibatch 64"])
+@pytest.mark.parametrize("shape", ["XuanCe's tutorial configuration", "[64, 64] tanh, minibatch 64"])
 def test_scaling(compare: Any, shape: str) -> None:
     group = "update: from one thread to two"
     if not enough_cpus(compare, group, shape):
         return
     functions = {f"native, {n} thread{'s' * (n > 1)}": Update(NativeLearner, shape, n) for n in (1, THREADS)}
-    target = 1.85 if shape == "seed's YAML" else None
+    target = 1.85 if shape == "XuanCe's tutorial configuration" else None
     compare(group, functions, baseline="native, 1 thread", shape=shape, unit="ms", target=target)
 
 
 def test_with_another_busy_process(compare: Any) -> None:
-    shape = "seed's YAML"
+    shape = "XuanCe's tutorial configuration"
     group = "update: with another busy process on as many CPUs"
     if not enough_cpus(compare, group, shape):
         return

@@ -1,12 +1,13 @@
 // Arguments of the hot functions. They are bound with CPython's fastcall protocol and read numpy's array header directly, because a
 // pybind11 signature of a dozen arrays costs more than the kernel does. Convention: such a function takes plain arrays (exactly ndarray,
-// C-contiguous, native dtype, matching shapes); for anything else it does nothing and returns False (or a negative count), and the Python
-// wrapper converts or says what is wrong. Only scalars of the wrong type raise here.
+// C-contiguous, aligned, native dtype, matching shapes, no output that shares memory with another argument); for anything else it does nothing
+// and returns False or None, and the Python wrapper converts the arguments or says what is wrong. Only scalars of the wrong type raise here.
 #pragma once
 
 #include <pybind11/numpy.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 namespace xc {
 
@@ -74,7 +75,11 @@ struct Array {
     for (int i = 0; i < nd; ++i) product *= shape[i];
     return product;
   }
-  int64_t itemsize() const { return py::reinterpret_borrow<py::dtype>(dtype).itemsize(); }
+  int64_t itemsize() const {
+    if (is_f64() || is_i64()) return 8;
+    if (is_f32()) return 4;
+    return is_bool() ? 1 : py::reinterpret_borrow<py::dtype>(dtype).itemsize();
+  }
   int64_t bytes() const { return size() * itemsize(); }
   bool is_f32() const { return dtype == dtypes().f32; }
   bool is_f64() const { return dtype == dtypes().f64; }
@@ -90,8 +95,16 @@ struct Array {
     return true;
   }
   bool is_vector(int64_t length) const { return nd == 1 && shape[0] == length; }
+  // An array without elements overlaps nothing.
   bool overlaps(const Array &other) const {
-    return data && other.data && data < other.data + other.bytes() && other.data < data + bytes();
+    // Most pairs are apart: the end of whichever begins first decides.
+    if (!data || !other.data) return false;
+    return data < other.data ? other.data < data + bytes() && other.size() > 0 : data < other.data + other.bytes() && size() > 0;
+  }
+  bool overlaps_any(std::initializer_list<const Array *> others) const {
+    for (const Array *other : others)
+      if (overlaps(*other)) return true;
+    return false;
   }
 };
 
@@ -118,6 +131,12 @@ inline bool count_is(const char *name, Py_ssize_t given, Py_ssize_t wanted) {
 inline bool to_double(PyObject *object, double &value) {
   value = PyFloat_AsDouble(object);
   return !(value == -1.0 && PyErr_Occurred());
+}
+
+inline bool to_bool(PyObject *object, bool &value) {
+  const int truth = PyObject_IsTrue(object);
+  value = truth == 1;
+  return truth >= 0;
 }
 
 inline bool to_int(PyObject *object, int64_t &value) {

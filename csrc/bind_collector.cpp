@@ -29,7 +29,7 @@ static_assert(sizeof(Episode) == 32);
 class EnvLoop {
  public:
   EnvLoop(py::object engine, const std::vector<LayerTuple> &layers, int actor_head, int critic_head, int64_t log_std, int64_t n_obs,
-          int64_t n_parameters, collect::ActionMap map, py::dict normalizer, bool normalize, double epsilon, double clip)
+          int64_t n_parameters, collect::ActionMap map, py::dict normalizer, bool normalize, double clip)
       : keep_alive_(py::make_tuple(engine, normalizer)),
         bound_(engine.cast<EnvEngine &>()),
         policy_(make_network(layers, actor_head, critic_head, log_std, n_obs, n_parameters), std::move(map)),
@@ -49,17 +49,18 @@ class EnvLoop {
     normalizer_ = {normalize,
                    {checked<double>(array("mean"), "mean", dim, true), checked<double>(array("var"), "var", dim, true),
                     checked<int64_t>(array("count"), "count", 1, true)},
-                   epsilon,
+                   Epsilon(0),
                    clip,
                    nullptr,
                    nullptr,
                    nullptr};
   }
 
-  void load(const py::array &parameters, const py::array &deviation) {
+  void load(const py::array &parameters, const py::array &deviation, double epsilon, bool epsilon_outside) {
     const float *from = checked<float>(parameters, "parameters", n_parameters_);
     const float *std = checked<float>(deviation, "deviation", int64_t(policy_.deviation.size()));
     policy_.load(from, std);
+    normalizer_.epsilon = Epsilon(epsilon, epsilon_outside);
   }
 
   // Prepares steps [begin, end) of a rollout, which run() then makes.
@@ -116,18 +117,16 @@ class EnvLoop {
     return done;
   }
 
-  // Ends the collection. Returns its episodes (bytes of EPISODE_DTYPE), final_index int64 [K], final_obs float32 [K * D], and where the
-  // first final observation is that is not finite: (flat index t * N + env, element), or None.
+  // Ends the collection. Returns its episodes (bytes of EPISODE_DTYPE), final_index int64 [K], final_obs float32 [K * D], and the index
+  // t * N + env of the first final observation that is not finite, or -1.
   py::tuple end_collection() {
     if (!collection_) throw std::runtime_error("there is no collection to end");
     const auto ended = collection_->ended();
     drop();
-    py::object bad = py::none();
-    if (ended.bad_index >= 0) bad = py::make_tuple(ended.bad_index, ended.bad_element);
     const auto *bytes = reinterpret_cast<const char *>(ended.episodes.data());
     return py::make_tuple(py::bytes(bytes, ended.episodes.size() * sizeof(Episode)),
                           py::array_t<int64_t>(py::ssize_t(ended.final_index.size()), ended.final_index.data()),
-                          py::array_t<float>(py::ssize_t(ended.final_obs.size()), ended.final_obs.data()), bad);
+                          py::array_t<float>(py::ssize_t(ended.final_obs.size()), ended.final_obs.data()), ended.not_finite);
   }
 
   // Ends the evaluation. Returns the episodes' returns, float64 [N * quota], env by env.
@@ -148,7 +147,7 @@ class EnvLoop {
   py::object keep_alive_, call_memory_ = py::none();
   EnvEngine &bound_;
   collect::Policy policy_;
-  collect::Normalizer normalizer_{};
+  collect::Normalizer normalizer_{false, {}, Epsilon(0), 0, nullptr, nullptr, nullptr};
   int64_t n_parameters_;
   std::unique_ptr<collect::Collection> collection_;
   std::unique_ptr<collect::Evaluation> evaluation_;
@@ -157,10 +156,10 @@ class EnvLoop {
 std::unique_ptr<EnvLoop> make_loop(py::object engine, const std::vector<LayerTuple> &layers, int actor_head, int critic_head,
                                    int64_t log_std, int64_t n_obs, int64_t n_parameters, std::vector<float> low, std::vector<float> high,
                                    std::vector<float> scale, std::vector<float> offset, py::dict normalizer, bool normalize,
-                                   double epsilon, double clip) {
+                                   double clip) {
   collect::ActionMap map{std::move(low), std::move(high), std::move(scale), std::move(offset)};
   return std::make_unique<EnvLoop>(std::move(engine), layers, actor_head, critic_head, log_std, n_obs, n_parameters, std::move(map),
-                                   std::move(normalizer), normalize, epsilon, clip);
+                                   std::move(normalizer), normalize, clip);
 }
 
 }  // namespace
@@ -169,8 +168,9 @@ void bind_collector(py::module_ &m) {
   py::class_<EnvLoop>(m, "EnvLoop", "Policy and EnvEngine in one loop; see xcfast/collectors/native.py.")
       .def(py::init(&make_loop), py::kw_only(), py::arg("engine"), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"),
            py::arg("log_std"), py::arg("n_obs"), py::arg("n_parameters"), py::arg("low"), py::arg("high"), py::arg("scale"),
-           py::arg("offset"), py::arg("normalizer"), py::arg("normalize"), py::arg("epsilon"), py::arg("clip"))
-      .def("load", &EnvLoop::load, py::arg("parameters"), py::arg("deviation"), "Takes these weights from now on.")
+           py::arg("offset"), py::arg("normalizer"), py::arg("normalize"), py::arg("clip"))
+      .def("load", &EnvLoop::load, py::arg("parameters"), py::arg("deviation"), py::arg("epsilon"), py::arg("epsilon_outside"),
+           "Uses these weights and these settings of the normalizer from now on.")
       .def("begin_collection", &EnvLoop::begin_collection, py::kw_only(), py::arg("rollout"), py::arg("tracked"), py::arg("seed"), py::arg("env_offset"),
            py::arg("counters"), py::arg("begin"), py::arg("end"), "Prepares steps [begin, end) of a rollout.")
       .def("begin_evaluation", &EnvLoop::begin_evaluation, py::arg("quota"), "Prepares `quota` episodes in each env.")
@@ -178,7 +178,7 @@ void bind_collector(py::module_ &m) {
            "Works for about 100 ms on what was prepared. Returns whether all is done; if not, draw initial states for the envs that have "
            "none left and run again. Releases the GIL.")
       .def("end_collection", &EnvLoop::end_collection,
-           "Ends the collection. Returns episodes (bytes), final_index int64 [K], final_obs float32 [K * D], and (flat index, element) of "
-           "the first final observation that is not finite, or None.")
+           "Ends the collection. Returns episodes (bytes), final_index int64 [K], final_obs float32 [K * D], and the index t * N + env of "
+           "the first final observation that is not finite, or -1.")
       .def("end_evaluation", &EnvLoop::end_evaluation, "Ends the evaluation. Returns the episodes' returns, float64 [N * quota], env by env.");
 }

@@ -10,7 +10,8 @@ struct GaeArrays {
   Array rewards, values, terminated, truncated, last_values, final_values, next_values, advantages, returns;
 };
 
-// Whether all are plain, of one shape [T] or [T, N] and one float dtype, complete, and no output overlaps an input.
+// Whether all have one shape [T] or [T, N] and one float dtype (last_values: [N] or [1, N]), none is missing, and no output overlaps another
+// argument.
 bool usable(const GaeArrays &a, bool with_values) {
   if ((a.rewards.nd != 1 && a.rewards.nd != 2) || !a.rewards.is_float()) return false;
   const bool flat = a.rewards.nd == 1;
@@ -26,7 +27,8 @@ bool usable(const GaeArrays &a, bool with_values) {
   if (a.next_values.data && (a.final_values.data || !like_rewards(a.next_values))) return false;
   if (a.last_values.data) {
     const bool scalar = flat && a.last_values.nd == 0;
-    if (a.last_values.dtype != a.rewards.dtype || !(scalar || a.last_values.is_vector(num_envs))) return false;
+    const bool row = !flat && a.last_values.nd == 2 && a.last_values.shape[0] == 1 && a.last_values.shape[1] == num_envs;
+    if (a.last_values.dtype != a.rewards.dtype || !(scalar || row || a.last_values.is_vector(num_envs))) return false;
   }
   const Array *inputs[] = {&a.rewards,     &a.values,       &a.terminated, &a.truncated,
                            &a.last_values, &a.final_values, &a.next_values};

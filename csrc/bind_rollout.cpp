@@ -142,7 +142,7 @@ PyObject *gaussian_noise(PyObject *, PyObject *const *args, Py_ssize_t nargs) {
   if (!xc::count_is("gaussian_noise", nargs, 4) || !xc::to_seed(args[0], seed) || !xc::to_int(args[1], env_offset)) return nullptr;
   Array counters, out;
   if (env_offset < 0 || !xc::plain(args[2], counters) || !counters.is_i64() || counters.nd != 1 || !xc::plain_output(args[3], out) ||
-      !out.is_f32() || out.nd != 2 || out.shape[0] != counters.shape[0])
+      !out.is_f32() || out.nd != 2 || out.shape[0] != counters.shape[0] || out.overlaps(counters))
     Py_RETURN_FALSE;
   xc::MaybeReleaseGil release(out.size() * 8);
   xc::gaussian_noise_unchecked(seed, env_offset, counters.as<const int64_t>(), out.shape[0], out.shape[1], out.as<float>());
@@ -156,7 +156,7 @@ PyObject *uniform_noise(PyObject *, PyObject *const *args, Py_ssize_t nargs) {
   if (!xc::count_is("uniform_noise", nargs, 4) || !xc::to_seed(args[0], seed) || !xc::to_int(args[1], env_offset)) return nullptr;
   Array counters, out;
   if (env_offset < 0 || !xc::plain(args[2], counters) || !counters.is_i64() || counters.nd != 1 || !xc::plain_output(args[3], out) ||
-      !out.is_f64() || !out.same_shape(counters))
+      !out.is_f64() || !out.same_shape(counters) || out.overlaps(counters))
     Py_RETURN_FALSE;
   xc::MaybeReleaseGil release(out.size() * 8);
   xc::uniform_noise_unchecked(seed, env_offset, counters.as<const int64_t>(), out.shape[0], out.as<double>());

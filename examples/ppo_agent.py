@@ -1,9 +1,9 @@
-"""PPO with the names of XuanCe 1.4.4: an agent that makes its own policy, and a runner. To be run in this folder:
+"""PPO with the names of XuanCe 1.4.4: an agent that makes its own policy, or a runner. Run it in this folder:
 
 python ppo_agent.py --env-id Hopper-v5                        # benchmark, the default
 python ppo_agent.py --env-id Hopper-v5 --benchmark 0          # train
 python ppo_agent.py --env-id Hopper-v5 --benchmark 0 --test 1 # test the newest model
-python ppo_agent.py --env-id Hopper-v5 --runner 1             # the same modes by RunnerDRL
+python ppo_agent.py --env-id Hopper-v5 --runner 1             # the same modes with RunnerDRL
 """
 
 import argparse
@@ -23,7 +23,7 @@ def parse_args():
 
 
 def benchmark(agent, configs):
-    """Train in rounds, test after each, keep the best."""
+    """Trains in rounds, tests after each round and saves the best model."""
     test_envs = make_envs(argparse.Namespace(**{**vars(configs), "parallels": configs.test_episode}))
     steps_per_round = configs.eval_interval // configs.parallels
     best = -np.inf

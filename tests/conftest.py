@@ -4,28 +4,10 @@ import os
 
 import pytest
 import torch
+from small_config import SMALL
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in its interpreter; it decides when they are imported
-
-SMALL = {
-    "env_id": "InvertedPendulum-v4",
-    "vectorize": "DummyVecEnv",
-    "native_envs": "off",
-    "device": "cpu",
-    "parallels": 4,
-    "horizon_size": 32,
-    "running_steps": 512,
-    "n_epochs": 2,
-    "n_minibatch": 4,
-    "eval_interval": 256,
-    "test_episode": 2,
-    "representation_hidden_size": [16],
-    "actor_hidden_size": [16],
-    "critic_hidden_size": [16],
-    "logger": "tensorboard",
-    "num_threads": 1,
-}
 
 
 def pytest_collection_modifyitems(items):

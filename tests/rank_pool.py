@@ -1,15 +1,19 @@
 """Processes that act as the ranks of one job after another, so that torch is imported once for a whole module."""
 
+import ctypes
 import functools
 import multiprocessing
 import os
 import signal
 import socket
+import time
 import traceback
+from datetime import timedelta
 
 import numpy as np
 import torch
 
+from xcfast.ranks import group
 from xcfast.ranks.group import Ranks
 
 
@@ -19,33 +23,54 @@ def free_port():
         return probe.getsockname()[1]
 
 
+ENDED = "the process ended"
+
+
 class Pool:
-    """``pool(num_ranks, job, *args)``: what ``job(*args)`` returned on each rank; an exception is returned as such."""
+    """Processes that run one job after another as ranks.
+
+    ``pool(num_ranks, job, *args)`` returns what ``job(*args)`` returned on each rank: its exception if it raised one,
+    and ``ENDED`` where the process was killed. A process that ended is replaced before the next job.
+    """
 
     def __init__(self, size):
-        context = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
-        for _ in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            self.pipes.append(ours)
-            self.processes.append(process)
+        self._context = multiprocessing.get_context("spawn")
+        self._ranks = [self._start() for _ in range(size)]
 
     def __call__(self, num_ranks, job, *args, **kwargs):
+        self._ranks = [rank if rank[1].is_alive() else self._start() for rank in self._ranks]
         port = free_port()
-        for rank, pipe in enumerate(self.pipes[:num_ranks]):
+        ranks = self._ranks[:num_ranks]
+        for rank, (pipe, _) in enumerate(ranks):
             pipe.send((rank, num_ranks, port, functools.partial(job, *args, **kwargs)))
         results = []
-        for pipe in self.pipes[:num_ranks]:
+        for pipe, process in ranks:
             assert pipe.poll(100), "a rank does not answer"
-            results.append(pipe.recv())
+            try:
+                results.append(pipe.recv())
+            except EOFError:
+                process.join()
+                results.append(ENDED)
         return results
 
     def close(self):
-        for process in self.processes:
+        for _, process in self._ranks:
             process.kill()
             process.join()
+
+    def _start(self):
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()  # so that only the process holds it, and its death ends the pipe
+        return ours, process
+
+
+def good(results):
+    """The results, of which none is an exception."""
+    for result in results:
+        assert not isinstance(result, Exception), result
+    return results
 
 
 def _serve(pipe):
@@ -95,20 +120,28 @@ def exchange(ranks):
     }
 
 
-def fail_later_on(ranks, failing):
-    """As ``fail_on``, in what one rank does alone before a block of all."""
-    message, entered = None, False
+def fail_later_on(ranks, failing, meet):
+    """What each rank raises in ``meet`` where some failed alone before it, and whether it began its work there."""
+    message, entered = None, []
     with ranks.deferred():
         if ranks.rank in failing:
             raise ValueError(f"broken {ranks.rank}")
     try:
-        with ranks.together():
-            entered = True
+        meet(ranks, lambda: entered.append(True))
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-    with ranks.together():  # told once
+    with ranks.together():  # the failure is raised only once
         pass
-    return message, entered
+    return message, bool(entered)
+
+
+def meet_together(ranks, work):
+    with ranks.together():
+        work()
+
+
+def meet_from_main(ranks, work):
+    ranks.from_main(work)
 
 
 def fail_on(ranks, failing):
@@ -123,6 +156,83 @@ def fail_on(ranks, failing):
     return message, cause, int(ranks.sum_(np.ones(1, np.int64))[0])
 
 
+def compute_on_main(ranks, what):
+    """The value or failure of ``from_main``, and a sum that shows that the ranks still understand each other."""
+
+    def compute():
+        assert ranks.is_main
+        if what == "raise":
+            raise KeyError("no such file")
+        return {"value": np.arange(3.0), "unpicklable": lambda: None} if what == "unpicklable" else np.arange(3.0)
+
+    try:
+        value, cause = ranks.from_main(compute), None
+    except Exception as error:
+        value, cause = f"{type(error).__name__}: {error}", type(error.__cause__).__name__
+    return value, cause, int(ranks.sum_(np.ones(1, np.int64))[0])
+
+
+OPERATIONS = {
+    "sum_": lambda ranks, seconds: ranks.sum_(np.ones(1000)),
+    "from_main": lambda ranks, seconds: ranks.from_main(lambda: time.sleep(seconds)),
+    "agree": lambda ranks, seconds: ranks.agree("train(40)"),
+    "together": lambda ranks, seconds: meet_together(ranks, lambda: None),
+    "close": lambda ranks, seconds: ranks.close(),
+}
+
+
+def lose(ranks, victim, how, operation):
+    """What the ranks raise in an operation, and after how many seconds, when one of them ends after half a second."""
+    start = time.monotonic()
+    if ranks.rank == victim:
+        time.sleep(0.5)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.close("ValueError: broken")
+        return None
+    try:
+        OPERATIONS[operation](ranks, 1.0)
+    except Exception as error:
+        ranks.close(f"{type(error).__name__}: {error}")  # does not replace the report of the first failure
+        return f"{type(error).__name__}: {error}", time.monotonic() - start
+    return "nothing", time.monotonic() - start
+
+
+def impatient(operations, late=(), seconds=0.0):
+    """What each rank raises in its own operation, and after how many seconds, under a time-out of two seconds.
+
+    Late ranks come some seconds later, which they spend in a C function that holds the interpreter's lock.
+    """
+    group.TIMEOUT = timedelta(seconds=2)
+    try:
+        ranks = Ranks.start(cuda=False)
+    finally:
+        group.TIMEOUT = _TIMEOUT
+    start, raised, hold = time.monotonic(), None, ctypes.PyDLL(None).usleep
+    try:
+        if operations[ranks.rank] == "from_main":
+            ranks.from_main(lambda: hold(int(1e6 * seconds)) if late else None)
+        else:
+            if ranks.rank in late:
+                hold(int(1e6 * seconds))
+            OPERATIONS[operations[ranks.rank]](ranks, 0.0)
+    except Exception as error:
+        raised = f"{type(error).__name__}: {error}"
+    waited = time.monotonic() - start
+    ranks.close(raised)
+    return raised, waited
+
+
+_TIMEOUT = group.TIMEOUT
+
+
+def hold_the_lock(ranks, seconds):
+    """A sum for which rank 1 comes late, from a C function that holds the interpreter's lock."""
+    if ranks.rank == 1:
+        ctypes.PyDLL(None).usleep(int(1e6 * seconds))
+    return float(ranks.sum_(np.ones(1))[0])
+
+
 def iterate(ranks, config, iterations=1, resume=None):
     """The first iterations of a run: its first rollout, and what all ranks should hold at the end."""
     from xcfast.runs.trainer import Trainer
@@ -132,7 +242,7 @@ def iterate(ranks, config, iterations=1, resume=None):
         if resume is None:
             trainer.start()
         first = None
-        collect = trainer.parts.collector.collect
+        collect = trainer.components.collector.collect
 
         def recorded(rollout, num_steps=None):
             nonlocal first
@@ -140,22 +250,22 @@ def iterate(ranks, config, iterations=1, resume=None):
             if first is None:
                 names = ("obs", "actions", "rewards", "terminated", "truncated", "last_obs")
                 first = {name: getattr(rollout, name).copy() for name in names}
-                first["counters"] = trainer.parts.collector.noise.counters.copy()
+                first["counters"] = trainer.components.collector.noise.counters.copy()
 
         metrics = []
-        update = trainer.parts.learner.update
-        trainer.parts.learner.update = lambda *parts: metrics.append(update(*parts)) or metrics[-1]
-        trainer.parts.collector.collect = recorded
+        update = trainer.components.learner.update
+        trainer.components.learner.update = lambda *parts: metrics.append(update(*parts)) or metrics[-1]
+        trainer.components.collector.collect = recorded
         for _ in range(iterations):
-            trainer._iterate()
-        adam = trainer.parts.learner.state_dict()["optimizer"]["state"]
+            trainer.iterate()
+        adam = trainer.components.learner.state_dict()["optimizer"]["state"]
         return {
             "first": first,
-            "weights": {name: value.numpy().copy() for name, value in trainer.parts.policy.state_dict().items()},
+            "weights": {name: value.numpy().copy() for name, value in trainer.components.policy.state_dict().items()},
             "adam": [(float(one["step"]), one["exp_avg"].numpy().copy()) for one in adam.values()],
-            "obs": trainer.parts.obs_normalizer.rms.state_dict(),
-            "rewards": trainer.parts.reward_normalizer.rms.state_dict(),
-            "returns": trainer.parts.reward_normalizer.returns.copy(),
+            "obs": trainer.components.obs_normalizer.rms.state_dict(),
+            "rewards": trainer.components.reward_normalizer.rms.state_dict(),
+            "returns": trainer.components.reward_normalizer.returns.copy(),
             "step": trainer.step,
             "metrics": metrics,
         }
@@ -171,7 +281,7 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
     from xcfast.runs.trainer import Trainer
 
     rank = int(os.environ["RANK"])
-    iterate_once = Trainer._iterate
+    iterate_once = Trainer.iterate
 
     def patched(self):
         if self.progress.iteration == 2 and rank == stop_on:
@@ -181,13 +291,13 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
             def step(actions):
                 raise ValueError("the simulator broke")
 
-            self.parts.envs.step = step
+            self.components.envs.step = step
         iterate_once(self)
 
-    def broken(self, *args):
+    def broken(self, *args, **more):
         raise OSError("nobody listens")
 
-    Trainer._iterate = patched
+    Trainer.iterate = patched
     method = getattr(RunLog, break_log or "iteration")
     if break_log is not None:
         setattr(RunLog, break_log, broken)
@@ -196,7 +306,7 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
     except RunFailed as error:
         return str(error), error.expected, error.known
     finally:
-        Trainer._iterate = iterate_once
+        Trainer.iterate = iterate_once
         setattr(RunLog, break_log or "iteration", method)
 
 
@@ -238,13 +348,13 @@ def gradients(ranks, config):
     trainer = Trainer(config, "train", None, quiet=True, ranks=ranks)
     try:
         trainer.start()
-        before = copy.deepcopy(trainer.parts.policy)
-        trainer.parts.collector.collect(trainer.parts.rollout)
-        trainer.parts.learner.update(trainer.parts.rollout, 0)
-        state = trainer.parts.learner.state_dict()["optimizer"]["state"]
+        before = copy.deepcopy(trainer.components.policy)
+        trainer.components.collector.collect(trainer.components.rollout)
+        trainer.components.learner.update(trainer.components.rollout, 0)
+        state = trainer.components.learner.state_dict()["optimizer"]["state"]
         ours = [one["exp_avg"].numpy() / 0.1 for one in state.values()]
 
-        rollout, rows = trainer.parts.rollout, ranks.rows(config.parallels)
+        rollout, rows = trainer.components.rollout, ranks.rows(config.parallels)
         everyone = ranks.join(np.ascontiguousarray(rollout.advantages.T), rows, config.parallels).astype(np.float64)
         advantages = ((rollout.advantages - everyone.mean()) / (everyone.std() + 1e-8)).astype(np.float32)
         parts = (rollout.obs, rollout.actions, rollout.log_probs, advantages, rollout.returns)

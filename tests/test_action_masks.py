@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from conftest import SMALL
+from small_config import SMALL
 from torch.distributions import Categorical
 
 from xcfast import Rollout, load_config, run
@@ -23,6 +23,8 @@ from xcfast.normalize import ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, CategoricalActor, build_policy, masked
 from xcfast.runs.engines import make_learner
 from xcfast.runs.evaluation import Evaluator
+from xcfast.runs.player import Player
+from xcfast.runs.run import train_to_the_end
 from xcfast.runs.trainer import Trainer
 
 MASKED = {"env_id": "toys:toy/Masked-v0", "policy": "Categorical_AC", "use_actions_mask": True}
@@ -250,7 +252,7 @@ def test_rollout_wants_masks_where_it_has_room_for_them_only():
         with pytest.raises(ValueError, match=r"action_masks must be bool \[2, 5\]; got"):
             with_masks.store(*step, action_masks=masks)
     assert plain.step == with_masks.step == 0
-    with pytest.raises(ValueError, match="room"):
+    with pytest.raises(ValueError, match="arrays from minibatch"):
         with_masks.gather(np.array([0]), plain.minibatch(1))
 
 
@@ -291,7 +293,7 @@ def test_the_toy_tells_masks_that_are_not_obeyed(small):
     with pytest.raises(ValueError, match="forbidden"):
         parts.collector.collect(parts.rollout)
     with pytest.raises(ValueError, match="forbidden"):
-        Evaluator(config, parts.policy, parts.normalizer, ActionMap(parts.envs.single_action_space, None))(0)
+        Evaluator(config, Player(parts.policy, parts.normalizer, ActionMap(parts.envs.single_action_space, None)))(0)
     with pytest.raises(RunFailed, match="forbidden"):
         run(config, quiet=True)
 
@@ -315,12 +317,12 @@ def test_masked_training_learns(small):
     trainer = Trainer(small(**MASKED, **keys), "train", quiet=True)
     try:
         trainer.start()
-        trainer.parts.collector.collect(trainer.parts.rollout)
-        before = trainer.parts.rollout.rewards.mean()
-        trainer.parts.rollout.clear()
-        trainer.run()
-        trainer.parts.collector.collect(trainer.parts.rollout)
-        assert before < 0.7 and trainer.parts.rollout.rewards.mean() > 0.9
+        trainer.components.collector.collect(trainer.components.rollout)
+        before = trainer.components.rollout.rewards.mean()
+        trainer.components.rollout.clear()
+        train_to_the_end(trainer)
+        trainer.components.collector.collect(trainer.components.rollout)
+        assert before < 0.7 and trainer.components.rollout.rewards.mean() > 0.9
     finally:
         trainer.close()
 
@@ -364,10 +366,12 @@ def saved_places(monkeypatch):
     """The toy's state can be saved, as that of MuJoCo's tasks can."""
 
     def get_state(env):
-        return {"place": list(env.unwrapped.place)}
+        generator = env.unwrapped.np_random.bit_generator.state
+        own = {"np_random": generator, "np_random_seed": None, "elapsed_steps": None, "has_reset": None}
+        return {"physics": np.array(env.unwrapped.place, np.float64), **own}
 
     def set_state(env, state):
-        env.unwrapped.place = list(state["place"])
+        env.unwrapped.place = np.asarray(state["physics"]).astype(int).tolist()
         env.unwrapped._now()
 
     told = SimpleNamespace(state_supported=lambda env: True, get_state=get_state, set_state=set_state)
@@ -381,10 +385,10 @@ def test_a_resumed_run_ends_bit_identical(small, saved_places):
     for resume in (None, next(Path(whole.model_dir).glob("checkpoint_*512.pth"))):
         trainer = Trainer(config, resume=resume, quiet=True)
         try:
-            masks = trainer.parts.envs.action_masks.copy()
-            trainer.run()
+            masks = trainer.components.envs.action_masks.copy()
+            train_to_the_end(trainer)
             ends.append(
-                (masks, torch.nn.utils.parameters_to_vector(trainer.parts.policy.parameters()).detach().clone())
+                (masks, torch.nn.utils.parameters_to_vector(trainer.components.policy.parameters()).detach().clone())
             )
         finally:
             trainer.close()

@@ -344,14 +344,95 @@ def test_numeric_flags(implementation, flag_dtype):
 
 
 @each_implementation
-def test_out_may_be_an_input(implementation):
+@pytest.mark.parametrize("tensors", [False, True])
+@pytest.mark.parametrize(
+    "name", ["rewards", "values", "terminated", "truncated", "last_values", "final_values", "the other output"]
+)
+def test_outputs_that_share_memory_are_refused(implementation, tensors, name):
+    """An output is written while other arguments are still read."""
     case = Case(10, (6, 3))
+    case.final_values[...] = 0
+    memory = np.zeros(6 * 3 * 2)
+    outputs = [memory[:18].reshape(6, 3), memory[1:19].reshape(6, 3)]
+    changes, message = {}, r"out \(advantages\) must not share memory with out \(returns\)"
+    if name != "the other output":
+        given = getattr(case, name)
+        shared = memory.view(given.dtype)[-given.size :].reshape(given.shape)
+        shared[...] = given
+        changes[name] = shared
+        outputs = [np.zeros((6, 3)), memory[18:].reshape(6, 3)]
+        message = rf"out \(returns\) must not share memory with {name}"
+    if tensors:
+        arguments = {k: torch.from_numpy(v) for k, v in vars(case).items() if k != "next_values"}
+        changes = arguments | {k: torch.from_numpy(v) for k, v in changes.items()}
+        outputs = [torch.from_numpy(x) for x in outputs]
+    before = memory.copy()
+    with forced(implementation), pytest.raises(ValueError, match=message):
+        case.gae(**changes, out=tuple(outputs))
+    np.testing.assert_array_equal(memory, before)
+
+
+@each_implementation
+def test_returns_that_share_memory_are_refused(implementation):
+    case = Case(10, (6, 3))
+    arguments = {"truncated": case.truncated, "last_values": case.last_values, "final_values": case.final_values}
+    with forced(implementation), pytest.raises(ValueError, match=r"out \(returns\) must not share memory with rewards"):
+        compute_returns(case.rewards, case.terminated, **arguments, out=case.rewards)
+
+
+@each_implementation
+def test_neighbouring_memory_is_not_shared(implementation):
+    case = Case(10, (6, 3))
+    memory = np.zeros((3, 6, 3))
+    memory[1] = case.rewards
+    with forced(implementation):
+        advantages, returns = case.gae(rewards=memory[1], out=(memory[0], memory[2]))
+        np.testing.assert_array_equal([advantages, returns], case.gae())
+
+
+def unaligned(x):
+    """Returns the same values at an address that is no multiple of their size."""
+    memory = np.empty(x.nbytes + 1, np.uint8)
+    result = memory[1:].view(x.dtype).reshape(x.shape)
+    result[...] = x
+    assert not result.flags.aligned
+    return result
+
+
+@pytest.mark.parametrize("implementation", ["cpp", "numba"])  # torch has no unaligned tensors
+@each_dtype
+def test_unaligned_arrays(implementation, dtype):
+    case = Case(5, (7, 5), dtype)
+    out = unaligned(np.zeros((2, 7, 5), dtype))
     with forced(implementation):
         wanted = case.gae()
-        rewards, values = case.rewards.copy(), case.values.copy()
-        case.gae(rewards=rewards, values=values, out=(values, rewards))
-    np.testing.assert_array_equal(values, wanted[0])
-    np.testing.assert_array_equal(rewards, wanted[1])
+        for name in ("rewards", "values", "final_values", "last_values"):
+            np.testing.assert_array_equal(case.gae(**{name: unaligned(getattr(case, name))}), wanted)
+        case.gae(out=(out[0], out[1]))
+    np.testing.assert_array_equal(out, wanted)
+
+
+@each_implementation
+@pytest.mark.parametrize("name", ["rewards", "values", "terminated", "truncated", "last_values", "final_values", "out"])
+def test_masked_arrays_are_refused(implementation, name):
+    """What a mask hides would be read as if it were data."""
+    case = Case(5, (7, 5))
+    out = [np.zeros((7, 5)), np.zeros((7, 5))]
+    changes = {name: np.ma.array(getattr(case, name)), "out": tuple(out)} if name != "out" else {}
+    if name == "out":
+        changes["out"] = (np.ma.array(out[0]), out[1])
+    with forced(implementation), pytest.raises(TypeError, match=r"masked array.*filled"):
+        case.gae(**changes)
+
+
+@pytest.mark.parametrize("implementation", ["cpp", "numba"])
+@pytest.mark.parametrize(
+    ("flag", "error"), [(np.nan, ValueError), (0.5, ValueError), (2, ValueError), ("no", TypeError)]
+)
+def test_flags_that_are_no_flags_are_refused(implementation, flag, error):
+    case = Case(5, (3, 2))
+    with forced(implementation), pytest.raises(error, match="terminated must be bool"):
+        case.gae(terminated=np.full((3, 2), flag))
 
 
 @each_implementation
@@ -369,6 +450,29 @@ def test_episode_starts_say_the_same_as_terminated(implementation):
             for flags in ({"terminated": case.terminated}, {"episode_starts": starts, "last_done": case.terminated[-1]})
         ]
     np.testing.assert_array_equal(*discounted)
+
+
+@each_implementation
+@each_dtype
+@pytest.mark.parametrize("with_out", [False, True])
+def test_values_after_the_last_step_as_a_row(implementation, dtype, with_out):
+    """CleanRL's loops give the next value as [1, N]; env-major rollouts have [N, 1]."""
+    case = Case(12, (8, 3), dtype)
+    out = (np.zeros((8, 3), dtype), np.zeros((8, 3), dtype)) if with_out else None
+    starts = np.concatenate([np.ones((1, 3), bool), case.terminated[:-1]])
+    with forced(implementation):
+        wanted = case.gae()
+        np.testing.assert_array_equal(case.gae(last_values=case.last_values[None], out=out), wanted)
+        across = {
+            k: getattr(case, k).T.copy() for k in ("rewards", "values", "terminated", "truncated", "final_values")
+        }
+        given = case.gae(**across, last_values=case.last_values[:, None], time_major=False)
+        np.testing.assert_array_equal([x.T for x in given], wanted)
+        flags = {"terminated": None, "truncated": None, "final_values": None, "episode_starts": starts}
+        np.testing.assert_array_equal(
+            case.gae(**flags, last_values=case.last_values[None], last_done=case.terminated[-1:]),
+            case.gae(**flags, last_done=case.terminated[-1]),
+        )
 
 
 @each_implementation
@@ -392,7 +496,7 @@ GOOD = {"rewards": X, "values": X, "terminated": FLAGS, "last_values": X[0]}
     [
         ({"values": X[:3]}, ValueError, r"values must be \[4, 2\] as rewards is; got float32 \[3, 2\]"),
         ({"terminated": FLAGS[:, :1]}, ValueError, r"terminated must be \[4, 2\] as rewards is; got bool \[4, 1\]"),
-        ({"last_values": X[0, :1]}, ValueError, r"last_values must be \[2\], one for each env; got float32 \[1\]"),
+        ({"last_values": X[0, :1]}, ValueError, r"last_values must be \[2\] or \[1, 2\], one .* got float32 \[1\]"),
         ({"rewards": X.astype(int)}, TypeError, r"rewards must be float.*; got .*int64 \[4, 2\]"),
         ({"rewards": X[:0], "values": X[:0], "terminated": FLAGS[:0]}, ValueError, r"T >= 1; got float32 \[0, 2\]"),
         ({"rewards": X[None], "values": X[None], "terminated": FLAGS[None]}, ValueError, r"float \[T, N\] or \[T\]"),
@@ -471,6 +575,7 @@ def test_tensors_on_two_devices(implementation, name):
     tensors["out"] = (torch.zeros(4, 2), torch.zeros(4, 2))
     there = (tensors["out"][0], tensors["out"][1].to("meta")) if name == "out" else tensors[name].to("meta")
     odd, device, wanted = ("values", "cpu", "meta") if name == "rewards" else (name, "meta", "cpu")
+    odd = r"out \(returns\)" if odd == "out" else odd
     message = f"{odd} must be on {wanted} as rewards is; got {device}"
     with forced(implementation), pytest.raises(ValueError, match=message):
         compute_gae(**{**tensors, name: there})

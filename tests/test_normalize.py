@@ -1,3 +1,7 @@
+import copy
+import pickle
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,7 +110,7 @@ def test_start_and_state(implementation):
     assert copy.count == rms.count == 18
     np.testing.assert_array_equal(copy.mean, rms.mean)
     np.testing.assert_array_equal(copy.var, rms.var)
-    with pytest.raises(ValueError, match=r"'mean' must be \[3\]; got \[2\]"):
+    with pytest.raises(ValueError, match=r"'mean' must be \[3\]; got float64 \[2\]"):
         RunningMeanStd((3,)).load_state_dict(rms.state_dict())
 
 
@@ -118,11 +122,12 @@ def test_start_and_state(implementation):
     shape=st.sampled_from([(), (1,), (27,), (2, 3)]),
     clip=st.sampled_from([None, 0.5, 5.0]),
     dtype=st.sampled_from([np.float32, np.float64]),
+    outside=st.booleans(),
 )
-def test_normalize_equals_reference(implementation, seed, rows, shape, clip, dtype):
+def test_normalize_equals_reference(implementation, seed, rows, shape, clip, dtype, outside):
     batch = samples(seed, rows, shape, 10.0, 3.0, dtype)
     with forced(implementation):
-        rms, fused = RunningMeanStd(shape), RunningMeanStd(shape)
+        rms, fused = (RunningMeanStd(shape, 0.01, outside) for _ in range(2))
         rms.update(batch)
         out = np.full(batch.shape, np.nan, np.float32)
         assert rms.normalize(batch, clip, out) is out
@@ -130,7 +135,7 @@ def test_normalize_equals_reference(implementation, seed, rows, shape, clip, dty
         single = rms.normalize(batch[0], clip)
         strided = rms.normalize(np.repeat(batch, 2, axis=0)[::2], clip, np.empty((2 * rows, *shape), np.float32)[::2])
     wide = batch.astype(np.float64)
-    wanted = reference.normalize(wide, rms.mean, rms.var, rms.epsilon, np.inf if clip is None else clip)
+    wanted = reference.normalize(wide, rms.mean, rms.var, rms.epsilon, outside, np.inf if clip is None else clip)
     # float64 division by the root, or multiplication by its inverse: 3 roundings; then one to float32
     np.testing.assert_allclose(out, wanted, rtol=np.finfo(np.float32).eps, atol=0)
     np.testing.assert_array_equal(both, out)
@@ -169,6 +174,184 @@ def test_errors_say_what_is_wrong(implementation, call, error, message):
     assert rms.count == 0
 
 
+@each_implementation
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e140, -1e300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_that_would_spoil_the_moments_are_refused(implementation, bad, dtype):
+    """One NaN in the mean, or an overflow in the variance, would stay for good."""
+    batch = samples(4, 9)
+    with np.errstate(over="ignore"):
+        broken = batch.astype(dtype)
+        broken[7, 1] = bad
+    with forced(implementation):
+        rms = RunningMeanStd((3,))
+        rms.update(batch)
+        before = rms.state_dict()
+        for call in (rms.update, rms.update_and_normalize, lambda x: rms.update(x.tolist())):
+            with pytest.raises(NonFiniteError, match=r"batch must be finite .* element \[7, 1\] is"):
+                call(broken)
+        bad_var = np.array([1.0, 1e280 if np.isfinite(bad) else bad**2, 1.0])
+        for mean, var in (
+            (broken[7], np.ones(3)),
+            (np.ones(3), bad_var),
+        ):
+            with pytest.raises(NonFiniteError, match=r"must be finite .* element \[1\] is"):
+                rms.update_from_moments(mean, var, 5)
+        with pytest.raises(ValueError, match=r"var must be >= 0; got -1"):
+            rms.update_from_moments(np.ones(3), -np.ones(3), 5)
+        after = rms.state_dict()
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+
+
+@each_implementation
+def test_largest_values_do_not_overflow(implementation):
+    with forced(implementation):
+        rms = RunningMeanStd((2,))
+        for sign in (1, -1, 1):
+            rms.update(np.full((5, 2), sign * 9e139))
+    assert np.isfinite(rms.mean).all() and np.isfinite(rms.var).all() and (rms.var > 0).all()
+
+
+@each_implementation
+@pytest.mark.parametrize("size", [(4, 3), (40_000, 3)])  # kernels drop the GIL for the larger one
+def test_threads_may_share_moments(implementation, size):
+    batch = samples(5, *size[:1])
+    with forced(implementation):
+        rms, alone = RunningMeanStd((3,)), RunningMeanStd((3,))
+        rms.update(batch)  # compiles, where that must be
+        threads = [threading.Thread(target=lambda: [rms.update(batch) for _ in range(20)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for _ in range(81):
+            alone.update(batch)
+    assert rms.count == 81 * len(batch)
+    # one batch after another, whichever thread it is from: the same sums in the same order
+    np.testing.assert_array_equal(rms.mean, alone.mean)
+    np.testing.assert_array_equal(rms.var, alone.var)
+
+
+def test_copies_and_pickles_are_independent():
+    rms = RunningMeanStd((3,), 0.5, epsilon_outside=True)
+    rms.update(samples(6, 9))
+    for copied in (copy.deepcopy(rms), pickle.loads(pickle.dumps(rms))):
+        assert copied.count == 9 and copied.epsilon == 0.5 and copied.epsilon_outside
+        copied.update(samples(7, 9))
+        assert (copied.count, rms.count) == (18, 9)
+
+
+@each_implementation
+def test_arrays_that_share_memory_are_refused(implementation):
+    shared = samples(8, 4).astype(np.float32)
+    with forced(implementation):
+        rms = RunningMeanStd((3,))
+        rms.update(shared)
+        normalizer, rewards = ObservationNormalizer((3,), num_envs=4), RewardNormalizer(3)
+        normalizer.normalize_and_track(shared)
+        states = [x.state_dict() for x in (rms, normalizer, rewards)]
+        for call, names in (
+            (lambda: rms.normalize(shared, 5.0, shared), "out must not share memory with x"),
+            (lambda: rms.update_and_normalize(shared, 5.0, shared), "out must not share memory with x"),
+            (lambda: rms.update(rms.mean[None]), "batch must not share memory with mean"),
+            (lambda: rms.normalize(rms.var[None]), "batch must not share memory with var"),
+            (lambda: normalizer.normalize(shared, shared), "out must not share memory with x"),
+            (lambda: normalizer.normalize_and_track(shared, shared), "out must not share memory with obs"),
+            (lambda: rewards(shared, np.zeros((4, 3), bool), shared), "out must not share memory with rewards"),
+            (lambda: rewards(rewards.returns[None], [[0, 0, 0]]), "returns must not share memory with rewards"),
+        ):
+            with pytest.raises(ValueError, match=names):
+                call()
+        for x, before in zip((rms, normalizer, rewards), states, strict=True):
+            assert repr(x.state_dict()) == repr(before)
+
+
+@each_implementation
+def test_unaligned_masked_and_read_only_arrays(implementation):
+    batch = samples(9, 4)
+    memory, room = np.empty(batch.nbytes + 1, np.uint8), np.empty(4 * 3 * 4 + 1, np.uint8)
+    odd, out = memory[1:].view(np.float64).reshape(4, 3), room[1:].view(np.float32).reshape(4, 3)
+    odd[...] = batch
+    read_only = np.zeros((4, 3), np.float32)
+    read_only.flags.writeable = False
+    done = np.zeros((4, 3), bool)
+    with forced(implementation):
+        rms, aligned = RunningMeanStd((3,)), RunningMeanStd((3,))
+        rms.update(odd)
+        aligned.update(batch)
+        np.testing.assert_array_equal(rms.mean, aligned.mean)
+        np.testing.assert_array_equal(rms.normalize(odd, 5.0, out), aligned.normalize(batch, 5.0))
+        normalizer = ObservationNormalizer((3,), num_envs=4)
+        wanted = normalizer.normalize_and_track(batch)
+        np.testing.assert_array_equal(normalizer.normalize_and_track(odd, out), wanted)
+        wanted = RewardNormalizer(3)(batch, done)
+        np.testing.assert_array_equal(RewardNormalizer(3)(odd, done, out), wanted)
+        for call in (rms.update, rms.normalize, normalizer.normalize_and_track, lambda x: RewardNormalizer(3)(x, done)):
+            with pytest.raises(TypeError, match=r"masked array.*filled"):
+                call(np.ma.array(batch))
+        for call in (
+            lambda: rms.normalize(batch, 5.0, read_only),
+            lambda: normalizer.normalize_and_track(batch, read_only),
+            lambda: RewardNormalizer(3)(batch, done, read_only),
+        ):
+            with pytest.raises(ValueError, match="out must be writable"):
+                call()
+
+
+@each_implementation
+@pytest.mark.parametrize("outside", [False, True])
+def test_where_epsilon_is_added(implementation, outside):
+    """At a deviation of 1e-4 the two formulas differ in the eighth digit or the first, as epsilon is 1e-8 or 1e-3."""
+    batch = samples(10, 1000, scale=1e-4)
+    with forced(implementation):
+        rms = RunningMeanStd((3,), 1e-3, epsilon_outside=outside)
+        normalizer = ObservationNormalizer((3,), num_envs=1000, epsilon=1e-3, epsilon_outside=outside)
+        rms.update(batch)
+        normalizer.normalize_and_track(batch)
+        normalizer.commit()
+        rewards = RewardNormalizer(3, gamma=0.0, epsilon=1e-3)
+        rewards.rms.epsilon_outside = outside
+        scaled = rewards(batch, np.zeros((1000, 3), bool))
+        for moments, given in (
+            (rms, rms.normalize(batch)),
+            (rms, copy.deepcopy(rms).update_and_normalize(batch)),
+            (normalizer.rms, normalizer.normalize(batch)),
+            (normalizer.rms, normalizer.normalize_and_track(batch)),
+        ):
+            deviation = np.sqrt(moments.var) + 1e-3 if outside else np.sqrt(moments.var + 1e-3)
+            np.testing.assert_array_equal(moments.deviation, deviation)
+            assert moments.deviation.dtype == np.float64
+            np.testing.assert_allclose(given, (batch - moments.mean) / deviation, rtol=2**-23, atol=0)
+        np.testing.assert_allclose(scaled, batch / rewards.rms.deviation, rtol=2**-23, atol=0)
+        loaded = RunningMeanStd((3,), 1e-3)
+        loaded.load_state_dict(rms.state_dict())
+        np.testing.assert_array_equal(loaded.normalize(batch), rms.normalize(batch))
+        older = {name: value for name, value in rms.state_dict().items() if name != "epsilon_outside"}
+        loaded.load_state_dict(older)
+        assert not loaded.epsilon_outside
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": [0.0, np.nan, 0.0]},
+        {"var": [1.0, -1e-9, 1.0]},
+        {"var": [np.inf, 1.0, 1.0]},
+        {"var": [1.0]},
+        {"mean": ["a", "b", "c"]},
+        {"count": -1},
+    ],
+)
+def test_a_state_that_is_none_changes_nothing(change):
+    rms = RunningMeanStd((3,))
+    rms.update(samples(11, 9))
+    before = repr(rms.state_dict())
+    with pytest.raises(ValueError, match="state"):
+        rms.load_state_dict({**RunningMeanStd((3,)).state_dict(), **change})
+    assert repr(rms.state_dict()) == before
+
+
 # --- observations ---
 
 
@@ -180,7 +363,7 @@ def test_tracked_observations_become_the_moments(implementation, seed, steps, nu
     with forced(implementation):
         normalizer = ObservationNormalizer((3,), num_envs=num_envs)
         for step in obs:
-            frozen = normalizer.normalize(step)
+            frozen = normalizer.rms.normalize(step, normalizer.clip)
             np.testing.assert_array_equal(normalizer.normalize_and_track(step), frozen)
         assert normalizer.rms.count == 0
         normalizer.commit()
@@ -267,6 +450,25 @@ def test_observation_layouts_and_errors(implementation):
         assert normalizer.state_dict()["counts"].tolist() == [2, 2, 2, 2]
     with pytest.raises(ValueError, match="clip must be > 0; got 0"):
         ObservationNormalizer((3,), num_envs=4, clip=0)
+
+
+@pytest.mark.filterwarnings("error")
+@each_implementation
+def test_without_statistics_one_warning_says_so(implementation):
+    obs = samples(12, 4)
+    with forced(implementation):
+        normalizer = ObservationNormalizer((3,), num_envs=4, clip=0.5)
+        with pytest.warns(RuntimeWarning, match="clipped but not normalised") as caught:
+            given = normalizer.normalize(obs)
+            normalizer.normalize(obs)
+        np.testing.assert_array_equal(given, np.clip(obs, -0.5, 0.5).astype(np.float32))
+        assert len(caught) == 1 and caught[0].filename == __file__
+        started = ObservationNormalizer((3,), num_envs=4)
+        started.normalize_and_track(obs)
+        started.normalize(obs)  # within the first rollout
+        started.commit()
+        started.normalize(obs)
+        ObservationNormalizer((3,), num_envs=4, enabled=False).normalize(obs)
 
 
 # --- rewards ---

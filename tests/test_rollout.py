@@ -1,3 +1,4 @@
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -220,7 +221,7 @@ def test_gather(implementation, action_dtype):
         for bad in ([80], [-1]):
             with pytest.raises(IndexError, match=r"indices must be in \[0, 80\)"):
                 rollout.gather(bad, out)
-        with pytest.raises(ValueError, match=r"room for as many steps.*got \[41\], 40"):
+        with pytest.raises(ValueError, match=r"at least B steps.*got indices \[41\] and arrays for 40"):
             rollout.gather(np.zeros(41, int), out)
         np.testing.assert_array_equal(rollout.gather([3, 4], out).obs, rollout.obs.reshape(80, 27)[3:5])
 
@@ -254,3 +255,59 @@ def test_the_state_has_the_masks():
     again.load_state_dict(rollout.state_dict())
     np.testing.assert_array_equal(again.action_masks, masks)
     assert again.full
+
+
+@each_implementation
+def test_unaligned_masked_and_unfit_steps(implementation):
+    steps = Steps(0, 1, 3, p_end=0)
+    rewards = np.empty(3 * 8 + 1, np.uint8)[1:].view(np.float64)
+    rewards[...] = steps.rewards[0]
+    flags = steps.terminated[0], steps.truncated[0]
+    with forced(implementation):
+        rollout = Rollout(2, 3, (3,), (2,))
+        for name, change in (("rewards", {2: np.ma.array(rewards)}), ("obs", {0: np.ma.array(steps.obs[0])})):
+            arguments = [steps.obs[0], steps.actions[0], rewards, *flags]
+            for place, x in change.items():
+                arguments[place] = x
+            with pytest.raises(TypeError, match=f"{name} must not be a masked array"):
+                rollout.store(*arguments)
+        with pytest.raises(TypeError, match="terminated must be bool; got float64"):
+            rollout.store(steps.obs[0], steps.actions[0], rewards, np.zeros(3), flags[1])
+        assert rollout.step == 0
+        rollout.store(steps.obs[0], steps.actions[0], rewards, *flags)
+        np.testing.assert_array_equal(rollout.rewards[0], steps.rewards[0].astype(np.float32))
+        np.testing.assert_array_equal(rollout.episode_returns, steps.rewards[0])
+        indices = np.empty(2 * 8 + 1, np.uint8)[1:].view(np.int64)
+        indices[...] = [2, 0]
+        out = rollout.minibatch(2)
+        np.testing.assert_array_equal(rollout.gather(indices, out).obs, steps.obs[0][[2, 0]])
+        with pytest.raises(TypeError, match="indices must not be a masked array"):
+            rollout.gather(np.ma.array([0, 1]), out)
+        with pytest.raises(ValueError, match="share no memory"):
+            rollout.gather(np.arange(2), out._replace(obs=rollout.obs.reshape(6, 3)[:2]))
+
+
+def test_two_threads_cannot_store_at_once():
+    steps = Steps(0, 1, 3, p_end=0)
+    rollout = Rollout(1, 3, (3,), (2,))
+    errors = []
+
+    class Slow:
+        """Observations that another thread's step meets while they are converted."""
+
+        def __array__(self, dtype=None, copy=None):
+            thread = threading.Thread(target=store)
+            thread.start()
+            thread.join()
+            return steps.obs[0]
+
+    def store():
+        try:
+            steps.store(rollout, 0)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    rollout.store(Slow(), steps.actions[0], steps.rewards[0], steps.terminated[0], steps.truncated[0])
+    assert len(errors) == 1 and "another thread" in errors[0]
+    assert rollout.step == 1
+    np.testing.assert_array_equal(rollout.obs[0], steps.obs[0])

@@ -1,6 +1,7 @@
 """The command line: which configuration and mode it makes of its arguments, and how it ends."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_config_path_is_the_same_as_config(trainer: FakeTrainer) -> None:
     )
 
 
-def test_the_command_of_the_seed(trainer: FakeTrainer) -> None:
+def test_the_flags_of_xuance_scripts(trainer: FakeTrainer) -> None:
     argv = "--method ppo --env mujoco --env-id Ant-v4 --test 0 --benchmark 1".split()
     config = config_of(trainer, *argv)
     assert (config.env_id, config.eval_interval) == ("Ant-v4", 50_000)
@@ -89,6 +90,20 @@ def test_the_algorithm_may_be_a_flag(trainer: FakeTrainer) -> None:
 def test_an_env_id_finds_the_shipped_file(trainer: FakeTrainer, argv: str, file: str, env_id: str) -> None:
     config = config_of(trainer, *argv.split())
     assert (Path(config.source).name, config.env_id) == (file, env_id)
+
+
+def test_a_module_and_id_need_no_file(trainer: FakeTrainer) -> None:
+    config = config_of(trainer, "weird:Base-v0", "n_epochs=3")
+    assert (config.env_id, config.n_epochs, config.source) == ("weird:Base-v0", 3, "")
+
+
+def test_the_name_of_a_shipped_file_is_enough(trainer: FakeTrainer) -> None:
+    assert Path(config_of(trainer, "hopper").source).name == "hopper.yaml"
+
+
+def test_arguments_of_the_environment(trainer: FakeTrainer) -> None:
+    config = config_of(trainer, "Ant-v5", "env_kwargs.reset_noise_scale=0.2", "env_kwargs.camera_name=track")
+    assert config.env_kwargs == {"reset_noise_scale": 0.2, "camera_name": "track"}
 
 
 def test_env_labels_a_file_of_ones_own(trainer: FakeTrainer, tmp_path: Path) -> None:
@@ -221,7 +236,7 @@ def test_a_test_of_a_run_may_change_what_is_tested(trainer: FakeTrainer, run_dir
     [
         (
             ["gamma=0.9"],
-            "gamma: cannot change when a run is resumed; allowed: running_steps, device, num_threads",
+            "gamma: cannot change when a run is resumed; allowed: device, running_steps, vectorize",
         ),
         (["--seed", "3"], "seed: cannot change"),
         (["--env-id", "Ant-v4"], "CONFIG and --env-id do not go with it"),
@@ -234,6 +249,44 @@ def test_resume_refuses_another_run(
     assert main(["--resume", str(run_dir), *argv]) == 2
     assert words in capsys.readouterr().err
     assert trainer.calls == []
+
+
+@pytest.fixture
+def foreign_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log folder of a run whose environment needs two modules in the working folder."""
+    for name in ("evil", "worse"):
+        (tmp_path / f"{name}.py").write_text("open('executed', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    wrappers = ("worse:Wrapper", "gymnasium.wrappers:FlattenObservation")
+    config = Config(env_id="evil:Env-v0", env_wrappers=wrappers, log_dir="logs", model_dir="models")
+    run = RunFolders.create(config, "train")
+    (run.log_dir / "config.json").write_text(json.dumps(config.to_dict()))
+    return run.log_dir
+
+
+@pytest.mark.parametrize("mode", [[], ["--benchmark", "0", "--test", "1"], ["--dry-run"]], ids=" ".join)
+def test_modules_of_a_resumed_run_must_be_named(
+    trainer: FakeTrainer, foreign_run: Path, mode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume = ["--resume", str(foreign_run), *mode]
+    assert main(resume) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json: its environment runs code of evil, worse; if you trust that code, add " in line
+    assert line.endswith("--allow-module evil --allow-module worse")
+    assert main([*resume, "--allow-module", "evil"]) == 2
+    assert "runs code of worse; " in capsys.readouterr().err
+    assert trainer.calls == []
+    assert main([*resume, "--allow-module", "evil", "--allow-module=worse"]) == 0
+    assert not Path("executed").exists()
+
+
+def test_a_tilde_in_the_run_folder_is_the_home_folder(
+    trainer: FakeTrainer, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(run_dir.parent))
+    assert main([f"--resume=~/{run_dir.name}"]) == 0
+    assert trainer.calls[-1][2] == run_dir
 
 
 def test_resume_of_no_run(trainer: FakeTrainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +340,9 @@ def test_unexpected_failures_keep_their_traceback(trainer: FakeTrainer) -> None:
         (["--env-id", "Ant-v4", "--env", "atari"], "invalid choice: 'atari'"),
         (["--env-id", "Ant-v4", "--method", "sac"], "'sac' is not available; allowed: ppo, ppo_kl"),
         (["--env-id", "Ant-v4", "--benchmark", "2"], "invalid choice: 2"),
-        (["--env-id", "Ant-v4", "--sed", "2"], "--sed"),
+        (["--env-id", "Ant-v4", "--sed", "2"], "unrecognized arguments: --sed"),
+        (["Ant-v4", "--running-steps", "100"], "--running-steps; a key of the configuration is set by running_steps="),
+        (["Ant-v4", "--n_steps=100"], "--n_steps; a key of the configuration is set by n_steps=100"),
     ],
 )
 def test_bad_arguments_end_with_status_2(
@@ -310,6 +365,29 @@ def test_a_bad_file_ends_the_process_with_status_2_and_no_traceback(tmp_path: Pa
     assert result.returncode == 2
     assert result.stderr.startswith(f"xcfast: {path}, line 2: horizn_size: unknown key")
     assert len(result.stderr.splitlines()) == 1
+
+
+COMMAND = "import sys; sys.path[0] = '/'; from xcfast.train import main; sys.exit(main())"
+
+
+def test_the_installed_command_finds_modules_in_the_working_folder(tmp_path: Path) -> None:
+    """The installed command starts with its own folder on the path of imports, not with the working folder."""
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\ngymnasium.register('My-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n"
+    )
+    command = [sys.executable, "-c", COMMAND, "mine:My-v0", "policy=Gaussian_AC", "--dry-run"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "env_id: mine:My-v0" in result.stdout
+
+
+def test_any_text_can_be_printed_on_an_ascii_terminal(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    folders = [f"log_dir={tmp_path}/训练", f"model_dir={tmp_path}/模型"]
+    command = [sys.executable, "-m", "xcfast.train", "CartPole-v1", *folders, "--device", "cpu", "--dry-run"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

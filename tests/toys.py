@@ -159,6 +159,26 @@ class Shown(RewardOne):
         return picture
 
 
+class Coloured(Shown):
+    """As ``Shown``, with an episode that follows from the seed of its reset."""
+
+    def reset(self, *, seed=None, options=None):
+        self._episode = -1 if seed is None else seed % 3 - 1
+        return super().reset(seed=seed)
+
+
+class BreaksWhenRendered(Shown):
+    """Renders its first picture only."""
+
+    def render(self):
+        self.shown = getattr(self, "shown", 0) + 1
+        if self.shown > 1:
+            raise ValueError("the sprites are missing")
+        return super().render()
+
+
+gym.register("toy/BreaksWhenRendered-v0", BreaksWhenRendered, max_episode_steps=10)
+gym.register("toy/Coloured-v0", Coloured, max_episode_steps=10)
 gym.register("toy/Shown-v0", Shown, max_episode_steps=10)
 gym.register("toy/RewardOne-v0", RewardOne, max_episode_steps=20)
 gym.register("toy/Endless-v0", RewardOne)

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from xcfast.config import Config, load_config
     from xcfast.envs import make_envs
     from xcfast.gae import compute_gae, compute_returns
-    from xcfast.normalize import ObservationNormalizer, RewardNormalizer, RunningMeanStd
+    from xcfast.moments import RunningMeanStd
+    from xcfast.normalize import ObservationNormalizer, RewardNormalizer
     from xcfast.rollout import Rollout
     from xcfast.runs.run import run
 
@@ -19,7 +20,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "compute_gae": "gae",
     "compute_returns": "gae",
-    "RunningMeanStd": "normalize",
+    "RunningMeanStd": "moments",
     "ObservationNormalizer": "normalize",
     "RewardNormalizer": "normalize",
     "Rollout": "rollout",

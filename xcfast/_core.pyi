@@ -1,8 +1,9 @@
 """The compiled core.
 
-Kernels take plain arrays (exactly numpy.ndarray, C-contiguous, native dtype, matching shapes) and write into the
-caller's outputs; for anything else they do nothing and return False or None, and the public wrappers convert or raise.
-Therefore array arguments are `Any` here: whatever a user passed to the wrapper may come.
+Kernels take plain arrays: exactly numpy.ndarray, C-contiguous, aligned, native dtype, matching shapes. They write their
+results into output arrays, which must not share memory with other arguments. For anything else they do nothing and
+return False or None, and the public wrappers convert the arguments or raise an error. Array arguments are `Any` here,
+because the wrappers pass on whatever their users gave them.
 """
 
 from collections.abc import Sequence
@@ -38,14 +39,19 @@ def discounted_returns(
     /,
 ) -> bool: ...
 def moments_update(batch: Any, mean: Any, var: Any, count: Any, /) -> bool: ...
-def normalize(x: Any, mean: Any, var: Any, count: Any, epsilon: float, clip: float, out: Any, /) -> bool: ...
-def update_and_normalize(x: Any, mean: Any, var: Any, count: Any, epsilon: float, clip: float, out: Any, /) -> bool: ...
+def normalize(
+    x: Any, mean: Any, var: Any, count: Any, epsilon: float, epsilon_outside: bool, clip: float, out: Any, /
+) -> bool: ...
+def update_and_normalize(
+    x: Any, mean: Any, var: Any, count: Any, epsilon: float, epsilon_outside: bool, clip: float, out: Any, /
+) -> bool: ...
 def normalize_and_track(
     obs: Any,
     mean: Any,
     var: Any,
     count: Any,
     epsilon: float,
+    epsilon_outside: bool,
     clip: float,
     counts: Any,
     means: Any,
@@ -65,6 +71,7 @@ def normalize_rewards(
     var: Any,
     count: Any,
     epsilon: float,
+    epsilon_outside: bool,
     clip: float,
     out: Any,
     /,
@@ -233,11 +240,12 @@ def mujoco_engine(
 def classic_engine(
     task: str, values: dict[str, float], config: dict[str, int], arrays: dict[str, Any], pool: ThreadPool
 ) -> EnvEngine: ...
+def mujoco_errors_arrive(api: dict[str, int]) -> bool: ...
 
 # --- policy and physics in one loop (csrc/bind_collector.cpp) ---
 
 class EnvLoop:
-    """Policy and EnvEngine in one loop; see xcfast/collector_native.py."""
+    """Policy and EnvEngine in one loop; see xcfast/collectors/native.py."""
 
     def __init__(
         self,
@@ -255,10 +263,9 @@ class EnvLoop:
         offset: Any,
         normalizer: dict[str, Any],
         normalize: bool,
-        epsilon: float,
         clip: float,
     ) -> None: ...
-    def load(self, parameters: Any, deviation: Any) -> None: ...
+    def load(self, parameters: Any, deviation: Any, epsilon: float, epsilon_outside: bool) -> None: ...
     def begin_collection(
         self,
         *,
@@ -272,5 +279,5 @@ class EnvLoop:
     ) -> None: ...
     def begin_evaluation(self, quota: int) -> None: ...
     def run(self) -> bool: ...
-    def end_collection(self) -> tuple[bytes, Any, Any]: ...
+    def end_collection(self) -> tuple[bytes, Any, Any, int]: ...
     def end_evaluation(self) -> Any: ...

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from reprlib import repr as short_repr
+from reprlib import Repr
 from typing import Any
 
 _ABSENT = object()
+_LONGEST_TEXT = 200
+
+
+class _ShortRepr(Repr):
+    """Python's shortened `repr`, which never prints an integer too large to be converted to decimal digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Returns the integer, or its size."""
+        return repr(x) if x.bit_length() < 128 else f"an integer of {x.bit_length()} bits"
+
+
+def show_value(value: Any) -> str:
+    """Returns a value as an error message shows it: short, and a text without quotes unless it is empty."""
+    if not isinstance(value, str):
+        return _ShortRepr().repr(value)
+    return value[:_LONGEST_TEXT] + "..." if len(value) > _LONGEST_TEXT else value or "''"
+
+
+def _printable(text: str) -> str:
+    """Returns the text on one line, with characters that cannot be printed as escapes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ConfigError(ValueError):
@@ -28,7 +49,7 @@ class ConfigError(ValueError):
         where: str | None = None,
     ) -> None:
         if given is not _ABSENT:
-            problem += f"; given: {given if isinstance(given, str) and given else short_repr(given)}"
+            problem += f"; given: {show_value(given)}"
         if allowed is not None:
             problem += f"; allowed: {allowed}"
         if nearest is not None:
@@ -40,7 +61,8 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         """Place, key and problem in one line."""
-        return ": ".join(part for part in (self.where, self.key, self.problem) if part)
+        key = self.key and show_value(self.key)
+        return _printable(": ".join(part for part in (self.where, key, self.problem) if part))
 
 
 class EnvError(ValueError):

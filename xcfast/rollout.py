@@ -1,5 +1,6 @@
-"""The rollout buffer: storage, episode statistics, stratified minibatches."""
+"""The rollout buffer: storage of steps, statistics of episodes, minibatches."""
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from xcfast import kernels
 from xcfast.errors import NonFiniteError
+from xcfast.kernels.arguments import check_unmasked
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -18,7 +20,7 @@ _COLLECTED = ("obs", "actions", "rewards", "terminated", "truncated", "action_ma
 
 
 class Minibatch(NamedTuple):
-    """What the loss needs of B steps."""
+    """The arrays that the loss reads, for B steps."""
 
     obs: Float32  #: [B, *obs_shape]
     actions: npt.NDArray[Any]  #: [B, *action_shape]
@@ -29,33 +31,38 @@ class Minibatch(NamedTuple):
 
 
 class Rollout:
-    """T steps of N envs, time-major, allocated once. A partly filled rollout may be continued at any time.
+    """T steps of N envs, time-major, in arrays that are allocated once.
+
+    Filling may stop after any step and go on later.
 
     Args:
-        num_steps: T.
-        num_envs: N.
+        num_steps: T, the number of steps of each env.
+        num_envs: N, the number of envs.
         obs_shape: Shape of one observation.
         action_shape: Shape of one action.
         action_dtype: dtype of the actions.
-        num_actions: Number of discrete actions, where masks of the allowed ones are to be kept.
-        allocate: Called as ``allocate(shape, dtype)`` for each array, for memory from elsewhere (page-locked,
-            shared); C-contiguous.
+        num_actions: Number of discrete actions, where the rollout also stores masks of the allowed ones.
+        allocate: Function that returns a C-contiguous, writable array for ``allocate(shape, dtype)``, in page-locked or
+            shared memory, for example. The rollout calls it once for each array.
 
     Attributes:
         obs: float32 [T, N, *obs_shape], what the policy saw.
-        actions: [T, N, *action_shape].
-        rewards: float32 [T, N], raw.
-        terminated: bool [T, N].
-        truncated: bool [T, N].
-        values: float32 [T, N].
-        log_probs: float32 [T, N].
-        advantages: float32 [T, N].
-        returns: float32 [T, N].
+        actions: [T, N, *action_shape], the policy's raw actions.
+        rewards: float32 [T, N], the envs' rewards, not scaled.
+        terminated: bool [T, N], the episode ended at this step by the task.
+        truncated: bool [T, N], the episode ended at this step by a time limit.
+        values: float32 [T, N], V of each observation.
+        log_probs: float32 [T, N], log-probability of each action.
+        advantages: float32 [T, N], see `compute_gae`.
+        returns: float32 [T, N], see `compute_gae`.
         action_masks: bool [T, N, num_actions], the actions that were allowed; None without `num_actions`.
-        last_obs: float32 [N, *obs_shape], what the policy sees after the last step; written by the collector.
-        step: Rows filled so far.
-        episode_returns: float64 [N], sum of raw rewards of each running episode; kept by `clear`.
-        episode_lengths: int64 [N], likewise.
+        last_obs: float32 [N, *obs_shape], what the policy sees after the last step; the collector writes it.
+        step: Number of rows filled so far.
+        episode_returns: float64 [N], sum of the rewards of each running episode; `clear` keeps it.
+        episode_lengths: int64 [N], number of steps of each running episode; `clear` keeps it.
+
+    Note:
+        One thread at a time may use a rollout; `store` in two threads at once raises a RuntimeError in one of them.
     """
 
     def __init__(
@@ -89,11 +96,12 @@ class Rollout:
             self.action_masks = allocate((*steps, num_actions), np.bool_)
         self.last_obs: Float32 = allocate((num_envs, *self.obs_shape), np.float32)
         if kernels.name == "numba":
-            kernels.impl.warmup()  # compiling takes seconds: here, where nobody measures, and not at the first step
+            kernels.impl.warmup()  # compiling takes seconds, which should not count as time of the first step
         self.step = 0
         self.episode_returns = np.zeros(num_envs)
         self.episode_lengths = np.zeros(num_envs, np.int64)
-        # Growable; each always has room for one more vector step.
+        self._storing = threading.Lock()
+        # These arrays grow: each has room for one more vector step at any time.
         self._episodes = np.zeros(2 * num_envs, EPISODE_DTYPE)
         self._final_index = np.zeros(2 * num_envs, np.int64)
         self._final_obs = np.zeros((2 * num_envs, *self.obs_shape), np.float32)
@@ -103,7 +111,7 @@ class Rollout:
         self._flat = tuple(x.reshape(-1, *x.shape[2:]) for x in kept if x is not None)
 
     def spare(self) -> "Rollout":
-        """Returns an empty rollout of the same form for the same envs: the two share the running episodes."""
+        """Returns an empty rollout of the same form for the same envs, which shares the running episodes."""
         other = Rollout(
             self.num_steps,
             self.num_envs,
@@ -118,26 +126,29 @@ class Rollout:
 
     @property
     def full(self) -> bool:
-        """Whether all T steps are filled."""
+        """Whether all T rows are filled."""
         return self.step == self.num_steps
 
     @property
     def episodes(self) -> npt.NDArray[np.void]:
-        """Episodes finished since `clear`, in time, then env order: fields step (of its end), env, ret, length."""
+        """The episodes that ended since `clear`, ordered by time, then env.
+
+        A structured array with the fields step (the row of the last step), env, ret (sum of rewards) and length.
+        """
         return self._episodes[: self._num_episodes]
 
     @property
     def final_obs(self) -> Float32:
-        """float32 [K, *obs_shape], last observations of episodes cut by a time limit only, in time, then env order."""
+        """float32 [K, *obs_shape], the last observations of episodes that only a time limit ended, in order."""
         return self._final_obs[: self._num_final]
 
     @property
     def final_index(self) -> Int64:
-        """int64 [K], flat index t * N + env of the step that each row of `final_obs` belongs to."""
+        """int64 [K], the step to which each row of `final_obs` belongs, as flat index t * N + env."""
         return self._final_index[: self._num_final]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns copies of the filled rows and of what belongs to them; the running episodes are not among it."""
+        """Returns copies of the filled rows, their final observations and their episodes; not the running episodes."""
         kept = {name: getattr(self, name) for name in _COLLECTED}
         rows = {name: array[: self.step].copy() for name, array in kept.items() if array is not None}
         ends = {name: getattr(self, name).copy() for name in ("final_obs", "final_index", "last_obs")}
@@ -145,7 +156,7 @@ class Rollout:
         return {"rows": rows, **ends, "episodes": episodes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned, of a rollout of these sizes."""
+        """Restores the state that `state_dict` of a rollout of these sizes returned."""
         self.clear()
         rows = {name: np.asarray(x) for name, x in state["rows"].items()}
         for name, x in rows.items():
@@ -170,23 +181,43 @@ class Rollout:
         final_obs: npt.ArrayLike | None = None,
         action_masks: npt.ArrayLike | None = None,
     ) -> None:
-        """Writes one vector step at row `step` and advances it.
+        """Writes one vector step to row `step`, and adds 1 to `step`.
 
         Args:
-            obs: float32 [N, *obs_shape]. What is row `step` of `self.obs` already is not copied; likewise `actions`.
-            actions: [N, *action_shape].
-            rewards: float [N], raw.
-            terminated: bool [N].
-            truncated: bool [N].
+            obs: float32 [N, *obs_shape]. It may be row `step` of `self.obs` itself, which saves copying it.
+            actions: [N, *action_shape]. It may be row `step` of `self.actions` itself.
+            rewards: float [N], not scaled.
+            terminated: bool [N], the episode ended at this step by the task.
+            truncated: bool [N], the episode ended at this step by a time limit.
             final_obs: float32 [k, *obs_shape], one row for each env that is truncated and not terminated, in env order.
-            action_masks: bool [N, num_actions], for a rollout with masks.
+            action_masks: bool [N, num_actions], the allowed actions; only for a rollout with `num_actions`.
 
         Raises:
             IndexError: The rollout is full.
-            ValueError: A shape is wrong, or final observations are missing or too many. Nothing was written.
+            RuntimeError: Another thread is storing a step.
+            TypeError: A dtype does not fit, or an argument is a masked array.
+            ValueError: A shape is wrong, or final observations are missing or too many. `step` has not changed.
         """
+        if not self._storing.acquire(blocking=False):
+            raise RuntimeError("another thread is storing a step in this rollout; use it from one thread at a time")
+        try:
+            self._store_step(obs, actions, rewards, terminated, truncated, final_obs, action_masks)
+        finally:
+            self._storing.release()
+
+    def _store_step(
+        self,
+        obs: npt.ArrayLike,
+        actions: npt.ArrayLike,
+        rewards: npt.ArrayLike,
+        terminated: npt.ArrayLike,
+        truncated: npt.ArrayLike,
+        final_obs: npt.ArrayLike | None,
+        action_masks: npt.ArrayLike | None,
+    ) -> None:
         num_final = 0
         if final_obs is not None:
+            check_unmasked({"final_obs": final_obs})
             final_obs = np.asarray(final_obs, np.float32)
             if final_obs.shape[1:] != self.obs_shape or final_obs.ndim < 1:
                 raise ValueError(f"final_obs must be {self._wanted('k', self.obs_shape)}; got {list(final_obs.shape)}")
@@ -196,6 +227,8 @@ class Rollout:
         stored = self._store(num_final, obs, actions, rewards, terminated, truncated)
         if stored is None:
             stored = self._store(num_final, *self._converted(obs, actions, rewards, terminated, truncated))
+        if stored is None:
+            raise ValueError("the arrays of a rollout must stay C-contiguous and writable, of their dtype and shape")
         if final_obs is not None:
             self._final_obs[self._num_final : self._num_final + num_final] = final_obs
             self._num_final += num_final
@@ -205,13 +238,13 @@ class Rollout:
             self._make_room()
 
     def advance(self, num_steps: int, episodes: npt.NDArray[np.void], final_index: Int64, final_obs: Float32) -> None:
-        """Counts the next rows as filled, after native code has written them and the running episodes' accumulators.
+        """Counts the next rows as filled, after native code has written them and updated the running episodes.
 
         Args:
             num_steps: Number of rows.
-            episodes: Those that finished in them, as `self.episodes` has them.
-            final_index: As `self.final_index`, of these rows.
-            final_obs: As `self.final_obs`, of these rows.
+            episodes: The episodes that ended in these rows, in the form of `self.episodes`.
+            final_index: The steps that only a time limit ended, in the form of `self.final_index`.
+            final_obs: Their last observations, in the form of `self.final_obs`.
         """
         self._make_room(len(episodes), len(final_index))
         self._episodes[self._num_episodes : self._num_episodes + len(episodes)] = episodes
@@ -222,15 +255,15 @@ class Rollout:
         self.step += num_steps
 
     def check_finite(self, env_offset: int = 0) -> None:
-        """Checks a full rollout: rewards, last observations, and those that a time limit cut off must be finite.
+        """Checks that a full rollout's rewards, last observations and final observations are finite.
 
-        Observations before a step are checked with the statistics.
+        `ObservationNormalizer.commit` checks the observations before each step.
 
         Args:
-            env_offset: Global index of its first env.
+            env_offset: Global index of the rollout's first env, for the message.
 
         Raises:
-            NonFiniteError: One of them is not; the message names the env and the step.
+            NonFiniteError: A value is not finite. The message names the env and the step.
         """
         num_envs = len(self.last_obs)
         if not np.isfinite(self.rewards).all():
@@ -255,11 +288,12 @@ class Rollout:
         env_offset: int = 0,
         total_envs: int | None = None,
     ) -> tuple[Int64, Int64]:
-        """Returns the minibatches of one epoch: each step once, sizes and each env's share differing by at most one.
+        """Returns the minibatches of one epoch, which hold each step once.
 
-        Each env's steps are permuted by a counter-based generator keyed by (seed, iteration, epoch, global env
-        index) and dealt in turn, starting where the env before it stopped. So ranks that hold different envs form the
-        same minibatches as one that holds all.
+        The sizes of minibatches differ by at most one, and so do the shares of an env in them. A counter-based
+        generator, keyed by (seed, iteration, epoch, global env index), permutes each env's steps. The minibatches
+        receive them in turn, starting where the env before stopped. So ranks that hold different envs form the same
+        minibatches as one rank that holds all.
 
         Args:
             seed: Any int.
@@ -267,7 +301,8 @@ class Rollout:
             epoch: Number of the epoch, >= 0.
             n_minibatch: Number of minibatches, at most T * total_envs.
             env_offset: Global index of the first env.
-            total_envs: Number of envs of all ranks; default: N. Where it is more, a minibatch may be empty here.
+            total_envs: Number of envs of all ranks; default: N. Where there are more than N, a minibatch may have no
+                steps on this rank.
 
         Returns:
             indices int64 [T * N], flat t * N + env; offsets int64 [n_minibatch + 1]: minibatch m is
@@ -296,32 +331,42 @@ class Rollout:
         return indices, offsets
 
     def minibatch(self, size: int) -> Minibatch:
-        """Returns room for a minibatch of up to `size` steps, to be allocated once and handed to `gather`."""
+        """Returns arrays for a minibatch of up to `size` steps, which `gather` fills. Allocate them once."""
         return Minibatch(*(self._allocate((size, *x.shape[1:]), x.dtype) for x in self._flat))
 
     def gather(self, indices: npt.ArrayLike, out: Minibatch) -> Minibatch:
-        """Copies the steps at flat `indices` into `out`, all arrays in one call; returns views of their number.
+        """Copies steps into a minibatch.
+
+        Args:
+            indices: int64 [B], flat indices t * N + env of the steps.
+            out: Arrays from `minibatch`, for at least B steps.
+
+        Returns:
+            `out`, or views of its first B steps where it has room for more.
 
         Raises:
             IndexError: An index is outside [0, T * N).
-            ValueError: `out` is too small or not from `minibatch`.
+            ValueError: `out` is too small, not from `minibatch`, or shares memory with `indices` or this rollout.
         """
         arrays = out[: len(self._flat)]
         if not kernels.impl.gather(indices, self._flat, arrays):
-            indices = np.ascontiguousarray(indices, np.int64)
+            check_unmasked({"indices": indices})
+            indices = np.require(indices, np.int64, ["C", "A", "E"])
             if not kernels.impl.gather(indices, self._flat, arrays):
                 raise ValueError(
-                    "indices must be int64 [B], out room for as many steps of this rollout; "
-                    f"got {list(indices.shape)}, {len(out[0])}"
+                    "indices must be int64 [B], and out must be arrays from minibatch() for at least B steps, which "
+                    "share no memory with indices or the rollout; "
+                    f"got indices {list(indices.shape)} and arrays for {len(out[0])} steps"
                 )
         count = len(indices)  # type: ignore[arg-type]
         return out if count == len(out[0]) else Minibatch(*(x[:count] for x in arrays))  # type: ignore[index, arg-type]
 
     def _store_masks(self, masks: npt.ArrayLike | None) -> None:
-        """Writes the masks of row `step`, where nothing is read before the step counts."""
+        """Writes the masks to row `step`. Nobody reads them there before `step` advances."""
         if self.action_masks is None:
             raise ValueError("action_masks are for a rollout with num_actions; this one has none")
         wanted = self.action_masks.shape[1:]
+        check_unmasked({"action_masks": masks})
         given = None if masks is None else np.asarray(masks)
         if given is None or given.shape != wanted or given.dtype != np.bool_:
             got = None if given is None else f"{given.dtype} {list(given.shape)}"
@@ -337,7 +382,7 @@ class Rollout:
         )  # fmt: skip
 
     def _converted(self, *step: Any) -> list[npt.NDArray[Any]]:
-        """Returns the arrays of one vector step as the kernel wants them; raises where that cannot be."""
+        """Returns the arrays of one vector step in the form that the kernel takes; raises where one does not fit."""
         if self.full:
             raise IndexError(f"the rollout is full ({self.num_steps} steps); clear() starts the next one")
         names = ("obs", "actions", "rewards", "terminated", "truncated")
@@ -345,11 +390,14 @@ class Rollout:
         buffers += [self.terminated, self.truncated]
         converted = []
         for name, buffer, x in zip(names, buffers, step, strict=True):
+            check_unmasked({name: x})
             array = np.asarray(x)
             if array.shape != buffer.shape[1:]:
                 wanted = self._wanted(self.num_envs, buffer.shape[2:])
                 raise ValueError(f"{name} must be {buffer.dtype} {wanted}; got {array.dtype} {list(array.shape)}")
-            converted.append(np.ascontiguousarray(array.astype(buffer.dtype, casting="same_kind", copy=False)))
+            if not np.can_cast(array.dtype, buffer.dtype, "same_kind"):
+                raise TypeError(f"{name} must be {buffer.dtype}; got {array.dtype}")
+            converted.append(np.require(array.astype(buffer.dtype, copy=False), None, ["C", "A", "E"]))
         return converted
 
     @staticmethod
@@ -357,7 +405,7 @@ class Rollout:
         return f"[{', '.join(map(str, (first, *rest)))}]"
 
     def _make_room(self, episodes: int = 0, finals: int = 0) -> None:
-        """Makes room for that many more, and for another vector step after them."""
+        """Makes room for that many more episodes and final observations, and for one more vector step after them."""
 
         def grown(array: npt.NDArray[Any], needed: int) -> npt.NDArray[Any]:
             if needed <= len(array):
@@ -370,4 +418,5 @@ class Rollout:
 
 
 def _not_finite(obs: np.ndarray) -> list[int]:
+    """Returns the rows that have a value that is not finite."""
     return np.flatnonzero(~np.isfinite(obs).all(axis=tuple(range(1, obs.ndim)))).tolist()

@@ -4,6 +4,7 @@ Nothing heavy is imported before the configuration is known to be good.
 """
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -13,9 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xcfast.config import RESUMABLE_KEYS, Config, ConfigError, load_config, shipped_config, shipped_configs
+from xcfast.config.keys import RENAMED_KEYS, keys_of
+from xcfast.config.loading import load_config
+from xcfast.config.schema import RESUMABLE_KEYS, TESTABLE_KEYS, Config
+from xcfast.config.shipped import file_and_env_id, shipped_config, shipped_configs
 from xcfast.config.yaml_file import read_overrides
-from xcfast.errors import CheckpointError
+from xcfast.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from xcfast.output.folders import RunFolders
@@ -23,8 +27,6 @@ if TYPE_CHECKING:
 Mode = Literal["benchmark", "train", "test"]
 
 _FAMILIES = {"mujoco": "MuJoCo", "classic_control": "Classic Control", "box2d": "Box2D"}
-# What a test of a run may change besides what a resumed run may.
-_TEST_KEYS = ("test_episode", "env_seed", "render", "render_mode", "fps")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,19 +36,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        Exit status: 0 done (or stopped and saved), 1 failed, 2 bad configuration.
+        Exit status: 0 if the run is done, or stopped and saved; 1 if it failed; 2 if the configuration is bad.
 
     Raises:
         SystemExit: With status 2 if the arguments cannot be parsed, 0 after --help and --version.
     """
+    if argv is None:
+        _prepare_process()
     parser = _parser()
-    args = parser.parse_intermixed_args(argv)
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        parser.error(_unknown_arguments(unknown))
     try:
-        path, overrides = _split_positionals(args.config, args.config_path)
-        if path is not None and re.fullmatch(r".*-v\d+", path) and not Path(path).exists():  # an id instead of a file
-            if args.env_id not in (None, path):
-                raise ConfigError("two env ids", given=f"{path}, {args.env_id}", where="command line")
-            args.env_id, path = path, None
+        word, overrides = _split_positionals(args.config, args.config_path)
+        path, env_id = (None, None) if word is None else file_and_env_id(word)
+        if env_id is not None:
+            if args.env_id not in (None, env_id):
+                raise ConfigError("two env ids", given=f"{env_id}, {args.env_id}", where="command line")
+            args.env_id, path = env_id, None
         if not (path or args.env_id or args.resume):
             parser.error("nothing to train: give CONFIG (a YAML file), --env-id or --resume")
         config = _build_config(args, path, overrides)
@@ -89,21 +96,39 @@ def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare_process() -> None:
+    """Lets the installed command find modules in the working folder, and print any text on any terminal."""
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):  # python -m has put the folder there
+        sys.path.append(os.getcwd())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _unknown_arguments(words: Sequence[str]) -> str:
+    """Returns the error for arguments that are no flags, with a hint where they are keys of the configuration."""
+    for word in words:
+        name, _, value = word.partition("=")
+        key = name.lstrip("-").replace("-", "_")
+        if name.startswith("--") and (key in keys_of(Config) or key in RENAMED_KEYS):
+            return f"unrecognized argument {name}; a key of the configuration is set by {key}={value or 'VALUE'}"
+    return f"unrecognized arguments: {' '.join(words)}"
+
+
 def _rank() -> int:
-    """This process's number under torchrun, else 0."""
+    """Returns this process's number under torchrun, else 0."""
     return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def choose_mode(benchmark: int | None, test: int | None, config: Config) -> tuple[Mode, tuple[str, ...]]:
-    """The mode by XuanCe's rule: benchmark is the default and wins over test.
+    """Returns the mode by XuanCe's rule: benchmark is the default and wins over test.
 
     Args:
-        benchmark: `--benchmark`, None where it is not given.
-        test: `--test`, likewise.
-        config: Its `test_mode` decides where the flags leave it open.
+        benchmark: The value of `--benchmark`, or None if it is not given.
+        test: The value of `--test`, or None if it is not given.
+        config: The configuration, whose `test_mode` decides where the flags leave the mode open.
 
     Returns:
-        The mode and lines to show.
+        The mode, and lines to show.
     """
     if benchmark == 0:
         testing = config.test_mode if test is None else test == 1
@@ -158,7 +183,12 @@ def _as_overrides(flags: dict[str, Any]) -> list[str]:
 def _resumed_config(
     args: argparse.Namespace, path: str | Path | None, flags: dict[str, Any], overrides: Sequence[str]
 ) -> Config:
-    """The configuration of the run that is continued, with the few keys changed that may change."""
+    """Returns the configuration of the run that is continued, with the overrides of keys that may change.
+
+    Raises:
+        ConfigError: If the command line changes another key, or the run needs a module that it does not allow.
+        CheckpointError: If there is no such run folder.
+    """
     if path is not None or args.env_id is not None:
         raise ConfigError(
             "takes the configuration from the run; CONFIG and --env-id do not go with it",
@@ -166,13 +196,21 @@ def _resumed_config(
             given=str(args.resume),
             where="command line",
         )
-    allowed = (*RESUMABLE_KEYS, *(_TEST_KEYS if args.benchmark == 0 and args.test == 1 else ()))
+    allowed = (*RESUMABLE_KEYS, *(TESTABLE_KEYS if args.benchmark == 0 and args.test == 1 else ()))
     for name in (*flags, *read_overrides(overrides)):
         if name not in allowed:
             raise ConfigError(
                 "cannot change when a run is resumed", key=name, allowed=", ".join(allowed), where="command line"
             )
-    return load_config(_find_run(args.resume).log_dir / "config.json", [*_as_overrides(flags), *overrides])
+    file = _find_run(args.resume).log_dir / "config.json"
+    config = load_config(file, [*_as_overrides(flags), *overrides])
+    strange = [module for module in config.modules if module not in args.allow_module]
+    if strange:
+        flag = " ".join(f"--allow-module {module}" for module in strange)
+        raise ConfigError(
+            f"its environment runs code of {', '.join(strange)}; if you trust that code, add {flag}", where=str(file)
+        )
+    return config
 
 
 def _find_run(path: Path) -> "RunFolders":
@@ -182,11 +220,11 @@ def _find_run(path: Path) -> "RunFolders":
 
 
 def _split_positionals(words: Sequence[str], config_path: str | None) -> tuple[str | None, list[str]]:
-    """CONFIG (or None) and the `key=value` overrides; the keys may be written with dashes, as flags are."""
+    """Returns CONFIG (or None) and the `key=value` overrides, whose keys may be written with dashes, as flags are."""
     paths, overrides = [config_path] if config_path else [], []
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and re.fullmatch(r"\w[\w-]*\s*", name):
+        if equals and re.fullmatch(r"\w[\w-]*(\.[\w.]*)?\s*", name):
             overrides.append(f"{name.replace('-', '_')}={value}")
         else:
             paths.append(word)
@@ -209,6 +247,10 @@ def _resolved(config: Config) -> str:
     import yaml
 
     return yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None).rstrip()
+
+
+def _folder(text: str) -> Path:
+    return Path(os.path.expanduser(text))
 
 
 def _algorithm(name: str) -> str:
@@ -238,7 +280,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--benchmark", type=int, choices=(0, 1), help="train with evaluations (default 1); wins over --test")
     add("--seed", type=int, metavar="N", help="sets seed and env_seed")
     add("--device", help="cpu, cuda, cuda:K or auto")
-    add("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
+    add("--resume", type=_folder, metavar="RUN_DIR", help="continue the run in this folder")
+    add(
+        "--allow-module",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --resume: a module that the run's environment may import; may be repeated",
+    )
     add("--dry-run", action="store_true", help="print the resolved configuration and what would run, then exit")
     add("--version", action="version", version=f"xcfast {__version__}")
     return parser

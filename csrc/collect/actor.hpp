@@ -17,7 +17,8 @@ namespace xc::collect {
 struct Normalizer {
   bool enabled;
   Moments moments;
-  double epsilon, clip;
+  Epsilon epsilon;
+  double clip;
   int64_t *counts;      // [N]
   double *means, *m2s;  // [N, D]; disabled: means becomes NaN where a value is not finite
 

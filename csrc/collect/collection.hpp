@@ -2,13 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "collect/actor.hpp"
 #include "collect/schedule.hpp"
 #include "envs/engine.hpp"
+#include "envs/numerics.hpp"
 #include "kernels/rollout.hpp"
 
 namespace xc::collect {
@@ -52,8 +52,7 @@ class Collection {
     std::vector<Episode> episodes;
     std::vector<int64_t> final_index;  // flat t * N + env of the steps that were truncated and not terminated
     std::vector<float> final_obs;      // [K, D] their observations, normalised
-    // The first of these observations that is not finite, and its first such element: -1 if all are.
-    int64_t bad_index = -1, bad_element = -1;
+    int64_t not_finite = -1;           // the first of final_index whose observation is not finite; -1: all are
   };
   Ended ended() const {
     Ended all;
@@ -65,10 +64,7 @@ class Collection {
     const size_t dim = size_t(engine_.obs_size());
     for (const Block &block : blocks_) {
       all.episodes.insert(all.episodes.end(), block.episodes.begin(), block.episodes.end());
-      if (block.bad_index >= 0 && (all.bad_index < 0 || block.bad_index < all.bad_index)) {
-        all.bad_index = block.bad_index;
-        all.bad_element = block.bad_element;
-      }
+      if (block.not_finite >= 0 && (all.not_finite < 0 || block.not_finite < all.not_finite)) all.not_finite = block.not_finite;
       for (size_t k = 0; k < block.final_index.size(); ++k) finals.push_back({block.final_index[k], block.final_obs.data() + k * dim});
     }
     const auto earlier = [](const Episode &a, const Episode &b) { return a.step != b.step ? a.step < b.step : a.env < b.env; };
@@ -89,7 +85,7 @@ class Collection {
     std::vector<Episode> episodes;
     std::vector<int64_t> final_index;
     std::vector<float> final_obs;
-    int64_t bad_index = -1, bad_element = -1;  // as in Ended
+    int64_t not_finite = -1;  // as in Ended
   };
 
   Progress advance(int64_t index, Actor &actor) {
@@ -148,11 +144,7 @@ class Collection {
     block.final_index.push_back(place);
     // Looked at before normalisation, which clips infinity to an ordinary number.
     const double *final_obs = engine_.final_obs(env);
-    for (int64_t d = 0; d < dim && block.bad_index < 0; ++d)
-      if (!std::isfinite(final_obs[d])) {
-        block.bad_index = place;
-        block.bad_element = d;
-      }
+    if (block.not_finite < 0 && !envs::all_finite(final_obs, dim)) block.not_finite = place;
     block.final_obs.resize(block.final_obs.size() + size_t(dim));
     normalizer_.apply(final_obs, 1, dim, block.final_obs.data() + block.final_obs.size() - size_t(dim));
   }

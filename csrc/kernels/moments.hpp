@@ -14,7 +14,27 @@ struct Moments {
   int64_t *count;
 };
 
+// What keeps a divisor away from zero: a number added to the variance before its root is taken, or one added to the root. One of them is 0.
+struct Epsilon {
+  Epsilon(double epsilon, bool outside = false) : of_variance(outside ? 0 : epsilon), of_deviation(outside ? epsilon : 0) {}
+  double of_variance, of_deviation;
+};
+
+// Values of this size and larger ones do not enter the moments: the sums of their squares would overflow.
+constexpr double kLargest = 1e140;
+
 namespace detail {
+
+XC_INLINE double inverse_deviation(double var, const Epsilon &epsilon) {
+  return 1.0 / (std::sqrt(var + epsilon.of_variance) + epsilon.of_deviation);
+}
+
+template <class T>
+XC_INLINE bool usable_body(const T *XC_RESTRICT x, int64_t size) {
+  int bad = 0;
+  for (int64_t i = 0; i < size; ++i) bad |= !(std::fabs(double(x[i])) < kLargest);  // true for NaN
+  return bad == 0;
+}
 
 // Columns are handled in blocks, so that a block's sums are on the stack and in the nearest cache. Wide ones: reading whole rows in
 // order was measured almost twice as fast as blocks narrow enough for the second pass to find its rows in L2.
@@ -73,9 +93,9 @@ XC_INLINE void merge_block(const T *batch, int64_t rows, int64_t dim, int64_t wi
 
 template <class T>
 XC_INLINE void normalize_block(const T *batch, int64_t rows, int64_t dim, int64_t width, const double *XC_RESTRICT mean,
-                               const double *XC_RESTRICT var, double epsilon, double clip, float *out) {
+                               const double *XC_RESTRICT var, const Epsilon &epsilon, double clip, float *out) {
   double scale[kBlock];
-  for (int64_t j = 0; j < width; ++j) scale[j] = 1.0 / std::sqrt(var[j] + epsilon);
+  for (int64_t j = 0; j < width; ++j) scale[j] = inverse_deviation(var[j], epsilon);
   for (int64_t i = 0; i < rows; ++i) {
     const T *XC_RESTRICT x = batch + i * dim;
     float *XC_RESTRICT y = out + i * dim;
@@ -84,7 +104,7 @@ XC_INLINE void normalize_block(const T *batch, int64_t rows, int64_t dim, int64_
 }
 
 template <class T, bool kUpdate, bool kNormalize>
-XC_INLINE void moments_body(const T *batch, int64_t rows, int64_t dim, const Moments &m, double epsilon, double clip, float *out) {
+XC_INLINE void moments_body(const T *batch, int64_t rows, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
   for (int64_t c = 0; c < dim; c += kBlock) {
     const int64_t width = dim - c < kBlock ? dim - c : kBlock;
     if (kUpdate) merge_block(batch + c, rows, dim, width, m.mean + c, m.var + c, *m.count);
@@ -96,11 +116,11 @@ XC_INLINE void moments_body(const T *batch, int64_t rows, int64_t dim, const Mom
 // Each env's own Welford recursion: no cancellation, and the result does not depend on how envs are grouped.
 template <class T>
 XC_INLINE void track_body(const T *obs, int64_t num_envs, int64_t dim, const double *XC_RESTRICT mean, const double *XC_RESTRICT var,
-                          double epsilon, double clip, int64_t *counts, double *means, double *m2s, float *out) {
+                          const Epsilon &epsilon, double clip, int64_t *counts, double *means, double *m2s, float *out) {
   for (int64_t c = 0; c < dim; c += kBlock) {
     const int64_t width = dim - c < kBlock ? dim - c : kBlock;
     double scale[kBlock];
-    for (int64_t j = 0; j < width; ++j) scale[j] = 1.0 / std::sqrt(var[c + j] + epsilon);
+    for (int64_t j = 0; j < width; ++j) scale[j] = inverse_deviation(var[c + j], epsilon);
     for (int64_t n = 0; n < num_envs; ++n) {
       const double weight = 1.0 / double(counts[n] + 1);
       const T *XC_RESTRICT x = obs + n * dim + c;
@@ -153,27 +173,35 @@ XC_INLINE void scale_body(const T *XC_RESTRICT x, int64_t size, double scale, do
 
 }  // namespace detail
 
+// Whether all values are finite and small enough for the moments.
+template <class T>
+bool usable_unchecked(const T *x, int64_t size) {
+  bool usable = false;
+  XC_DISPATCH(usable = detail::usable_body(x, size));
+  return usable;
+}
+
 // Merges a batch [rows >= 1, dim] into the moments.
 template <class T>
 void moments_update_unchecked(const T *batch, int64_t rows, int64_t dim, const Moments &m) {
-  XC_DISPATCH(detail::moments_body<T, true, false>(batch, rows, dim, m, 0, 0, nullptr));
+  XC_DISPATCH(detail::moments_body<T, true, false>(batch, rows, dim, m, {0, false}, 0, nullptr));
 }
 
-// out = clip((x - mean) / sqrt(var + epsilon)) in float64, then float32. clip may be infinite.
+// out = clip((x - mean) / deviation) in float64, then float32. clip may be infinite.
 template <class T>
-void normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, double epsilon, double clip, float *out) {
+void normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
   XC_DISPATCH(detail::moments_body<T, false, true>(x, rows, dim, m, epsilon, clip, out));
 }
 
-// Both, the statistics of the batch included in what it is normalised with.
+// Merges the batch into the moments, then normalises it with them.
 template <class T>
-void update_and_normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, double epsilon, double clip, float *out) {
+void update_and_normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
   XC_DISPATCH(detail::moments_body<T, true, true>(x, rows, dim, m, epsilon, clip, out));
 }
 
 // Normalises one vector step with frozen statistics and adds it to each env's own (counts [N], means [N, dim], m2s [N, dim]).
 template <class T>
-void normalize_and_track_unchecked(const T *obs, int64_t num_envs, int64_t dim, const Moments &m, double epsilon, double clip,
+void normalize_and_track_unchecked(const T *obs, int64_t num_envs, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip,
                                    int64_t *counts, double *means, double *m2s, float *out) {
   XC_DISPATCH(detail::track_body(obs, num_envs, dim, m.mean, m.var, epsilon, clip, counts, means, m2s, out));
 }
@@ -199,7 +227,7 @@ inline void merge_tracked_unchecked(const int64_t *counts, const double *means, 
 // carry [N] is each env's return so far (0 after an episode's end); scratch holds 3 * N doubles.
 template <class T>
 void normalize_rewards_unchecked(const T *rewards, const uint8_t *done, int64_t num_steps, int64_t num_envs, double gamma,
-                                 double *carry, double *scratch, const Moments &m, double epsilon, double clip, float *out) {
+                                 double *carry, double *scratch, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
   double *shift = scratch, *sum = scratch + num_envs, *square = scratch + 2 * num_envs;
   XC_DISPATCH(detail::reward_sums(rewards, done, num_steps, num_envs, gamma, carry, shift, sum, square));
   const double steps = double(num_steps);
@@ -208,7 +236,7 @@ void normalize_rewards_unchecked(const T *rewards, const uint8_t *done, int64_t 
     detail::chan_merge(*m.mean, *m.var, double(*m.count), shift[n] + mean_d, m2 < 0 ? 0 : m2, steps);
     *m.count += num_steps;
   }
-  const double scale = 1.0 / std::sqrt(*m.var + epsilon);
+  const double scale = detail::inverse_deviation(*m.var, epsilon);
   XC_DISPATCH(detail::scale_body(rewards, num_steps * num_envs, scale, clip, out));
 }
 

@@ -55,7 +55,7 @@ void choices() {
   CHECK(sample_categorical(far, 2, 1e-16, scratch) == 1);
 }
 
-// All that a collection writes, and the refills that it asked for.
+// All that a collection writes, and the refills that it requested.
 struct Result {
   explicit Result(int64_t n)
       : obs(kSteps * n * kObs), actions(kSteps * n), rewards(kSteps * n), choices(kSteps * n), terminated(kSteps * n), truncated(kSteps * n), returns(n),
@@ -180,8 +180,8 @@ void final_observations_that_are_not_finite() {
   Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, 0, kLimit, 3);
   CHECK(collection.run(pool, Schedule::kNoLimit));
   const auto ended = collection.ended();
-  CHECK(ended.bad_index == (kLimit - 1) * 6 + 4 && ended.bad_element == 2);
-  CHECK(collect<World>(13, 2, 0).ended.bad_index == -1);
+  CHECK(ended.not_finite == (kLimit - 1) * 6 + 4);
+  CHECK(collect<World>(13, 2, 0).ended.not_finite == -1);
 }
 
 void failures_stop_it() {

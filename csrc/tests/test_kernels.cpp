@@ -161,6 +161,34 @@ void test_moments(Rng &rng, int64_t rows, int64_t dim, double offset) {
   }
 }
 
+// Where epsilon is added, and which values may enter the moments.
+template <class T>
+void test_deviation_and_usable(Rng &rng, int64_t rows, int64_t dim) {
+  auto batch = normal<T>(rng, rows * dim);
+  std::vector<double> mean(static_cast<size_t>(dim)), var(static_cast<size_t>(dim), 0.04);
+  int64_t count = 1;
+  const xc::Moments moments{mean.data(), var.data(), &count};
+  for (const bool outside : {false, true}) {
+    const auto out = in_all_variants([&] {
+      std::vector<float> result(batch.size());
+      xc::normalize_unchecked(batch.data(), rows, dim, moments, {0.05, outside}, std::numeric_limits<double>::infinity(), result.data());
+      return result;
+    });
+    const double deviation = outside ? 0.25 : 0.3;  // sqrt(.04) + .05, sqrt(.04 + .05)
+    for (size_t i = 0; i < out.size(); ++i)
+      CHECK(std::abs(double(out[i]) - double(batch[i]) / deviation) <= std::numeric_limits<float>::epsilon() * std::abs(out[i]));
+  }
+  const auto usable = [&] { return in_all_variants([&] { return std::vector<int>{xc::usable_unchecked(batch.data(), rows * dim)}; })[0]; };
+  CHECK(usable());
+  for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY), 1e140}) {
+    const size_t place = rng() % batch.size();
+    const T before = batch[place];
+    batch[place] = std::abs(bad) > double(std::numeric_limits<T>::max()) ? std::numeric_limits<T>::infinity() : T(bad);
+    CHECK(!usable());
+    batch[place] = before;
+  }
+}
+
 void test_rewards(Rng &rng, int64_t num_steps, int64_t num_envs) {
   const auto rewards = normal<float>(rng, num_steps * num_envs);
   const auto done = coins(rng, num_steps * num_envs, 0.1);
@@ -273,6 +301,8 @@ int main(int argc, char **argv) {
       test_moments<double>(rng, rows, dim, 0);
       test_moments<double>(rng, rows, dim, 1e6);
       test_moments<float>(rng, rows, dim, 3);
+      test_deviation_and_usable<double>(rng, rows, dim);
+      test_deviation_and_usable<float>(rng, rows, dim);
     }
   for (int64_t num_envs : {1, 3, 16}) test_rewards(rng, 33, num_envs);
   test_philox();

@@ -1,16 +1,24 @@
+import inspect
 from dataclasses import replace
+from functools import partial
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
+from xcfast.collectors.collector import Collector, warm_up
+from xcfast.collectors.native import NativeCollector
 from xcfast.collectors.torch import TorchCollector
-from xcfast.envs import make_env_fn, make_envs
+from xcfast.envs import DummyVecEnv, MujocoVecEnv, make_env_fn, make_envs
 from xcfast.errors import NonFiniteError
 from xcfast.kernels.noise import gaussian_noise
-from xcfast.normalize import ObservationNormalizer, RunningMeanStd
+from xcfast.moments import RunningMeanStd
+from xcfast.normalize import ObservationNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.rollout import Rollout
+from xcfast.runs.evaluation import Evaluator
+from xcfast.runs.player import Player
 
 
 def make_collector(config, reset=True):
@@ -121,7 +129,7 @@ def test_final_observations_of_truncated_episodes(small):
 
 def test_warm_up_is_not_trained_on_but_moves_statistics_and_noise(small):
     collector, rollout, normalizer = make_collector(small())
-    collector.warm_up(rollout)
+    warm_up(collector, rollout)
     assert rollout.step == 0 and len(rollout.episodes) == 0
     assert normalizer.rms.count == 32 * 4
     assert (collector.noise.counters == 32).all()
@@ -140,3 +148,102 @@ def test_collect_before_reset_says_so(small):
     collector, rollout, _ = make_collector(small(), reset=False)
     with pytest.raises(RuntimeError, match="before reset"):
         collector.collect(rollout)
+
+
+class Bursting(gymnasium.Env):
+    """Returns infinity as the observation after `at` steps; its episodes end there by a time limit, if `ends`."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, at: int, ends: str, value: float = np.inf) -> None:
+        self.at, self.ends, self.value, self.count = at, ends, value, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.count += 1
+        bursts = self.count == self.at
+        obs = np.array([0.5, self.value if bursts else 0.0])
+        return obs, 1.0, bursts and self.ends == "terminated", bursts and self.ends == "truncated", {}
+
+
+def bursting_collector(config, ends, value, at=20):
+    envs = DummyVecEnv([partial(Bursting, 10**9, ends), partial(Bursting, at, ends, value)], copy=False)
+    space, action_space = envs.single_observation_space, envs.single_action_space
+    policy = build_policy(config, space, action_space)
+    normalizer = ObservationNormalizer(space.shape, num_envs=2, clip=5.0, enabled=config.use_obsnorm)
+    collector = TorchCollector(envs, policy, normalizer, ActionMap(action_space, "tanh"), 1, env_offset=10)
+    collector.reset(1)
+    return collector, Rollout(32, 2, space.shape, (1,))
+
+
+@pytest.mark.parametrize("use_obsnorm", [True, False])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_final_observations_that_are_not_finite(small, use_obsnorm, value):
+    collector, rollout = bursting_collector(small(use_obsnorm=use_obsnorm), "truncated", value)
+    message = "^final observation of env 11 at step 19 of the rollout is not finite$"
+    with pytest.raises(NonFiniteError, match=message):
+        collector.collect(rollout)
+
+
+@pytest.mark.parametrize("use_obsnorm", [True, False])
+def test_last_observations_that_are_not_finite(small, use_obsnorm):
+    collector, rollout = bursting_collector(small(use_obsnorm=use_obsnorm), "", np.inf, at=32)
+    message = "^observation of env 11 after the last step of the rollout is not finite$"
+    with pytest.raises(NonFiniteError, match=message):
+        collector.collect(rollout)
+
+
+def test_final_observations_that_nobody_reads(small):
+    """An episode that terminates is worth 0 afterwards, whatever its last observation."""
+    collector, rollout = bursting_collector(small(), "terminated", np.inf)
+    collector.collect(rollout)
+    assert rollout.terminated[19].tolist() == [False, True]
+
+
+def test_both_collectors_are_collectors():
+    """Each has all that the protocol names, with the same arguments."""
+    for kind in (TorchCollector, NativeCollector):
+        for name in ("reset", "collect", "state_dict", "load_state_dict"):
+            wanted = list(inspect.signature(getattr(Collector, name)).parameters.values())
+            given = list(inspect.signature(getattr(kind, name)).parameters.values())
+            assert [(one.name, one.default) for one in given] == [(one.name, one.default) for one in wanted]
+        assert not hasattr(kind, "warm_up")
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, MujocoVecEnv])
+def test_envs_that_reset_a_step_later(small, kind):
+    config = small()
+    make = {"autoreset_mode": "next_step"}
+    envs = kind([make_env_fn(config.env_id)], **make) if kind is DummyVecEnv else kind(config.env_id, 1, **make)
+    policy = build_policy(config, envs.single_observation_space, envs.single_action_space)
+    normalizer = ObservationNormalizer(envs.single_observation_space.shape, num_envs=1)
+    action_map = ActionMap(envs.single_action_space, "tanh")
+    collector = TorchCollector if kind is DummyVecEnv else NativeCollector
+    with pytest.raises(ValueError, match="envs must have autoreset_mode='same_step'; got 'next_step'"):
+        collector(envs, policy, normalizer, action_map, 1)
+    with pytest.raises(ValueError, match="envs must have autoreset_mode='same_step'; got 'next_step'"):
+        Evaluator(config, Player(policy, normalizer, action_map), envs=envs)
+    envs.close()
+    silent = DummyVecEnv([make_env_fn(config.env_id)], episode_statistics=False)
+    with pytest.raises(ValueError, match="episode_statistics=False"):
+        Evaluator(config, Player(policy, normalizer, action_map), envs=silent)
+
+
+def test_only_calls_of_reset_and_step_are_uses(small):
+    """A user of the environments is told apart from the native collector, which steps them without these calls."""
+    config = small(native_envs="auto")
+    envs = make_envs(config)
+    policy = build_policy(config, envs.single_observation_space, envs.single_action_space)
+    normalizer = ObservationNormalizer((4,), num_envs=config.parallels)
+    collector = NativeCollector(envs, policy, normalizer, ActionMap(envs.single_action_space, "tanh"), 1)
+    collector.reset(1)
+    collector.collect(Rollout(config.horizon_size, config.parallels, (4,), (1,)))
+    assert envs.uses == 1
+    envs.step(np.zeros((config.parallels, 1), np.float32))
+    assert envs.uses == 2
+    envs.close()

@@ -14,6 +14,7 @@ from xcfast.envs import ClassicControlVecEnv, DummyVecEnv, EnvError, make_env_fn
 from xcfast.errors import NonFiniteError
 from xcfast.rollout import Rollout
 from xcfast.runs.evaluation import Evaluator
+from xcfast.runs.player import Player
 
 DISCRETE = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
 CONTINUOUS = ["Pendulum-v1", "MountainCarContinuous-v0"]
@@ -219,7 +220,7 @@ def test_evaluation_scores_are_the_torch_evaluators(small, env_id):
     config = configuration(small, env_id, vectorize="ClassicControlVecEnv", test_episode=6, num_threads=2)
     setup = Setup(config).lively()
     native, reference = (
-        Evaluator(c, setup.policy, setup.normalizer, setup.action_map)
+        Evaluator(c, Player(setup.policy, setup.normalizer, setup.action_map))
         for c in (config, replace(config, collector_backend="torch", vectorize="DummyVecEnv"))
     )
     try:
@@ -247,6 +248,6 @@ def test_masks_that_these_envs_cannot_have_are_not_ignored(small):
     rollout = Rollout(4, 5, (4,), (), np.int64, num_actions=2)
     with pytest.raises(EnvError, match="there are no action masks"):
         setup.collector.collect(rollout)
-    evaluator = Evaluator(config, setup.policy, setup.normalizer, setup.action_map, envs=setup.envs)
+    evaluator = Evaluator(config, Player(setup.policy, setup.normalizer, setup.action_map), envs=setup.envs)
     with pytest.raises(EnvError, match="there are no action masks"):
         evaluator(0)

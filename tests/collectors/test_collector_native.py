@@ -13,11 +13,13 @@ from xcfast.collectors.torch import TorchCollector
 from xcfast.config import ConfigError
 from xcfast.envs import MujocoVecEnv, SimulationError, make_env_fn, make_envs
 from xcfast.errors import NonFiniteError
-from xcfast.normalize import ObservationNormalizer, RunningMeanStd
+from xcfast.moments import RunningMeanStd
+from xcfast.normalize import ObservationNormalizer
 from xcfast.output import checkpoint as ckpt
 from xcfast.policy import ActionMap, build_policy
 from xcfast.runs.engines import make_collector
 from xcfast.runs.evaluation import Evaluator
+from xcfast.runs.player import Player
 from xcfast.runs.start_table import describe
 
 ARRAYS = (
@@ -290,6 +292,23 @@ def test_state_without_envs_asks_for_a_reset(hopper):
         setup.collector.collect(setup.rollout)
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_loaded_formula_of_the_deviation_counts_from_the_next_call(hopper, outside):
+    """A state may be loaded after the collector was made; both formulas give the bits of the normaliser's own call."""
+    config, _ = hopper
+    setup = Setup(config).lively()
+    setup.collector.reset(3)
+    rms = setup.normalizer.rms
+    rms.epsilon = 0.25
+    rms.load_state_dict({**rms.state_dict(), "epsilon_outside": outside})
+    raw = setup.envs.observations.copy()
+    setup.collector.collect(setup.rollout, 1)
+    np.testing.assert_array_equal(setup.rollout.obs[0], rms.normalize(raw, setup.normalizer.clip))
+    deviation = np.sqrt(rms.var) + 0.25 if outside else np.sqrt(rms.var + 0.25)
+    wanted = np.clip((raw - rms.mean) / deviation, -setup.normalizer.clip, setup.normalizer.clip)
+    np.testing.assert_allclose(setup.rollout.obs[0], wanted, rtol=2**-23, atol=0)
+
+
 def test_weights_are_read_at_each_call(hopper):
     config, _ = hopper
     setup = Setup(config).lively()
@@ -362,7 +381,7 @@ def test_choice_of_the_engine(small):
     for backend, kind in (("auto", NativeCollector), ("native", NativeCollector), ("torch", TorchCollector)):
         collector, reason = make_collector(replace(config, collector_backend=backend), *parts)
         assert type(collector) is kind
-        assert ("asked for" in reason) == (backend != "auto")
+        assert ("as configured" in reason) == (backend != "auto")
     assert "native where it can serve" in describe(config, "train")
     setup.policy.double()
     assert "float32" in reason_not_native(setup.envs, setup.policy)
@@ -390,7 +409,7 @@ def test_evaluation_scores_are_the_torch_evaluators(small, monkeypatch, env_id, 
     config = small(env_id=env_id, vectorize="MujocoVecEnv", test_episode=episodes, num_threads=2)
     setup = Setup(config).lively()
     native, reference = (
-        Evaluator(replace(config, collector_backend=b), setup.policy, setup.normalizer, setup.action_map)
+        Evaluator(replace(config, collector_backend=b), Player(setup.policy, setup.normalizer, setup.action_map))
         for b in ("auto", "torch")
     )
     before = setup.normalizer.state_dict()
@@ -411,7 +430,9 @@ def test_evaluation_does_not_depend_on_threads(small):
     setup = Setup(config).lively()
     scores = []
     for threads in (1, 2, 5):
-        evaluator = Evaluator(replace(config, num_threads=threads), setup.policy, setup.normalizer, setup.action_map)
+        evaluator = Evaluator(
+            replace(config, num_threads=threads), Player(setup.policy, setup.normalizer, setup.action_map)
+        )
         scores.append(evaluator(1))
         evaluator.close()
     np.testing.assert_array_equal(scores[0], scores[1])
@@ -421,8 +442,7 @@ def test_evaluation_does_not_depend_on_threads(small):
 def test_checkpoints_hold_its_state(hopper, tmp_path):
     config, expected = hopper
     state = expected.collector.state_dict()
-    needed = dict.fromkeys(ckpt.REQUIRED)
-    ckpt.save_checkpoint(tmp_path / "state.pth", {**needed, "collector": state})
+    ckpt.save_checkpoint(tmp_path / "state.pth", {"collector": state})
     setup = Setup(config, limit=12)
-    assert setup.collector.load_state_dict(ckpt.load_checkpoint(tmp_path / "state.pth")["collector"])
+    assert setup.collector.load_state_dict(ckpt.read_torch_file(tmp_path / "state.pth")["collector"])
     assert_same_trees(setup.collector.state_dict(), state)

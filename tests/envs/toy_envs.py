@@ -1,9 +1,12 @@
 """Small environments that misbehave on demand; the workers import this module by its name."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -146,3 +149,39 @@ def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
     while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     return left
+
+
+class Slow(Toy):
+    """Takes `seconds` for each call of one method; writes a file into `folder`, if there is one, when it has closed."""
+
+    def __init__(self, where: str, seconds: float, folder: str = "", **trouble: Any) -> None:
+        self.slow_in, self.seconds, self.folder = where, seconds, folder
+        super().__init__(**trouble)
+
+    def _visit(self, where: str) -> None:
+        super()._visit(where)
+        if where == self.slow_in:
+            time.sleep(self.seconds)
+        if where == "close" and self.folder:
+            Path(self.folder, f"{self.pid}-{id(self)}").touch()
+
+
+class Simulator(Toy):
+    """Starts a process of its own, by exec or by fork, and may terminate it when it closes."""
+
+    def __init__(self, terminates: bool, forks: bool = False, **trouble: Any) -> None:
+        self.terminates, self.forks = terminates, forks
+        self.child: Any = None
+        if forks:
+            self.child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+            self.child.start()
+        else:
+            self.child = subprocess.Popen(["sleep", "1000"])
+        self.child_pid = self.child.pid
+        super().__init__(**trouble)
+
+    def _visit(self, where: str) -> None:
+        super()._visit(where)
+        if where == "close" and self.terminates:
+            self.child.terminate()
+            self.child.join() if self.forks else self.child.wait()

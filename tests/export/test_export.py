@@ -14,9 +14,9 @@ from xcfast import run
 from xcfast.export.check import ExportError, rounding_bound
 from xcfast.export.command import main
 from xcfast.export.export import PolicyFunction, export_policy
-from xcfast.export.loaded import LoadedPolicy
 from xcfast.output import checkpoint as ckpt
 from xcfast.policy import ActorCritic, BasicMLP, Critic, GaussianActor
+from xcfast.runs.player import load_player
 
 
 def call_onnx(path):
@@ -36,7 +36,9 @@ def by_hand(saved, obs, low, high):
     """The policy of the small configuration, from the checkpoint's numbers alone, in float64."""
     state = {key: value.double().numpy() for key, value in saved["policy"].items()}
     rms = saved["obs_normalizer"]["rms"]
-    x = np.clip((obs - np.asarray(rms["mean"])) / np.sqrt(np.asarray(rms["var"]) + 1e-8), -5, 5)
+    var = np.asarray(rms["var"])
+    deviation = np.sqrt(var) + 1e-8 if rms["epsilon_outside"] else np.sqrt(var + 1e-8)
+    x = np.clip((obs - np.asarray(rms["mean"])) / deviation, -5, 5)
     for layer in ("representation.model.0", "actor.mu.0"):
         x = x @ state[f"{layer}.weight"].T + state[f"{layer}.bias"]
         x = np.where(x > 0, x, 0.01 * x)
@@ -75,6 +77,27 @@ def test_observations_are_normalised_in_float64(tiny_runs, tmp_path):
     np.testing.assert_allclose(call(obs), by_hand(saved, obs.astype(np.float64), -3.0, 3.0), atol=1e-3)
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_small_deviations_keep_the_models_formula(tiny_runs, tmp_path, outside):
+    """At a deviation of 1e-4, 1e-8 is as much as the variance or a ten-thousandth of the divisor."""
+    path = tmp_path / "model.pth"
+    saved = ckpt.load_checkpoint(Path(tiny_runs[0].model_dir) / ckpt.BEST_MODEL)
+    saved["obs_normalizer"]["rms"] = {
+        "mean": torch.zeros(4, dtype=torch.float64),
+        "var": torch.full((4,), 1e-8, dtype=torch.float64),
+        "count": 100,
+        "epsilon_outside": outside,
+    }
+    ckpt.save_checkpoint(path, saved)
+    call = call_torch(export_policy(path, format="torch").path)
+    obs = np.array([[1e-4, -2e-4, 3e-4, 1e-4]], np.float32)
+    wide = obs.astype(np.float64)
+    wanted = by_hand(saved, wide, -3.0, 3.0)
+    np.testing.assert_allclose(call(obs), wanted, atol=1e-4)
+    saved["obs_normalizer"]["rms"]["epsilon_outside"] = not outside
+    assert np.abs(by_hand(saved, wide, -3.0, 3.0) - wanted).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "keys",
     [
@@ -90,9 +113,9 @@ def test_every_kind_of_policy_goes_round(small, keys):
     for format in ("onnx", "torch"):
         done = export_policy(summary.log_dir, format=format)
         assert done.path.parent.samefile(summary.model_dir) and done.path.stem == "final_train_model"
-        policy = LoadedPolicy(done.path.with_suffix(".pth"))
+        policy = load_player(done.path.with_suffix(".pth"))
         obs = np.random.default_rng(2).standard_normal((5, *policy.observation_space.shape)).astype(np.float32)
-        actions, expected = CALLS[format](done.path)(obs), policy(obs)
+        actions, expected = CALLS[format](done.path)(obs), policy.player.act(obs)
         assert actions.dtype == expected.dtype and actions.shape == expected.shape
         np.testing.assert_allclose(actions, expected, atol=done.allowed)
         assert all(policy.action_space.contains(action) for action in actions)
@@ -118,7 +141,7 @@ def test_masks_are_a_second_input(small, format):
         said = json.loads(files["metadata.json"])
     assert json.loads(said["mask_input"]) == {"name": "action_mask", "dtype": "bool", "shape": ["B", 5]}
     assert masks[np.arange(64), actions].all()
-    np.testing.assert_array_equal(actions, LoadedPolicy(done.path.with_suffix(".pth"))(obs, masks))
+    np.testing.assert_array_equal(actions, load_player(done.path.with_suffix(".pth")).player.act(obs, masks))
 
 
 def test_the_round_trip_finds_masks_that_are_ignored(small, monkeypatch):
@@ -210,7 +233,7 @@ def test_bad_runs_are_one_sentence(tiny_runs, tmp_path, capsys):
     damaged.write_bytes((Path(tiny_runs[0].model_dir) / ckpt.BEST_MODEL).read_bytes()[:1000])
     other = tmp_path / "other.pth"
     saved = ckpt.load_checkpoint(Path(tiny_runs[0].model_dir) / ckpt.BEST_MODEL)
-    saved["config"]["env_id"] = "InvertedDoublePendulum-v4"
+    saved["config"]["actor_hidden_size"] = [17]
     ckpt.save_checkpoint(other, saved)
     (tmp_path / "empty").mkdir()
     for path, words in [
@@ -218,7 +241,7 @@ def test_bad_runs_are_one_sentence(tiny_runs, tmp_path, capsys):
         (tmp_path / "nowhere.pth", "no such file"),
         (tmp_path / "empty", "not a run folder"),
         (damaged, "truncated"),
-        (other, "does not fit InvertedDoublePendulum-v4"),
+        (other, "does not fit InvertedPendulum-v4"),
     ]:
         assert main([str(path)]) == 2
         error = capsys.readouterr().err
@@ -234,3 +257,20 @@ def test_without_onnx_it_says_what_to_install(tiny_runs, tmp_path, monkeypatch, 
             assert main([tiny_runs[0].log_dir, "--format", "torch", "-o", str(tmp_path / "a.pt2")]) == 0
             capsys.readouterr()
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
+
+
+def test_a_module_that_a_model_file_names_is_not_imported(tiny_runs, tmp_path, monkeypatch, capsys):
+    """Spaces are stored in the file; of a file without them the module would have to be imported, which is refused."""
+    saved = ckpt.load_checkpoint(Path(tiny_runs[0].model_dir) / ckpt.BEST_MODEL)
+    saved["config"]["env_id"] = "evil_module:Env-v0"
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    ckpt.save_checkpoint(tmp_path / "model.pth", saved)
+    assert main([str(tmp_path / "model.pth"), "--format", "torch"]) == 0
+    del saved["spaces"]
+    ckpt.save_checkpoint(tmp_path / "older.pth", saved)
+    capsys.readouterr()
+    assert main([str(tmp_path / "older.pth"), "--format", "torch"]) == 2
+    assert "evil_module:Env-v0" in capsys.readouterr().err
+    assert not (tmp_path / "imported").exists() and "evil_module" not in sys.modules

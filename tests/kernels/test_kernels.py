@@ -145,6 +145,28 @@ def test_noise_errors(implementation):
             uniform_noise(0, 0, np.zeros(3, np.int64), np.empty(2))
 
 
+@each_implementation
+def test_noise_names_the_fault_of_an_array(implementation):
+    memory = np.zeros(6 * 8 + 1, np.uint8)
+    unaligned = memory[1:].view(np.int64)
+    read_only = np.zeros(6)
+    read_only.flags.writeable = False
+    counters, out = np.zeros(6, np.int64), np.zeros(6)
+    shared = counters.view(np.float64)
+    with forced(implementation):
+        for given, target, message in (
+            (unaligned, out, "got int64 .6. unaligned, float64 .6., 0"),
+            (np.zeros(12, np.int64)[::2], out, "got int64 .6. not C-contiguous, float64"),
+            (counters, read_only, "float64 .6. read-only, 0"),
+            (counters, shared, "float64 .6. sharing memory, 0"),
+            (np.ma.array(counters), out, "got MaskedArray, float64"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                uniform_noise(0, 0, given, target)
+        with pytest.raises(ValueError, match=r"got int64 .6. unaligned, float32 .6, 1., 0"):
+            gaussian_noise(0, 0, unaligned, np.zeros((6, 1), np.float32))
+
+
 # --- implementations and variants ---
 
 
@@ -152,7 +174,7 @@ def _everything(impl):
     """Results of every kernel on one set of inputs, odd sizes included."""
     rng = np.random.default_rng(3)
     results = []
-    for dtype in (np.float32, np.float64):
+    for dtype, outside in ((np.float32, False), (np.float64, True)):
         for num_steps, num_envs in [(1, 1), (9, 13), (5, 64)]:
             r, v, f, x = rng.normal(size=(4, num_steps, num_envs)).astype(dtype)
             term, trunc = rng.random((2, num_steps, num_envs)) < 0.2
@@ -166,7 +188,7 @@ def _everything(impl):
             mean, var, count = np.zeros(num_envs), np.ones(num_envs), np.zeros(1, np.int64)
             y = np.empty((num_steps, num_envs), np.float32)
             assert impl.moments_update(r, mean, var, count)
-            assert impl.update_and_normalize(v, mean, var, count, 1e-8, 2.0, y)
+            assert impl.update_and_normalize(v, mean, var, count, 1e-8, outside, 2.0, y)
             results += [mean.copy(), var.copy(), y.copy()]
             counts, means, m2s = (
                 np.zeros(num_steps, np.int64),
@@ -174,11 +196,11 @@ def _everything(impl):
                 np.zeros((num_steps, num_envs)),
             )
             for obs in (r, v, f):
-                assert impl.normalize_and_track(obs, mean, var, count, 1e-8, 2.0, counts, means, m2s, y)
+                assert impl.normalize_and_track(obs, mean, var, count, 1e-8, outside, 2.0, counts, means, m2s, y)
             assert impl.merge_tracked(counts, means, m2s, mean, var, count)
             results += [means, m2s, mean.copy(), var.copy(), y.copy()]
             scalar, carry = [np.zeros(()), np.ones(()), np.zeros(1, np.int64)], np.zeros(num_envs)
-            assert impl.normalize_rewards(r, term, 0.9, carry, np.empty((3, num_envs)), *scalar, 1e-8, 2.0, y)
+            assert impl.normalize_rewards(r, term, 0.9, carry, np.empty((3, num_envs)), *scalar, 1e-8, outside, 2.0, y)
             results += [carry, *scalar, y.copy()]
     return results
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from native_core import make_policy
 from test_learner_cuda import make
-from test_learner_native import distribution, make_policy, new_learner, weights
+from test_learner_native import distribution, new_learner, weights
 
 from xcfast.config.schema import MAX_KL_COEF, MIN_KL_COEF
 from xcfast.errors import NonFiniteError
@@ -19,7 +20,7 @@ from xcfast.learners.native import NativeLearner
 from xcfast.learners.schedule import learning_rate
 from xcfast.learners.torch import TorchLearner
 from xcfast.output.checkpoint import FINAL_MODEL, load_checkpoint
-from xcfast.runs.run import run
+from xcfast.runs.run import run, train_to_the_end
 from xcfast.runs.trainer import Trainer
 
 EPS = float(np.finfo(np.float32).eps)
@@ -305,10 +306,12 @@ def test_learns(small, env_id, policy):
 def test_a_run_logs_them(small, keys):
     config = small(logger="tensorboard", **keys)
     trainer = Trainer(config, "train", quiet=True)
-    logged, log = {}, trainer.log.iteration
-    trainer.log.iteration = lambda *given: logged.update(log(*given))
+    logged = {}
     try:
-        trainer.run()
+        trainer.start()
+        log = trainer.log.iteration
+        trainer.log.iteration = lambda *given, **more: logged.update(log(*given, **more)) or logged
+        train_to_the_end(trainer)
     finally:
         trainer.close()
     names = {name for name in logged if re.search("kl|epochs", name)} - {"losses/approx_kl"}

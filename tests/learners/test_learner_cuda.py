@@ -10,9 +10,12 @@ from test_learner_native import new_learner, weights
 
 from xcfast import run
 from xcfast.errors import NonFiniteError
-from xcfast.learners.cuda import CudaLearner, page_locked
+from xcfast.learners.cuda import CudaLearner
+from xcfast.learners.cuda_update import DeviceUpdate
 from xcfast.learners.torch import TorchLearner
 from xcfast.output.checkpoint import FINAL_MODEL, load_checkpoint
+from xcfast.resources import page_locked
+from xcfast.runs.run import train_to_the_end
 from xcfast.runs.trainer import Trainer
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
@@ -172,7 +175,7 @@ def test_graphs_fall_back_where_they_cannot_be(small, monkeypatch):
     def broken(self):
         raise RuntimeError("no compiler\nmore")
 
-    monkeypatch.setattr(CudaLearner, "_compile", broken)
+    monkeypatch.setattr(DeviceUpdate, "_compile", broken)
     learner, rollout = make(small())
     assert learner.compile == "off"
     assert learner.fallbacks == [
@@ -187,24 +190,26 @@ def test_preparation_leaves_no_trace(small):
     learner, _ = make(small(compile="off"))
     torchs, _ = new_learner(TorchLearner, small())
     assert (weights(learner) == weights(torchs)).all()
-    assert torch.equal(learner._weights, torch.from_numpy(learner._host.array))
-    assert not learner._exp_avg.any() and not learner._exp_avg_sq.any()
+    on_device = torch.nn.utils.parameters_to_vector(learner.device_policy.parameters())
+    assert (on_device.numpy() == weights(torchs)).all()
+    state = learner.state_dict()["optimizer"]["state"].values()
+    assert not any(x.any() for one in state for x in one.values())
 
 
 def test_advantage_moments_do_not_cancel(small):
     """Moments of all minibatches at once, against each minibatch's own, far from 0."""
     config = small(n_minibatch=5, parallels=3, horizon_size=37, running_steps=222, compile="off")
     learner, rollout = make(config)
-    learner._minibatches(rollout, 0)
-    learner._indices.copy_(torch.from_numpy(learner._host_indices.reshape(learner._indices.shape)))
+    learner.update(rollout, 0)  # brings the minibatches to the device
+    on_device = learner._on_device
     advantages = torch.randn(37, 3) + 1e4
-    learner._advantages.copy_(advantages)
-    learner._advantage_moments()
+    on_device.advantages.copy_(advantages)
+    on_device._compute_advantage_moments()
     for epoch in range(config.n_epochs):
         indices, offsets = rollout.minibatch_indices(config.seed, 0, epoch, 5)
         for m in range(5):
             part = advantages.flatten()[indices[offsets[m] : offsets[m + 1]]].double()
-            mean, inverse = learner._moments[epoch * 5 + m].double()
+            mean, inverse = on_device._advantage_moments[epoch * 5 + m].double()
             assert mean.item() == pytest.approx(part.mean().item(), rel=1e-6)
             assert inverse.item() == pytest.approx(1 / part.std(correction=0).item(), rel=1e-5)
 
@@ -257,13 +262,13 @@ def test_a_run_on_cuda_with_page_locked_rollout(small):
     config = small(device="cuda", env_id="CartPole-v1", policy="Categorical_AC")
     trainer = Trainer(config, quiet=True)
     try:
-        assert torch.from_numpy(trainer.parts.rollout.obs).is_page_locked()
-        assert trainer.parts.learner.compile == "graph"
-        assert "inference on c" in trainer.parts.collector_reason
-        summary = trainer.run()
+        assert torch.from_numpy(trainer.components.rollout.obs).is_page_locked()
+        assert trainer.components.learner.compile == "graph"
+        assert "inference on the " in trainer.components.collector_reason
+        summary = train_to_the_end(trainer)
     finally:
         trainer.close()
-    assert summary.steps == 512 and summary.learner_backend == "torch"
+    assert summary.steps == 512 and summary.learner_backend == "cuda"
 
 
 def test_page_locked_needs_a_device():

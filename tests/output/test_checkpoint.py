@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from xcfast import load_config
 from xcfast.errors import CheckpointError
 from xcfast.output import checkpoint as ckpt
 from xcfast.output.checkpoint import load_checkpoint, save_checkpoint
+from xcfast.output.folders import RunFolders
 
-NEEDED = {"config": {}, "step": 1, "iteration": 1, "policy": {}, "obs_normalizer": {}}
+NEEDED = {
+    "config": {},
+    "step": 4096,  # one iteration of the default configuration: 16 environments, 256 steps
+    "iteration": 1,
+    "policy": {},
+    "obs_normalizer": {"rms": {"mean": np.zeros(3), "var": np.ones(3), "count": 0}},
+}
 STATE = {
     **NEEDED,
     "numbers": [1, 2.5, True, None, "text", 2**127 + 1],
@@ -64,6 +72,9 @@ def test_foreign_files(tmp_path):
         load_checkpoint(path)
     torch.save({"format": ckpt.FORMAT, "version": 99}, path)
     with pytest.raises(CheckpointError, match="version 99.*upgrade"):
+        load_checkpoint(path)
+    torch.save({"format": ckpt.FORMAT, "version": "one"}, path)
+    with pytest.raises(CheckpointError, match="version: found 'one'; wanted: an integer"):
         load_checkpoint(path)
 
 
@@ -122,3 +133,13 @@ def test_prune_keeps_the_latest_by_step(tmp_path):
     names = [path.name for path in ckpt.periodic_checkpoints(tmp_path)]
     assert names == ["checkpoint_300.pth", "checkpoint_2000.pth", "checkpoint_10000.pth"]
     assert (tmp_path / ckpt.BEST_MODEL).exists()
+
+
+def test_folders_do_not_follow_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = RunFolders.create(load_config(overrides={"log_dir": "logs", "model_dir": "models"}), "train")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ckpt.save_checkpoint(folders.model_dir / "model.pth", {})
+    assert (tmp_path / "models" / "Ant-v4" / folders.model_dir.name / "model.pth").is_file()
+    assert RunFolders.find(folders.log_dir) == folders

@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -9,16 +8,13 @@ import numpy as np
 import psutil
 import pytest
 import rank_pool
-import torch
 import yaml
-from rank_pool import Pool, with_ranks
+from rank_pool import good, with_ranks
 
 from xcfast.config import ConfigError
 from xcfast.envs import make_envs
-from xcfast.learners.metrics import moments_of
 from xcfast.output import checkpoint as ckpt
-from xcfast.ranks.group import ALONE, Ranks, launched, merged_moments
-from xcfast.ranks.heartbeat import LOST, START, Heartbeat
+from xcfast.ranks.group import ALONE, Ranks, launched
 from xcfast.ranks.launch import ranks_to_start
 from xcfast.resources import update_threads
 from xcfast.runs.state import joined, share
@@ -27,55 +23,7 @@ ROOT = Path(__file__).parents[2]
 ADAM_EPS = 1e-5
 
 
-@pytest.fixture(scope="module")
-def pool():
-    pool = Pool(4)
-    yield pool
-    pool.close()
-
-
-@pytest.fixture
-def native(small):
-    """The small configuration with five envs, so that shares are uneven, and the native collector."""
-
-    def make(**keys):
-        uneven = {"parallels": 5, "horizon_size": 16, "n_minibatch": 3, "running_steps": 400}
-        return small(**{"vectorize": "MujocoVecEnv", "logger": "none", **uneven, **keys})
-
-    return make
-
-
-def good(results):
-    for result in results:
-        assert not isinstance(result, Exception), result
-    return results
-
-
 # --- the pieces
-
-
-def test_alone_everything_is_left_as_it_is():
-    x = np.arange(3.0)
-    assert ALONE.sum_(x) is x and ALONE.broadcast_(x) is x and ALONE.join(x, range(3), 3) is x
-    assert ALONE.gather(x) == [x] or ALONE.gather(x)[0] is x
-    assert ALONE.broadcast("item") == "item" and ALONE.any_(True) and not ALONE.any_(False)
-    with pytest.raises(KeyError), ALONE.together():
-        raise KeyError
-
-
-@pytest.mark.parametrize(("total", "world_size"), [(5, 2), (16, 4), (7, 7), (1, 1)])
-def test_shares_are_contiguous_and_even(total, world_size):
-    shares = [Ranks(rank, world_size).rows(total) for rank in range(world_size)]
-    assert [i for rows in shares for i in rows] == list(range(total))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_moments_of_parts_are_those_of_the_whole():
-    rng = np.random.default_rng(0)
-    x = rng.normal(3.0, 2.0, 100)
-    parts = np.array([moments_of(part) for part in (x[:0], x[:1], x[1:60], x[60:], x[:0])])
-    np.testing.assert_allclose(merged_moments(parts), moments_of(x), rtol=1e-12)
-    assert merged_moments(np.zeros((3, 2, 3))).tolist() == [[0.0] * 3] * 2
 
 
 def test_the_state_of_all_envs_is_shared_out_and_put_together_again():
@@ -90,33 +38,6 @@ def test_the_state_of_all_envs_is_shared_out_and_put_together_again():
     assert again["counters"].tolist() == [0, 1, 2, 3, 4] and again["rms"] is whole["rms"]
     assert [env["qpos"][0] for env in again["envs"]["envs"]] == [0, 1, 2, 3, 4]
     assert again["envs"]["version"] == 1 and again["envs"]["obs"] is None
-
-
-def test_collective_operations(pool):
-    results = good(pool(3, with_ranks, rank_pool.exchange))
-    for rank, result in enumerate(results):
-        assert result["rank"] == rank and result["sharing"] == 3 and result["same"]
-        assert result["sum"].tolist() == [333.0] * 3  # summed twice
-        assert result["broadcast"] == [0.0, 0.0]
-        np.testing.assert_array_equal(result["join"], np.arange(7.0)[:, None] * [1.0, np.pi])
-        assert result["join_tensor"].tolist() == [0, 1, 2]
-        assert result["object"] == "of 0" and result["any"] == (True, False)
-        assert result["gather"] == ([{"rank": 0}, {"rank": 1}, {"rank": 2}] if rank == 0 else None)
-
-
-def test_an_exception_on_some_ranks_is_raised_on_all(pool):
-    results = good(pool(3, with_ranks, rank_pool.fail_on, [0, 2]))
-    message = "RankError: rank 0: ValueError: broken 0\nrank 2: ValueError: broken 2"
-    assert results == [(message, "ValueError", 3), (message, "NoneType", 3), (message, "ValueError", 3)]
-    assert good(pool(2, with_ranks, rank_pool.fail_on, [])) == [(None, None, 2)] * 2
-
-
-def test_what_one_rank_could_not_do_is_raised_on_all_in_their_next_block(pool):
-    results = good(pool(2, with_ranks, rank_pool.fail_later_on, [0]))
-    assert results == [("RankError: rank 0: ValueError: broken 0", entered) for entered in (False, True)]
-    assert good(pool(2, with_ranks, rank_pool.fail_later_on, [])) == [(None, True)] * 2
-    with pytest.raises(KeyError), ALONE.deferred():
-        raise KeyError
 
 
 def test_how_many_ranks_a_configuration_asks_for(small, monkeypatch):
@@ -245,10 +166,10 @@ def test_the_gradient_is_that_of_DistributedDataParallel(pool, native, learner, 
 
 
 def test_a_part_of_a_minibatch_may_be_empty(pool, native):
-    config = native(parallels=4, horizon_size=4, n_minibatch=11, use_advnorm=True)  # 4 steps a rank, 11 minibatches
+    config = native(parallels=4, horizon_size=5, n_minibatch=9, use_advnorm=True)  # 5 steps a rank, 9 minibatches
     one = rank_pool.iterate(ALONE, config)
     for learner in ("native", "torch"):
-        forced = native(parallels=4, horizon_size=4, n_minibatch=11, learner_backend=learner)
+        forced = native(parallels=4, horizon_size=5, n_minibatch=9, learner_backend=learner)
         for result in good(pool(4, with_ranks, rank_pool.iterate, forced)):
             for name, weights in result["weights"].items():
                 np.testing.assert_allclose(weights, one["weights"][name], rtol=0, atol=1e-5)
@@ -360,49 +281,6 @@ def test_a_rank_that_is_killed_ends_the_job(tmp_path, native):
     assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
     (models,) = Path(config.model_dir).glob("*/*")
     assert ckpt.load_checkpoint(ckpt.periodic_checkpoints(models)[-1])["step"] > 0
-
-
-def _end_of(heartbeat_of, seconds=10.0):
-    """The reason for which a heartbeat ends its process, or None."""
-    ended, reasons = threading.Event(), []
-
-    def end(reason):
-        reasons.append(reason)
-        ended.set()
-
-    heartbeat = heartbeat_of(end)
-    ended.wait(seconds)
-    heartbeat.stop()
-    return reasons[0] if reasons else None
-
-
-def test_the_heartbeat_ends_a_process_whose_neighbour_falls_silent():
-    store = torch.distributed.HashStore()
-    store.set("beat/1", "1")  # and never again
-    start = time.monotonic()
-    reason = _end_of(lambda end: Heartbeat(store, 0, 3, 0.02, end))
-    assert "no sign of life from rank 1" in reason and time.monotonic() - start >= LOST * 0.02
-    reason = _end_of(lambda end: Heartbeat(_Gone(), 0, 3, 0.005, end))
-    assert "no sign of life from rank 1, or from the host of the store" in reason
-
-
-def test_the_heartbeat_leaves_living_ranks_alone_and_tells_of_failures():
-    store = torch.distributed.HashStore()
-    beats = [Heartbeat(store, rank, 2, 0.02, lambda reason: pytest.fail(reason)) for rank in range(2)]
-    time.sleep(0.02 * (LOST + START) / 4)
-    for beat in beats:
-        beat.stop()
-    other = Heartbeat(store, 1, 2, 0.02, lambda reason: None)
-    other.report("rank 1 failed: out of memory")
-    assert "out of memory" in _end_of(lambda end: Heartbeat(store, 0, 2, 0.02, end))
-    other.stop()
-
-
-class _Gone:
-    def set(self, key, value):
-        raise ConnectionError
-
-    check = get = set
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ import pytest
 from xcfast import ObservationNormalizer
 from xcfast.envs import make_env_fn
 from xcfast.policy import ActionMap, build_policy
-from xcfast.runs.evaluation import EvaluationStopped, Evaluator, evaluation_seeds, num_evaluation_envs
+from xcfast.runs.evaluation import MAX_ENVS, EvaluationStopped, Evaluator, evaluation_seeds, num_evaluation_envs
+from xcfast.runs.player import Player
 
 
 def make_evaluator(config):
@@ -12,7 +13,7 @@ def make_evaluator(config):
     policy = build_policy(config, env.observation_space, env.action_space)
     normalizer = ObservationNormalizer(env.observation_space.shape, num_envs=config.parallels)
     return (
-        Evaluator(config, policy, normalizer, ActionMap(env.action_space, config.activation_action)),
+        Evaluator(config, Player(policy, normalizer, ActionMap(env.action_space, config.activation_action))),
         policy,
         normalizer,
     )
@@ -32,10 +33,12 @@ def test_seeds_never_meet_the_training_ones(small):
     assert not set(evaluation_seeds(crowded, 7, 64)) & set(range(64))
 
 
-@pytest.mark.parametrize(("episodes", "envs"), [(1, 1), (5, 5), (64, 64), (100, 50), (67, 1), (130, 26)])
-def test_envs_share_the_episodes_equally(episodes, envs):
-    assert num_evaluation_envs(episodes) == envs
-    assert episodes % num_evaluation_envs(episodes) == 0
+@pytest.mark.parametrize(("episodes", "envs"), [(1, 1), (5, 5), (64, 64), (100, 50), (67, 34), (97, 49), (130, 44)])
+def test_envs_share_the_episodes_as_evenly_as_can_be(episodes, envs):
+    """At most MAX_ENVS of them, and fewer episodes too many than any environment plays."""
+    assert num_evaluation_envs(episodes) == envs <= MAX_ENVS
+    per_env = -(-episodes // envs)
+    assert 0 <= per_env * envs - episodes < per_env
 
 
 @pytest.mark.parametrize("vectorize", ["DummyVecEnv", "SubprocVecEnv"])
@@ -81,7 +84,7 @@ def test_a_stop_request_ends_an_endless_evaluation(small):
     normalizer = ObservationNormalizer(env.observation_space.shape, num_envs=config.parallels)
     action_map = ActionMap(env.action_space, config.activation_action)
     calls = iter(range(1000))
-    evaluator = Evaluator(config, policy, normalizer, action_map, should_stop=lambda: next(calls) > 50)
+    evaluator = Evaluator(config, Player(policy, normalizer, action_map), should_stop=lambda: next(calls) > 50)
     try:
         with pytest.raises(EvaluationStopped):
             evaluator(0)

@@ -11,6 +11,7 @@ from xcfast.errors import ConfigError, RunFailed
 from xcfast.learners.cuda import CudaLearner
 from xcfast.output.checkpoint import FINAL_MODEL, load_checkpoint
 from xcfast.runs import components
+from xcfast.runs.run import train_to_the_end
 from xcfast.runs.trainer import Trainer
 
 
@@ -43,23 +44,23 @@ def test_a_rollout_is_collected_one_update_behind(small, on_cpu, keys):
     """The run is that of a loop in which nothing overlaps: collect, with the weights before the last update, learn."""
     config = overlapping(small, **keys)
     whole = Trainer(config, "train", quiet=True)
-    whole.run()
-    ends = weights(whole.parts.policy)
+    train_to_the_end(whole)
+    ends = weights(whole.components.policy)
     whole.close()
 
     serial = Trainer(config, "train", quiet=True)
-    learner, collector = serial.parts.learner, serial.parts.collector
+    learner, collector = serial.components.learner, serial.components.collector
     serial.start()
-    collector.collect(serial.parts.rollout)
+    collector.collect(serial.components.rollout)
     drifts = []
     for iteration in range(config.num_iterations):
         if iteration + 1 < config.num_iterations:
-            collector.collect(serial.parts.spare)
-        drifts.append(learner.update(serial.parts.rollout, iteration)["losses/ratio_drift"])
+            collector.collect(serial.components.spare)
+        drifts.append(learner.update(serial.components.rollout, iteration)["losses/ratio_drift"])
         learner.publish()
-        serial.parts.rollout.clear()
-        serial.parts.rollout, serial.parts.spare = serial.parts.spare, serial.parts.rollout
-    assert (weights(serial.parts.policy) == ends).all()
+        serial.components.rollout.clear()
+        serial.components.rollout, serial.components.spare = serial.components.spare, serial.components.rollout
+    assert (weights(serial.components.policy) == ends).all()
     serial.close()
     assert drifts[0] < 1e-6 < 1e-4 < min(drifts[1:])
 
@@ -67,15 +68,18 @@ def test_a_rollout_is_collected_one_update_behind(small, on_cpu, keys):
 def test_old_log_probs_are_of_the_weights_that_collected(small, on_cpu):
     loop = Trainer(overlapping(small), "train", quiet=True)
     loop.start()
-    loop.parts.collector.collect(loop.parts.rollout)
-    loop.parts.learner.update(loop.parts.rollout, 0)
-    loop.parts.rollout.clear()
+    loop.components.collector.collect(loop.components.rollout)
+    loop.components.learner.update(loop.components.rollout, 0)
+    loop.components.rollout.clear()
     with torch.no_grad():
-        loop.parts.collector.collect(loop.parts.rollout)  # the weights on the CPU are still the first ones
-        obs, actions = (torch.from_numpy(x).flatten(0, 1) for x in (loop.parts.rollout.obs, loop.parts.rollout.actions))
-        log_probs, _, values = loop.parts.policy.evaluate(obs, actions)
-    loop.parts.learner.update(loop.parts.rollout, 1)
-    for mine, theirs in ((loop.parts.learner._log_probs, log_probs), (loop.parts.learner._values, values)):
+        loop.components.collector.collect(loop.components.rollout)  # the weights on the CPU are still the first ones
+        obs, actions = (
+            torch.from_numpy(x).flatten(0, 1) for x in (loop.components.rollout.obs, loop.components.rollout.actions)
+        )
+        log_probs, _, values = loop.components.policy.evaluate(obs, actions)
+    loop.components.learner.update(loop.components.rollout, 1)
+    on_device = loop.components.learner._on_device
+    for mine, theirs in ((on_device.log_probs, log_probs), (on_device.values, values)):
         torch.testing.assert_close(mine.flatten(), theirs, rtol=0, atol=1e-5)
     loop.close()
 
@@ -113,7 +117,7 @@ def test_a_resume_without_a_collected_rollout_begins_with_a_ratio_of_one(small, 
 
 def test_a_failing_collection_ends_the_run_after_the_update(small, on_cpu, monkeypatch):
     loop = Trainer(overlapping(small), "train", quiet=True)
-    collect, calls = loop.parts.collector.collect, []
+    collect, calls = loop.components.collector.collect, []
 
     def failing(rollout, num_steps=None):
         calls.append(rollout)
@@ -121,7 +125,7 @@ def test_a_failing_collection_ends_the_run_after_the_update(small, on_cpu, monke
             raise RuntimeError("the environment broke")
         collect(rollout, num_steps)
 
-    monkeypatch.setattr(loop.parts.collector, "collect", failing)
+    monkeypatch.setattr(loop.components.collector, "collect", failing)
     with pytest.raises(RunFailed, match="stopped at step 256: the environment broke"):
-        loop.run()
+        train_to_the_end(loop)
     loop.close()

@@ -19,7 +19,7 @@ from xcfast.config import ConfigError
 from xcfast.errors import RunFailed
 from xcfast.output import checkpoint as ckpt
 from xcfast.output.folders import RunFolders
-from xcfast.runs.run import run
+from xcfast.runs.run import run, train_to_the_end
 from xcfast.runs.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -130,20 +130,21 @@ def test_every_kind_of_run_ends(small, env_id, vectorize):
 
 RESUME = """
 import sys
-from xcfast import load_config, run
+from xcfast import load_config
+from xcfast.runs.run import train_to_the_end
 from xcfast.runs.trainer import Trainer
 config = load_config(overrides={overrides!r})
 trainer = Trainer(config, "benchmark", resume={resume!r}, quiet=True)
 if {stop_after!r}:
-    original = trainer._iterate
+    original = trainer.iterate
     def iterate():
         original()
         if trainer.progress.iteration == {stop_after!r}:
             import os, signal
             os.kill(os.getpid(), signal.{signal})
-    trainer._iterate = iterate
+    trainer.iterate = iterate
 try:
-    print("folder", trainer.run().log_dir)
+    print("folder", train_to_the_end(trainer).log_dir)
 finally:
     trainer.close()
 """
@@ -202,7 +203,7 @@ def test_run_goes_on_with_another_collector(small, capfd):
     assert (first.collector_backend, second.collector_backend) == ("torch", "native")
     assert second.steps == 512
     out = capfd.readouterr().out
-    assert "native (as asked for" in out and "start anew" not in out
+    assert "native (as configured" in out and "start anew" not in out
     assert "4 x MujocoVecEnv, 1 threads" in out
 
 
@@ -313,7 +314,7 @@ def test_killed_worker_stops_the_run_with_a_saved_model(small):
     killer.start()
     try:
         with pytest.raises(RunFailed, match=r"(?s)stopped at step \d+: worker 1 .*SIGKILL.*checkpoint_\d+\.pth"):
-            trainer.run()
+            train_to_the_end(trainer)
     finally:
         killer.join()
         trainer.close()
@@ -322,7 +323,7 @@ def test_killed_worker_stops_the_run_with_a_saved_model(small):
 FULL_DISK = """
 import resource, sys
 from xcfast import load_config, run
-from xcfast.runs.trainer import RunFailed
+from xcfast.errors import RunFailed
 config = load_config(overrides={overrides!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # a checkpoint does not fit, the small files do
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -351,11 +352,11 @@ def test_a_stop_during_the_first_evaluation_is_saved_and_resumed(small):
     whole = run(config, quiet=True)
     trainer = Trainer(config, "benchmark", quiet=True)
     steps = []
-    trainer.parts.evaluator._should_stop = lambda: (
-        steps.append(1) or (len(steps) == 3 and os.kill(os.getpid(), SIGTERM)) or (trainer._stop.requested)
+    trainer.components.evaluator._should_stop = lambda: (
+        steps.append(1) or (len(steps) == 3 and os.kill(os.getpid(), SIGTERM)) or (trainer.stop.requested)
     )
     try:
-        summary = trainer.run()
+        summary = train_to_the_end(trainer)
     finally:
         trainer.close()
     assert summary.steps == 0 and summary.best_mean is None
@@ -364,7 +365,7 @@ def test_a_stop_during_the_first_evaluation_is_saved_and_resumed(small):
     assert read_csv(Path(whole.log_dir) / "test_scores.csv") == read_csv(Path(resumed.log_dir) / "test_scores.csv")
 
 
-@pytest.mark.parametrize("at", ["_iterate", "saver.save_checkpoint", "_evaluate"])
+@pytest.mark.parametrize("at", ["iterate", "saver.save_checkpoint", "evaluate"])
 def test_a_signal_at_any_point_is_saved(small, at):
     trainer = Trainer(small(logger="none", checkpoint_interval=128), "benchmark", quiet=True)
     *within, name = at.split(".")
@@ -379,7 +380,7 @@ def test_a_signal_at_any_point_is_saved(small, at):
 
     setattr(owner, name, signalled)
     try:
-        summary = trainer.run()
+        summary = train_to_the_end(trainer)
     finally:
         trainer.close()
     assert 256 <= summary.steps < 512

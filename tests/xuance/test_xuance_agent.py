@@ -16,8 +16,7 @@ from xcfast.errors import CheckpointError, NonFiniteError
 from xcfast.learners.schedule import learning_rate
 from xcfast.output.checkpoint import load_checkpoint, periodic_checkpoints, save_checkpoint
 from xcfast.policy import build_policy
-from xcfast.runs.components import Parts
-from xcfast.runs.run import run
+from xcfast.runs.run import run, train_to_the_end
 from xcfast.runs.trainer import Trainer
 from xcfast.xuance import (
     ActivationFunctions,
@@ -206,7 +205,7 @@ def test_an_optimizer_alone_keeps_its_rate(make_agent):
 )
 def test_what_is_not_plain_adam_is_served_by_torch(make_agent, make, scheduler, reason):
     agent = make_agent(make, scheduler)
-    assert agent.learner.name == "torch" and reason in agent._trainer.parts.learner_reason
+    assert agent.learner.name == "torch" and reason in agent._trainer.components.learner_reason
     before = [p.detach().clone() for p in agent.policy.parameters()]
     agent.train(32)
     given = {id(p) for group in agent.learner.optimizer.param_groups for p in group["params"]}
@@ -225,10 +224,10 @@ def test_a_failed_update_leaves_optimizer_and_scheduler_where_they_were(make_age
     rate, position = agent.learner.optimizer.param_groups[0]["lr"], scheduler.last_epoch
     weights = {k: v.clone() for k, v in agent.policy.state_dict().items()}
     trainer = agent._trainer
-    trainer.parts.collector.collect(trainer.parts.rollout)
-    trainer.parts.rollout.obs[3, 1] = np.nan
+    trainer.components.collector.collect(trainer.components.rollout)
+    trainer.components.rollout.obs[3, 1] = np.nan
     with pytest.raises(NonFiniteError):
-        agent.learner.update(trainer.parts.rollout, 1)
+        agent.learner.update(trainer.components.rollout, 1)
     assert agent.learner.optimizer.param_groups[0]["lr"] == rate
     assert scheduler.last_epoch == position and scheduler.get_last_lr() == [rate]
     assert same(agent.policy.state_dict(), weights)
@@ -309,7 +308,7 @@ def test_get_actions_takes_what_the_env_gives_and_gives_what_it_takes(make_agent
     assert sure["dists"] is None
     # the most likely action's log-density is that of the distribution at its mean
     np.testing.assert_allclose(sure["log_pi"], out["dists"].log_prob(out["dists"].mean), rtol=1e-6)
-    normalized = torch.from_numpy(agent._trainer.parts.obs_normalizer.normalize(obs))
+    normalized = torch.from_numpy(agent._trainer.components.obs_normalizer.normalize(obs))
     np.testing.assert_allclose(out["values"], agent.policy.value(normalized).detach().numpy(), rtol=1e-6)
 
 
@@ -395,8 +394,8 @@ def test_a_scheduler_does_not_begin_anew_in_a_resumed_run(small, learner):
         policy = build_policy(config, env.observation_space, env.action_space)
         env.close()
         optimizer = adam(policy.parameters())
-        given = Parts(policy=policy, optimizer=optimizer, scheduler=falling(optimizer))
-        return Trainer(config, "train", log_dir, True, given), given.scheduler
+        given = {"policy": policy, "optimizer": optimizer, "scheduler": falling(optimizer)}
+        return Trainer(config, "train", log_dir, True, **given), given["scheduler"]
 
     half = run(replace(config, running_steps=256), "train", quiet=True)
     with pytest.raises(CheckpointError, match="no scheduler decided its learning rates"):
@@ -407,7 +406,7 @@ def test_a_scheduler_does_not_begin_anew_in_a_resumed_run(small, learner):
     saved["learner"]["scheduler"] = {**scheduler.state_dict(), "last_epoch": 16}
     save_checkpoint(path, saved)
     trainer, scheduler = resumed(path)
-    trainer.run()
+    train_to_the_end(trainer)
     trainer.close()
     assert scheduler.last_epoch == 512 // 128 * UPDATES_PER_ROLLOUT
 

@@ -195,7 +195,7 @@ def by_hand(config, action_space, n_in=3, initialize=None):
     ],
 )
 def test_a_policy_by_hand_is_the_configurations(keys):
-    config = load_config(None, {"representation_hidden_size": [8, 4], **keys})
+    config = load_config(None, {"policy": "Gaussian_AC", "representation_hidden_size": [8, 4], **keys})
     space = gymnasium.spaces.Discrete(3) if config.policy == "Categorical_AC" else BOX
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,))
     reference = build_policy(config, observation_space, space)

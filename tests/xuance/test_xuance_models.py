@@ -68,6 +68,7 @@ def check_actions(agent, folder):
     np.testing.assert_array_equal(agent.obs_rms.mean, expected["mean"].astype(np.float64))
     np.testing.assert_array_equal(agent.obs_rms.var, expected["var"].astype(np.float64))
     assert agent.obs_rms.count == round(float(expected["count"])) == 4096
+    np.testing.assert_array_equal(agent.obs_rms.deviation, np.sqrt(expected["var"].astype(np.float64)) + 1e-8)
     assert expected["var"].min() > 1e-4
     out = agent.get_actions(expected["observations"], deterministic=True)
     np.testing.assert_allclose(out["actions"], expected["actions"], rtol=0, atol=1e-3)
@@ -152,7 +153,8 @@ def test_a_policy_from_xuance_keeps_its_map_of_actions(tmp_path):
     agent.save_model("kept.pth")
 
     again = PPO_Agent(args, envs, quiet=True)
-    assert again.get_actions(np.zeros((1, 3)))["actions"].shape == (1, 1)
+    with pytest.warns(RuntimeWarning, match="clipped but not normalised"):
+        assert again.get_actions(np.zeros((1, 3)))["actions"].shape == (1, 1)
     again.load_model(agent.model_dir_save, "kept.pth")
     np.testing.assert_array_equal(played(again), expected)
     obs = np.load(DATA / "pendulum_dict" / "expected.npz")["observations"]
@@ -341,18 +343,20 @@ def of_xcfast(tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s["policy"]["actor.logstd"].fill_(np.nan), r"actor.logstd is not finite in it"),
+        (lambda s: s["policy"]["actor.logstd"].fill_(np.nan), r"policy.actor.logstd: .*; wanted: an array, finite$"),
         (
-            lambda s: s["obs_normalizer"]["rms"].update(var=torch.ones(2)),
-            r"mean has the shape \[3\], var the shape \[2\]",
+            lambda s: s["obs_normalizer"]["rms"].update(var=torch.ones(2, dtype=torch.float64)),
+            r"obs_normalizer.rms.var: found float64 \[2\]; wanted: the shape \[3\]$",
         ),
-        (lambda s: s["obs_normalizer"]["rms"]["var"].fill_(np.inf), "must be finite"),
-        (lambda s: s["obs_normalizer"].clear(), "incomplete"),
+        (lambda s: s["obs_normalizer"]["rms"]["var"].fill_(np.inf), "obs_normalizer.rms.var: .*finite, >= 0$"),
+        (lambda s: s["obs_normalizer"].clear(), "obs_normalizer: .*; wanted: a dict with rms$"),
         (
-            lambda s: s["reward_normalizer"]["rms"].update(var=torch.ones(2), mean=torch.ones(2)),
-            r"returns of shape \[2\]",
+            lambda s: s["reward_normalizer"]["rms"].update(
+                dict.fromkeys(("mean", "var"), torch.ones(2, dtype=torch.float64))
+            ),
+            r"reward_normalizer.rms.mean: found float64 \[2\]; wanted: the shape \[\]$",
         ),
-        (lambda s: s.update(policy=[1]), "its policy is no dict of weights"),
+        (lambda s: s.update(policy=[1]), r"policy: found \[1\]; wanted: a dict$"),
         (lambda s: s["policy"].update(strange=torch.ones(2)), r"it has strange \[2\], which is not known here$"),
     ],
 )
@@ -381,7 +385,7 @@ def test_statistics_of_two_shapes_leave_the_agent_as_it_was(tmp_path):
 
 def test_moments_that_do_not_fit_are_left_out(tmp_path):
     def change(state):
-        state["learner"]["optimizer"]["state"][0]["exp_avg_sq"] = torch.ones(5)
+        state["learner"]["optimizer"]["state"][0] |= {"exp_avg": torch.ones(5), "exp_avg_sq": torch.ones(5)}
 
     agent, envs = of_xcfast(tmp_path, change)
     before = agent.learner.state_dict()["optimizer"]["state"][0]["exp_avg"].clone()

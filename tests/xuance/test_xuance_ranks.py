@@ -9,7 +9,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import SMALL
+from small_config import SMALL
 
 from xcfast.config import ConfigError
 from xcfast.xuance import PPO_Agent, get_runner, make_envs
@@ -82,7 +82,7 @@ def test_a_script_under_torchrun_trains_as_it_does_alone(tmp_path):
     ("mistake", "words"),
     [
         ("raises", "ValueError: the script's own mistake"),
-        ("one saves", "rank 0 calls save_model('best_model.pth'), rank 1 calls train(40)"),
+        ("one saves", "rank 0 is at save_model('best_model.pth'), rank 1 is at train(40)"),
     ],
 )
 def test_a_mistake_in_one_process_ends_all(tmp_path, mistake, words):

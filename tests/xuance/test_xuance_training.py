@@ -84,7 +84,7 @@ def test_ctrl_c_with_a_rollout_that_is_not_full(begin):
     with pytest.raises(KeyboardInterrupt):
         agent.train(40)  # its first update ends a rollout that began before
     assert agent.current_step == 256
-    collect, collector = agent._trainer.parts.collector.collect, agent._trainer.parts.collector
+    collect, collector = agent._trainer.components.collector.collect, agent._trainer.components.collector
 
     def collected(rollout, num_steps):
         collect(rollout, num_steps)

@@ -1,1 +1,1 @@
-"""Collectors: the env loops that fill a rollout."""
+"""Collectors: the loops over environments that fill rollouts."""

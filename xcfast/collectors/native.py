@@ -1,51 +1,59 @@
-"""NativeCollector: policy and physics in one C++ call, for the native envs and policies without LayerNorm."""
+"""NativeCollector: policy and physics in one C++ call, for native environments and plain networks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from xcfast.collectors.collector import check_autoreset
 from xcfast.collectors.noise import ActionNoise
-from xcfast.envs import ClassicControlVecEnv, MujocoVecEnv, NativeVecEnv
-from xcfast.policy import GaussianActor
-from xcfast.policy.flat import MirroredParameters
+from xcfast.envs.classic import ClassicControlVecEnv
+from xcfast.envs.mujoco import MujocoVecEnv
+from xcfast.envs.native import NativeVecEnv
+from xcfast.errors import NonFiniteError
+from xcfast.policy.flat import FlatParameters
 from xcfast.policy.native_form import network_spec
 from xcfast.policy.native_form import reason_not_native as reason_policy_not_native
+from xcfast.policy.networks import GaussianActor
 from xcfast.ranks.group import ALONE, Ranks
 from xcfast.rollout import EPISODE_DTYPE
 
 if TYPE_CHECKING:
-    from xcfast.envs import VecEnv
+    from xcfast.envs.vec_env import VecEnv
     from xcfast.normalize import ObservationNormalizer
-    from xcfast.policy import ActionMap, ActorCritic
+    from xcfast.policy.action_map import ActionMap
+    from xcfast.policy.networks import ActorCritic
     from xcfast.rollout import Rollout
 
 
 def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
-    """Why native code cannot run this policy in these envs, as a phrase; None if it can."""
+    """Returns why native code cannot run this policy in these environments, as a phrase; None if it can."""
     if type(envs) not in (MujocoVecEnv, ClassicControlVecEnv):
         return f"it steps MujocoVecEnv and ClassicControlVecEnv; these environments are {type(envs).__name__}"
     return reason_policy_not_native(policy)
 
 
 class EnvLoop:
-    """Policy and envs in one loop in C++; collection and evaluation prepare what it is to do.
+    """Runs policy and environments in one loop in C++, to collect or to evaluate.
 
     Args:
-        envs: all calls go through it, so that one Python thread at a time steps the envs.
-        policy: its weights are read, from whatever device they are on, at the start of each call.
-        normalizer: of the observations.
-        action_map: of the envs' action space.
+        envs: The environments. All calls go through this object, so that one Python thread at a time steps them.
+        policy: The policy. Its weights are read, from whatever device they are on, at the start of each call.
+        normalizer: The normaliser of the observations.
+        action_map: The map from the policy's samples to the environments' actions.
 
     Raises:
-        ValueError: native code cannot serve; see ``reason_not_native``.
+        ValueError: Native code cannot serve, see `reason_not_native`, or the environments do not reset in the step
+            that ends an episode.
     """
 
     def __init__(
         self, envs: NativeVecEnv, policy: ActorCritic, normalizer: ObservationNormalizer, action_map: ActionMap
     ) -> None:
+        check_autoreset(envs)
         reason = reason_not_native(envs, policy)
         if reason is not None:
             raise ValueError(f"native collection cannot serve: {reason}")
@@ -54,7 +62,7 @@ class EnvLoop:
         self._envs = envs
         self._policy = policy
         self._normalizer = normalizer
-        self._weights = MirroredParameters(policy)
+        self._weights = FlatParameters(policy)
         bounds = ((), ()) if action_map.discrete else (action_map.low.ravel(), action_map.high.ravel())
         mapping = (action_map.scale, action_map.offset) if action_map.rescales else ((), ())
         self._core = _core.EnvLoop(
@@ -67,15 +75,20 @@ class EnvLoop:
             offset=np.ravel(mapping[1]),
             normalizer=normalizer.memory(),
             normalize=normalizer.enabled,
-            epsilon=normalizer.rms.epsilon,
             clip=normalizer.clip,
         )
 
     def collect(self, rollout: Rollout, noise: ActionNoise, num_steps: int) -> None:
-        """Fill the next rows of the rollout.
+        """Fills the next rows of a rollout.
+
+        Args:
+            rollout: The rollout to fill.
+            noise: The noise that actions are sampled with.
+            num_steps: The number of rows.
 
         Raises:
             SimulationError: MuJoCo raised an error; the rollout's step has not moved.
+            NonFiniteError: The last observation of an episode that a time limit ended is not finite; likewise.
         """
         self._load()
         self._core.begin_collection(
@@ -88,7 +101,11 @@ class EnvLoop:
             end=rollout.step + num_steps,
         )
         self._envs.drive(self._core.run)
-        episodes, final_index, final_obs = self._core.end_collection()
+        episodes, final_index, final_obs, not_finite = self._core.end_collection()
+        if not_finite >= 0:
+            step, env = divmod(not_finite, self._envs.num_envs)
+            env += noise.env_offset
+            raise NonFiniteError(f"final observation of env {env} at step {step} of the rollout is not finite")
         rollout.advance(
             num_steps,
             np.frombuffer(episodes, EPISODE_DTYPE),
@@ -96,32 +113,61 @@ class EnvLoop:
             final_obs.reshape(-1, *rollout.obs_shape),
         )
 
-    def evaluate(self, quota: int) -> np.ndarray:
-        """Returns float64 [N * quota] of the first ``quota`` episodes of each env from now on, env by env.
+    def evaluate(self, quota: int, should_stop: Callable[[], bool] | None = None) -> np.ndarray | None:
+        """Plays episodes with the policy's most likely actions; no statistics change.
 
-        The actions are the policy's most likely ones; nothing is tracked. The envs need a ``reset`` afterwards.
+        Args:
+            quota: The number of episodes that count in each environment, the first ones from now on.
+            should_stop: Called about every 100 ms; True ends the evaluation.
+
+        Returns:
+            The returns of the episodes, float64 [N * quota], environment by environment; None where `should_stop` ended
+            the evaluation.
+
+        Note:
+            The environments need a `reset` afterwards.
         """
         self._load()
         self._core.begin_evaluation(quota)
-        self._envs.drive(self._core.run)
-        return self._core.end_evaluation()
+        stopped = False
+
+        def run() -> bool:
+            nonlocal stopped
+            stopped = should_stop is not None and should_stop()
+            return stopped or self._core.run()
+
+        self._envs.drive(run)
+        return None if stopped else self._core.end_evaluation()
 
     @torch.inference_mode()
     def _load(self) -> None:
-        self._weights.refresh()
+        self._weights.read()
         actor = self._policy.actor
         deviation = actor.logstd.exp().cpu().numpy() if isinstance(actor, GaussianActor) else np.empty(0, np.float32)
-        self._core.load(self._weights.array, deviation)
+        rms = self._normalizer.rms
+        self._core.load(self._weights.array, deviation, rms.epsilon, rms.epsilon_outside)
 
 
 class NativeCollector:
-    """Collects with a native vector env in one C++ call on its threads; ``TorchCollector`` is its reference.
+    """Collects with a native vector environment in one C++ call on its threads; `TorchCollector` is its reference.
 
-    Outputs of the network differ from torch's by rounding. A Gaussian action differs as little; a Categorical one is
-    the same but where the noise lies as near to a cumulative probability as rounding moves it.
+    The network's outputs differ from torch's by rounding, and so do Gaussian actions. A Categorical action differs only
+    where the noise lies as near to a cumulative probability as rounding moves it.
 
-    Each thread takes its envs through all steps without waiting for the others. The result does not depend on the
-    number of threads, nor on how a rollout is divided into calls. State is interchangeable with ``TorchCollector``'s.
+    Each thread takes its environments through all steps without waiting for the others. The result depends neither on
+    the number of threads nor on how a rollout is divided into calls. `TorchCollector` can load its state.
+
+    Args:
+        envs: The vector environment to step.
+        policy: The policy that chooses the actions.
+        normalizer: The normaliser of the observations.
+        action_map: The map from the policy's samples to the environments' actions.
+        seed: The seed of the action noise.
+        env_offset: The global index of the first environment.
+        ranks: The ranks that collect together.
+
+    Raises:
+        ValueError: Native code cannot serve, see `EnvLoop`.
     """
 
     name = "native"
@@ -146,43 +192,39 @@ class NativeCollector:
         self._is_reset = False
 
     def reset(self, seed: int | list[int] | None) -> None:
-        """Start new episodes in every env."""
+        """Starts new episodes in every environment; see `Collector.reset`."""
         self.envs.reset(seed=seed)
         self._is_reset = True
 
     def collect(self, rollout: Rollout, num_steps: int | None = None) -> None:
-        """Fill the next ``num_steps`` rows of the rollout (default: all that are left).
-
-        When the rollout becomes full, ``rollout.last_obs`` is written and the observation statistics are merged.
-
-        Raises:
-            NonFiniteError: an env delivered NaN or infinity as an observation.
-            RankError: there are several ranks, and something failed on one.
-            SimulationError: MuJoCo raised an error in an env.
-        """
+        """Fills the next rows of a rollout; see `Collector.collect`."""
         if not self._is_reset:
             raise RuntimeError("collect() called before reset()")
         steps = rollout.num_steps - rollout.step if num_steps is None else num_steps
         with self._ranks.together():
             self._loop.collect(rollout, self.noise, steps)
             if rollout.full:
-                self._normalizer.normalize(self.envs.observations, out=rollout.last_obs)
+                self._finish(rollout)
         if rollout.full:
             self._normalizer.commit()
 
-    def warm_up(self, rollout: Rollout) -> None:
-        """Give the observation statistics a start: one rollout with the current policy, then discarded."""
-        self.collect(rollout)
-        rollout.clear()
+    def _finish(self, rollout: Rollout) -> None:
+        """Normalizes the observations after the last step, which must be finite before normalisation clips them."""
+        obs = self.envs.observations
+        finite = np.isfinite(obs).reshape(len(obs), -1).all(axis=1)
+        if not finite.all():
+            env = self.noise.env_offset + int(np.argmin(finite))
+            raise NonFiniteError(f"observation of env {env} after the last step of the rollout is not finite")
+        self._normalizer.normalize(obs, out=rollout.last_obs)
 
     def state_dict(self, with_envs: bool = True) -> dict[str, Any]:
-        """Noise counters, and the envs' state and last observations (else None)."""
+        """Returns the noise counters, the environments' state (None unless wanted) and their last observations."""
         envs = self.envs.get_state() if with_envs else None
         obs = self.envs.observations.copy() if self._is_reset else None
         return {"noise_counters": self.noise.counters.copy(), "envs": envs, "obs": obs}
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restore any collector's ``state_dict``; False where the envs' state was not saved: they must be reset."""
+        """Restores what any collector's `state_dict` returned; see `Collector.load_state_dict`."""
         self.noise.counters[:] = np.asarray(state["noise_counters"])
         if state["envs"] is None:
             return False

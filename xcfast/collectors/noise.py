@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xcfast.kernels import noise
-from xcfast.policy import CategoricalActor
+from xcfast.policy.networks import CategoricalActor
 
 if TYPE_CHECKING:
-    from xcfast.policy import ActorCritic
+    from xcfast.policy.networks import ActorCritic
 
 
 class ActionNoise:
-    """Counter-based noise: a function of (seed, global env index, that env's step count) and nothing else."""
+    """Draws noise that depends on nothing but the seed, an environment's global index and its count of steps.
+
+    Args:
+        policy: The policy, whose actor decides the kind of noise.
+        seed: The seed.
+        num_envs: The number of environments, N.
+        env_offset: The global index of the first environment.
+
+    Attributes:
+        counters: int64 [N], the steps of each environment so far.
+        seed: The seed.
+        env_offset: The global index of the first environment.
+    """
 
     def __init__(self, policy: ActorCritic, seed: int, num_envs: int, env_offset: int = 0) -> None:
         self.counters = np.zeros(num_envs, np.int64)
@@ -28,11 +40,12 @@ class ActionNoise:
             self._out = np.empty((num_envs, policy.actor.logstd.numel()), np.float32)
 
     def next(self) -> np.ndarray:
-        """Noise of every env's next step: float32 [N, A], or float64 [N] in (0, 1). Overwritten by the next call."""
+        """Returns the noise of every environment's next step.
+
+        Returns:
+            Standard normal float32 [N, A] for a Gaussian actor, uniform float64 [N] in (0, 1) for a Categorical one.
+            The next call overwrites it.
+        """
         self._draw(self.seed, self.env_offset, self.counters, self._out)
         self.counters += 1
         return self._out
-
-    def zeros(self) -> np.ndarray:
-        """An array like those of ``next``."""
-        return np.zeros_like(self._out)

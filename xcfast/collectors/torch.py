@@ -1,27 +1,41 @@
-"""Collectors: the env loop that fills a rollout."""
+"""TorchCollector: any vector environment and any policy, with the actor in torch."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from xcfast.collectors.collector import check_autoreset
 from xcfast.collectors.noise import ActionNoise
+from xcfast.errors import NonFiniteError
 from xcfast.ranks.group import ALONE, Ranks
 
 if TYPE_CHECKING:
-    from xcfast.envs import VecEnv
+    from xcfast.envs.vec_env import VecEnv
     from xcfast.normalize import ObservationNormalizer
-    from xcfast.policy import ActionMap, ActorCritic
+    from xcfast.policy.action_map import ActionMap
+    from xcfast.policy.networks import ActorCritic
     from xcfast.rollout import Rollout
 
 
 class TorchCollector:
-    """Collects with any vector env and any policy; the actor runs in torch on the policy's device.
+    """Collects with any vector environment and any policy; the actor runs in torch on the policy's device.
 
     Observations are normalised with statistics that stay frozen until the rollout is full, then merged.
+
+    Args:
+        envs: The vector environment to step.
+        policy: The policy that chooses the actions.
+        normalizer: The normaliser of the observations.
+        action_map: The map from the policy's samples to the environments' actions.
+        seed: The seed of the action noise.
+        env_offset: The global index of the first environment.
+        ranks: The ranks that collect together.
+
+    Raises:
+        ValueError: The environments do not reset in the step that ends an episode.
     """
 
     name = "torch"
@@ -36,6 +50,7 @@ class TorchCollector:
         env_offset: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
+        check_autoreset(envs)
         self.envs = envs
         self.policy = policy
         self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset)
@@ -45,20 +60,12 @@ class TorchCollector:
         self._obs: np.ndarray | None = None
 
     def reset(self, seed: int | list[int] | None) -> None:
-        """Start new episodes in every env."""
+        """Starts new episodes in every environment; see `Collector.reset`."""
         self._obs, _ = self.envs.reset(seed=seed)
 
     @torch.inference_mode()
     def collect(self, rollout: Rollout, num_steps: int | None = None) -> None:
-        """Fill the next ``num_steps`` rows of the rollout (default: all that are left).
-
-        When the rollout becomes full, ``rollout.last_obs`` is written and the observation statistics are merged.
-
-        Raises:
-            NonFiniteError: an env delivered NaN or infinity as an observation.
-            RankError: there are several ranks, and something failed on one.
-            WorkerError: an env failed.
-        """
+        """Fills the next rows of a rollout; see `Collector.collect`."""
         with self._ranks.together():
             self._fill(rollout, num_steps)
         if rollout.full:
@@ -81,45 +88,38 @@ class TorchCollector:
             final_obs = None
             timed_out = truncated & ~terminated
             if timed_out.any():
-                final_obs = normalizer.normalize(np.stack(infos["final_obs"][timed_out]))
+                final_obs = np.stack(infos["final_obs"][timed_out])
+                at = f"at step {rollout.step} of the rollout"
+                self._check_finite(final_obs, "final observation", np.flatnonzero(timed_out), at)
+                final_obs = normalizer.normalize(final_obs)
             actions = actions.reshape(rollout.actions.shape[1:])
             rollout.store(row, actions, rewards, terminated, truncated, final_obs=final_obs, action_masks=masks)
         self._obs = obs
         if rollout.full:
+            self._check_finite(obs, "observation", np.arange(len(obs)), "after the last step of the rollout")
             normalizer.normalize(obs, out=rollout.last_obs)
 
+    def _check_finite(self, obs: np.ndarray, what: str, rows: np.ndarray, at: str) -> None:
+        """Checks observations as the environments returned them, since normalisation clips infinity."""
+        finite = np.isfinite(obs).reshape(len(obs), -1).all(axis=1)
+        if not finite.all():
+            env = self.noise.env_offset + int(rows[np.argmin(finite)])
+            raise NonFiniteError(f"{what} of env {env} {at} is not finite")
+
     def _sample(self, obs: np.ndarray, noise: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
-        """Raw actions for normalised observations [N, ...], both on the CPU."""
+        """Returns raw actions for normalised observations [N, ...], both on the CPU."""
         device, policy = self.policy.device, self.policy
         allowed = None if masks is None else torch.from_numpy(masks).to(device)
         output = policy.act(torch.from_numpy(obs).to(device), allowed)
         return policy.actor.sample(output, torch.from_numpy(noise).to(device)).cpu().numpy()
 
-    @torch.inference_mode()
-    def inference_seconds(self, repeats: int = 50) -> float:
-        """Median time of one vector step's inference, from observations to actions on the CPU."""
-        space = self.envs.single_observation_space
-        obs = np.zeros((self.envs.num_envs, *(space.shape or ())), np.float32)
-        noise = self.noise.zeros()
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            self._sample(obs, noise)
-            times.append(time.perf_counter() - start)
-        return float(np.median(times))
-
-    def warm_up(self, rollout: Rollout) -> None:
-        """Give the observation statistics a start: one rollout with the current policy, then discarded."""
-        self.collect(rollout)
-        rollout.clear()
-
     def state_dict(self, with_envs: bool = True) -> dict[str, Any]:
-        """Noise counters, and the envs' state and last observations where they can be saved (else None)."""
+        """Returns the noise counters, the environments' state (None without one) and their last observations."""
         envs = self.envs.get_state() if with_envs and self.envs.state_supported else None
         return {"noise_counters": self.noise.counters.copy(), "envs": envs, "obs": self._obs}
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restore ``state_dict``; returns False where the envs' state was not saved, so that they must be reset."""
+        """Restores what `state_dict` returned; see `Collector.load_state_dict`."""
         self.noise.counters[:] = np.asarray(state["noise_counters"])
         if state["envs"] is None:
             return False

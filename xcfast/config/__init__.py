@@ -3,8 +3,8 @@
 `python -m xcfast.config` prints every key with its type, default and meaning.
 """
 
-from xcfast.config.loading import RESUMABLE_KEYS, load_config
-from xcfast.config.schema import Config
+from xcfast.config.loading import load_config
+from xcfast.config.schema import RESUMABLE_KEYS, Config
 from xcfast.config.shipped import shipped_config, shipped_configs
 from xcfast.config.table import config_table
 from xcfast.errors import ConfigError

@@ -10,32 +10,7 @@ from typing import Any
 from xcfast.config.keys import INERT_KEYS, RENAMED_KEYS, keys_of, nearest_name
 from xcfast.config.schema import Config
 from xcfast.config.yaml_file import Layer, read_file, read_overrides
-from xcfast.errors import ConfigError
-
-#: What may change when a run is resumed: what does not touch the data, and the length of the run.
-RESUMABLE_KEYS = (
-    "running_steps",
-    "device",
-    "num_threads",
-    "num_workers",
-    "vectorize",
-    "native_envs",
-    "env_timeout",
-    "inference_device",
-    "test_seed",
-    "test_step_limit",
-    "collector_backend",
-    "learner_backend",
-    "logger",
-    "eval_interval",
-    "checkpoint_interval",
-    "keep_checkpoints",
-    "log_dir",
-    "model_dir",
-    "distributed_training",
-    "num_ranks",
-    "master_port",
-)
+from xcfast.errors import ConfigError, show_value
 
 
 def load_config(
@@ -59,7 +34,7 @@ def load_config(
     given: Layer = {}
     notices: list[str] = []
     for layer in layers:
-        given.update(_rename(layer, notices))
+        _add_layer(given, _rename(layer, notices))
     for name in [name for name in given if name in INERT_KEYS]:
         notices.append(f"{name} has no effect: {INERT_KEYS[name]}")
         del given[name]
@@ -81,8 +56,20 @@ def load_config(
     return replace(config, notices=(*notices, *machine_notices), source=source)
 
 
+def _add_layer(given: Layer, layer: Layer) -> None:
+    """Adds a layer, whose values win; `env_kwargs.NAME` sets one entry of the mapping `env_kwargs`."""
+    for name, (value, where) in layer.items():
+        key, dot, entry = name.partition(".")
+        if dot and key == "env_kwargs":
+            whole = given[key][0] if key in given else None
+            if whole is not None and not isinstance(whole, Mapping):
+                continue  # it is refused below
+            name, value = key, {**(whole or {}), entry: value}
+        given[name] = (value, where)
+
+
 def _rename(layer: Layer, notices: list[str]) -> Layer:
-    """One layer with today's key names."""
+    """Returns a layer with today's key names, and adds a notice for each key that had another."""
     renamed: Layer = {}
     spelled: dict[str, str] = {}
     for name, (value, where) in layer.items():
@@ -91,7 +78,10 @@ def _rename(layer: Layer, notices: list[str]) -> Layer:
             other, other_where = spelled[new], renamed[new][1]
             place = f" ({other_where})" if other_where else ""
             raise ConfigError(
-                f"the same key as {other}{place}, which says {renamed[new][0]!r}", key=name, given=value, where=where
+                f"the same key as {other}{place}, which says {show_value(renamed[new][0])}",
+                key=name,
+                given=value,
+                where=where,
             )
         if new != name:
             notices.append(f"{name} is read as {new}, its name here")
@@ -100,7 +90,7 @@ def _rename(layer: Layer, notices: list[str]) -> Layer:
 
 
 def _value_notices(config: Config, given: Layer) -> list[str]:
-    """Lines about given values: old spellings, and keys that another key makes meaningless."""
+    """Returns lines about the given values: old spellings, and keys that another key makes meaningless."""
     notices = []
     old = []
     for name, rules in keys_of(Config).items():
@@ -111,12 +101,11 @@ def _value_notices(config: Config, given: Layer) -> list[str]:
         notices.append(f"old names accepted: {', '.join(old)}")
     if config.representation == "Basic_Identical" and given.get("representation_hidden_size", (None, None))[0]:
         notices.append("representation_hidden_size has no effect: Basic_Identical has no layers")
-    # A file with every key is that of an earlier run; there, nobody asked for this value.
+    # A file with every key was written by an earlier run, so the user may not have chosen this value.
     if "compile" in given and config.device == "cpu" and len(given) < len(keys_of(Config)):
         notices.append("compile has no effect on the CPU: the update is native or eager there")
     if config.agent == "PPO_KL" and given.get("learner", ("PPOKL_Learner",))[0] != "PPOKL_Learner":
         notices.append("learner has no effect: agent PPO_KL has PPOKL_Learner")
-    # As above, a file with every key is that of an earlier run.
     if len(given) < len(keys_of(Config)):
         notices += [f"{name} has no effect: {reason}" for name, reason in _of_the_other_agent(config) if name in given]
     if config.policy == "Categorical_AC" and given.get("activation_action", (None, None))[0]:
@@ -125,7 +114,7 @@ def _value_notices(config: Config, given: Layer) -> list[str]:
 
 
 def _of_the_other_agent(config: Config) -> list[tuple[str, str]]:
-    """Keys that are without effect under this agent, and why."""
+    """Returns the keys that have no effect with this agent, each with the reason."""
     if config.agent == "PPO_KL":
         return [("clip_range", "PPO_KL does not clip the probability ratio; kl_coef and target_kl limit it")]
     reason = "PPO_KL only; PPO limits the ratio with clip_range"
@@ -136,7 +125,11 @@ def _of_the_other_agent(config: Config) -> list[tuple[str, str]]:
 
 
 def _fit_machine(config: Config) -> tuple[Config, list[str]]:
-    """The configuration with what this machine lacks replaced or refused."""
+    """Returns the configuration for this machine, and the lines that say what was replaced.
+
+    Raises:
+        ConfigError: If the machine lacks a CUDA device of that number, or the logger's package.
+    """
     notices = []
     if config.device.startswith("cuda"):
         import torch
@@ -160,7 +153,7 @@ def _fit_machine(config: Config) -> tuple[Config, list[str]]:
 
 
 def _installed(module: str) -> bool:
-    """True if `module` can be imported; a mere folder of that name (wandb makes one) does not count."""
+    """Returns whether `module` can be imported. A mere folder of that name, such as wandb makes, does not count."""
     if module in sys.modules:
         return sys.modules[module] is not None
     spec = importlib.util.find_spec(module)

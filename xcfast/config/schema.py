@@ -1,23 +1,20 @@
 """The keys of the configuration: one frozen dataclass whose fields have exactly the YAML's names."""
 
+import copy
 import functools
 import math
-import re
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from xcfast.config.keys import coerce, key, keys_of, nearest_name
-from xcfast.errors import ConfigError
+from xcfast.config.keys import key, keys_of
+from xcfast.config.rules import DEVICES, MAX_BATCH, MAX_ENVS, MAX_SEED, MAX_STEPS, settle
+from xcfast.config.values import coerce
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "elu", "softmax"]
 
 MIN_KL_COEF, MAX_KL_COEF = 1e-3, 1e3  #: range of `kl_coef`: ten doublings below and above XuanCe's 1
 
-_MAX_SEED = 2**32 - 1
-_DEVICES = "auto, cpu, cuda, cuda:K, gpu"
-_MAX_ENVS = 2**16
-_MAX_BATCH = 2**28  # steps; what a rollout keeps of each are a hundred bytes and more
 _NO_IMAGES = "image representations are not supported"
 _OTHER_ENV = "not supported; the environments of gymnasium.make with Box or Discrete spaces are"
 _ACTIVATION_RULES: dict[str, Any] = {
@@ -47,9 +44,10 @@ class Config:
         "torch",
         "deep-learning library",
         refused=dict.fromkeys(("tensorflow", "mindspore", "tensorlayer"), "xcfast runs on PyTorch only"),
+        learning=False,
     )
-    device: str = key("auto", "where the networks live; auto: CUDA where there is one", words=_DEVICES)
-    test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark")
+    device: str = key("auto", "where the networks live; auto: CUDA where there is one", words=DEVICES, resumable=True)
+    test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark", learning=False)
     agent: Literal["PPO", "PPO_KL"] = key(
         "PPO",
         "algorithm: PPO clips the probability ratio, PPO_KL penalises the KL divergence with an adaptive coefficient",
@@ -58,17 +56,34 @@ class Config:
     learner: Literal["PPO_Learner", "PPOKL_Learner"] = key(
         "PPO_Learner", "learner of the algorithm; PPO_KL has PPOKL_Learner", aliases={"PPOCLIP_Learner": "PPO_Learner"}
     )
-    seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=_MAX_SEED)
-    running_steps: int = key(1_000_000, "environment steps of the whole run, over all environments", low=1)
+    seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=MAX_SEED, learning=False)
+    running_steps: int = key(
+        1_000_000, "environment steps of the whole run, over all environments", low=1, high=MAX_STEPS, resumable=True
+    )
 
     # Environments
     env_name: Literal["MuJoCo", "Classic Control", "Box2D", "Gymnasium"] = key(
         "MuJoCo",
         "family of the task; a label, since every id is made by gymnasium.make",
         refused=dict.fromkeys(("Atari", "MiniGrid", "MetaDrive", "Drones"), _OTHER_ENV),
+        learning=False,
     )
-    env_id: str = key("Ant-v4", "Gymnasium id of the task")
-    env_seed: int = key(1, "environment i is seeded with env_seed + i", low=0, high=_MAX_SEED)
+    env_id: str = key("Ant-v4", "Gymnasium id of the task", learning=False)
+    env_kwargs: dict[str, Any] = key(  # noqa: RUF009
+        {},
+        "keyword arguments of the environment, for gymnasium.make; on the command line also env_kwargs.NAME=VALUE",
+        hash=False,
+        words="a mapping from names of arguments to plain data (numbers, texts, lists, mappings)",
+    )
+    env_wrappers: tuple[str | dict[str, Any], ...] = key(
+        (),
+        "wrappers around each environment, the innermost first: module:Class, or module:Class with keyword arguments",
+        hash=False,
+        words='a list of "module:Class" or {"module:Class": {argument: value}}',
+    )
+    env_seed: int = key(
+        1, "environment i is seeded with env_seed + i", low=0, high=MAX_SEED, learning=False, testable=True
+    )
     vectorize: Literal["DummyVecEnv", "SubprocVecEnv", "MujocoVecEnv", "ClassicControlVecEnv"] = key(
         "SubprocVecEnv",
         "step the environments one after the other, in worker processes, or (Gymnasium's MuJoCo and classic control "
@@ -78,26 +93,44 @@ class Config:
             **dict.fromkeys(("Dummy_Atari", "Subproc_Atari"), "Atari is not supported"),
             "NOREQUIRED": "the environments here are always vectorised",
         },
+        learning=False,
+        resumable=True,
     )
     native_envs: Literal["auto", "off"] = key(
         "auto",
         "auto: Gymnasium's MuJoCo and classic control tasks are stepped by native threads, with the same numbers, "
         "whatever vectorize says",
+        learning=False,
+        resumable=True,
     )
-    parallels: int = key(16, "number of training environments", low=1, high=_MAX_ENVS)
+    parallels: int = key(16, "number of training environments", low=1, high=MAX_ENVS)
     env_timeout: float = key(
         60.0,
         "seconds that a worker process may take for one environment's step, reset or constructor (SubprocVecEnv)",
         low=0,
         open_low=True,
+        high=1e6,
+        learning=False,
+        resumable=True,
     )
-    render: bool = key(False, "record a video (rgb_array) or open a window (human) when testing")
-    render_mode: Literal["rgb_array", "human"] = key("rgb_array", "how render shows the task")
-    fps: int = key(50, "frames per second of a recorded video", low=1)
+    render: bool = key(
+        False, "record a video (rgb_array) or open a window (human) when testing", learning=False, testable=True
+    )
+    render_mode: Literal["rgb_array", "human"] = key(
+        "rgb_array", "how render shows the task", learning=False, testable=True
+    )
+    fps: int | None = key(
+        None,
+        "frames per second of a recorded video; null: the environment's own",
+        low=1,
+        high=1000,
+        learning=False,
+        testable=True,
+    )
 
     # Networks
-    policy: Literal["Gaussian_AC", "Categorical_AC"] = key(
-        "Gaussian_AC", "Gaussian_AC for continuous (Box), Categorical_AC for discrete actions"
+    policy: Literal["auto", "Gaussian_AC", "Categorical_AC"] = key(
+        "auto", "Gaussian_AC for continuous (Box), Categorical_AC for discrete actions; auto: the one that fits"
     )
     representation: Literal["Basic_MLP", "Basic_Identical"] = key(
         "Basic_MLP",
@@ -135,18 +168,22 @@ class Config:
     log_std_init: float = key(-1.0, "initial logarithm of the Gaussian policy's standard deviation", low=-10, high=5)
 
     # Algorithm
-    horizon_size: int = key(256, "steps per environment and rollout; a batch is horizon_size * parallels steps", low=1)
-    n_epochs: int = key(16, "passes over a batch", low=1)
-    n_minibatch: int = key(8, "minibatches per pass", low=1)
-    learning_rate: float = key(0.0004, "Adam's initial learning rate", low=0, open_low=True)
+    horizon_size: int = key(
+        256, "steps per environment and rollout; a batch is horizon_size * parallels steps", low=1, high=MAX_BATCH
+    )
+    n_epochs: int = key(16, "passes over a batch", low=1, high=10_000)
+    n_minibatch: int = key(8, "minibatches per pass", low=1, high=MAX_BATCH)
+    learning_rate: float = key(0.0004, "Adam's initial learning rate", low=0, open_low=True, high=1)
     end_factor_lr_decay: float = key(
         0.0, "the learning rate falls linearly to this fraction of itself; 1.0 keeps it", low=0, high=1
     )
-    vf_coef: float = key(0.25, "weight of the value loss", low=0)
-    ent_coef: float = key(0.0, "weight of the entropy bonus", low=0)
-    clip_range: float = key(0.2, "how far the probability ratio may leave 1 (agent PPO)", low=0, open_low=True)
+    vf_coef: float = key(0.25, "weight of the value loss", low=0, high=1e4)
+    ent_coef: float = key(0.0, "weight of the entropy bonus", low=0, high=1e4)
+    clip_range: float = key(
+        0.2, "how far the probability ratio may leave 1 (agent PPO)", low=0, open_low=True, high=1e6
+    )
     target_kl: float = key(
-        0.25, "KL divergence that PPO_KL aims at, or that early_stop_kl stops above", low=0, open_low=True
+        0.25, "KL divergence that PPO_KL aims at, or that early_stop_kl stops above", low=0, open_low=True, high=1e4
     )
     kl_coef: float = key(1.0, "initial weight of PPO_KL's penalty", low=MIN_KL_COEF, high=MAX_KL_COEF)
     gamma: float = key(0.99, "discount factor", low=0, high=1)
@@ -154,50 +191,91 @@ class Config:
     gae_lambda: float = key(0.95, "lambda of the advantage estimation", low=0, high=1)
     use_advnorm: bool = key(True, "normalise the advantages of each minibatch")
     use_grad_clip: bool = key(True, "limit the norm of the gradient")
-    grad_clip_norm: float = key(0.5, "largest norm of the gradient", low=0, open_low=True)
+    grad_clip_norm: float = key(0.5, "largest norm of the gradient", low=0, open_low=True, high=1e9)
     use_obsnorm: bool = key(True, "normalise observations by running mean and variance")
-    obsnorm_range: float = key(5.0, "normalised observations are clipped to +- this", low=0, open_low=True)
+    obsnorm_range: float = key(5.0, "normalised observations are clipped to +- this", low=0, open_low=True, high=1e9)
     use_rewnorm: bool = key(True, "scale rewards by the running deviation of the discounted return")
-    rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True)
-    use_actions_mask: bool = key(
-        False, "choose among the actions that the environment allows; needs policy Categorical_AC"
-    )
+    rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True, high=1e9)
+    use_actions_mask: bool = key(False, "choose among the actions that the environment allows; needs discrete actions")
     early_stop_kl: bool = key(
         False, "no more passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
     )
 
     # Evaluation, logs, files
-    eval_interval: int = key(5000, "environment steps between two evaluations (benchmark mode)", low=1)
-    test_episode: int = key(5, "episodes of an evaluation or a test", low=1)
+    eval_interval: int = key(
+        5000,
+        "environment steps between two evaluations (benchmark mode)",
+        low=1,
+        high=MAX_STEPS,
+        learning=False,
+        resumable=True,
+    )
+    test_episode: int = key(
+        5, "episodes of an evaluation or a test", low=1, high=100_000, learning=False, testable=True
+    )
     test_seed: int | None = key(
         None,
         "environment i of an evaluation or a test is seeded with test_seed + i, the same every time; null: seeds that "
         "training never uses, others in every evaluation",
         low=0,
-        high=_MAX_SEED,
+        high=MAX_SEED,
+        learning=False,
+        resumable=True,
     )
     test_step_limit: int = key(
-        10_000, "steps after which an episode of an evaluation is cut, where the task itself has no time limit", low=1
+        10_000,
+        "steps after which an episode of an evaluation is cut, where the task itself has no time limit",
+        low=1,
+        high=1e9,
+        learning=False,
+        resumable=True,
     )
-    logger: Literal["tensorboard", "wandb", "none"] = key("tensorboard", "where curves go; result files come always")
-    project_name: str = key("XuanCe_Benchmark", "project in wandb")
-    wandb_user_name: str = key("your_user_name", "user or team in wandb; your_user_name means wandb's own default")
-    log_dir: str = key("./logs/ppo/", "parent of the run folders")
-    model_dir: str = key("./models/ppo/", "parent of the model folders")
-    checkpoint_interval: int = key(0, "environment steps between two checkpoints; 0: a tenth of the run", low=0)
-    keep_checkpoints: int = key(3, "how many of the latest checkpoints stay", low=1)
+    logger: Literal["tensorboard", "wandb", "none"] = key(
+        "tensorboard", "where curves go; result files come always", learning=False, resumable=True
+    )
+    project_name: str = key("XuanCe_Benchmark", "project in wandb", learning=False)
+    wandb_user_name: str = key(
+        "your_user_name", "user or team in wandb; your_user_name means wandb's own default", learning=False
+    )
+    log_dir: str = key("./logs/ppo/", "parent of the run folders", learning=False, resumable=True)
+    model_dir: str = key("./models/ppo/", "parent of the model folders", learning=False, resumable=True)
+    checkpoint_interval: int = key(
+        0,
+        "environment steps between two checkpoints; 0: a tenth of the run",
+        low=0,
+        high=MAX_STEPS,
+        learning=False,
+        resumable=True,
+    )
+    keep_checkpoints: int = key(
+        3, "how many of the latest checkpoints stay", low=1, high=1e6, learning=False, resumable=True
+    )
 
     # Speed
     collector_backend: Literal["auto", "torch", "native"] = key(
-        "auto", "engine that collects rollouts and evaluates; native needs MujocoVecEnv or ClassicControlVecEnv"
+        "auto",
+        "engine that collects rollouts and evaluates; native needs MujocoVecEnv or ClassicControlVecEnv",
+        resumable=True,
     )
     learner_backend: Literal["auto", "torch", "native"] = key(
-        "auto", "engine that updates the weights; native runs on the CPU, without LayerNorm"
+        "auto", "engine that updates the weights; native runs on the CPU, without LayerNorm", resumable=True
     )
     num_threads: int = key(
-        0, "threads of native stepping and of the update, of each process; 0: as many as it may use", low=0, high=1024
+        0,
+        "threads of native stepping and of the update, of each process; 0: as many as it may use",
+        low=0,
+        high=1024,
+        learning=False,
+        resumable=True,
     )
-    num_workers: int = key(0, "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment", low=0)
+    num_workers: int = key(
+        0,
+        "processes of SubprocVecEnv; 0: as many as CPUs, at most one per environment",
+        low=0,
+        high=MAX_ENVS,
+        learning=False,
+        resumable=True,
+    )
     compile: Literal["graph", "default", "off"] = key(
         "graph", "how the update runs on CUDA: compiled and in CUDA graphs, compiled, or eager"
     )
@@ -208,16 +286,32 @@ class Config:
         "auto",
         "where the torch collector computes actions when the update runs on CUDA; auto: on the GPU if parameters times "
         "environments exceed 4 million",
+        resumable=True,
     )
     overlap: bool = key(
         False, "collect the next rollout while the update runs on CUDA, with weights that are one update old"
     )
     distributed_training: bool = key(
-        False, "train in several processes: one for each GPU, or num_ranks; under torchrun it is so in any case"
+        False,
+        "train in several processes: one for each GPU, or num_ranks; under torchrun it is so in any case",
+        learning=False,
+        resumable=True,
     )
-    master_port: int = key(12355, "port on this machine at which the processes of such a run meet", low=1, high=65535)
+    master_port: int = key(
+        12355,
+        "port on this machine at which the processes of such a run meet",
+        low=1,
+        high=65535,
+        learning=False,
+        resumable=True,
+    )
     num_ranks: int = key(
-        1, "processes that train together on this machine, each with its share of the environments", low=1
+        1,
+        "processes that train together on this machine, each with its share of the environments",
+        low=1,
+        high=1024,
+        learning=False,
+        resumable=True,
     )
 
     notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -227,11 +321,19 @@ class Config:
         """Gives every value its type, then checks what concerns several keys."""
         for name, rules in keys_of(Config).items():
             object.__setattr__(self, name, coerce(name, getattr(self, name), hints()[name], rules))
-        _settle(self)
+        settle(self)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules, besides Gymnasium's, that making the environment imports."""
+        names = [self.env_id] if ":" in self.env_id else []
+        names += [entry if isinstance(entry, str) else next(iter(entry)) for entry in self.env_wrappers]
+        modules = dict.fromkeys(name.partition(":")[0] for name in names)
+        return tuple(module for module in modules if module.partition(".")[0] != "gymnasium")
 
     @property
     def default_mode(self) -> Literal["benchmark", "test"]:
-        """What a run does when nothing else is asked for."""
+        """Mode of a run whose command line names none."""
         return "test" if self.test_mode else "benchmark"
 
     @property
@@ -275,98 +377,18 @@ class Config:
         return self.checkpoint_interval or max(1, self.running_steps // 10)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the keys as plain data (numbers, texts, lists); `Config(**values)` is the inverse."""
-        values = {name: getattr(self, name) for name in keys_of(Config)}
+        """Returns a copy of the keys as plain data (numbers, texts, lists, mappings); `Config(**values)` inverts it."""
+        values = {name: copy.deepcopy(getattr(self, name)) for name in keys_of(Config)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+#: Keys that may change when a run is resumed.
+RESUMABLE_KEYS = tuple(name for name, rules in keys_of(Config).items() if rules.resumable)
+#: Keys that may change, besides the resumable ones, when the model of a run is tested.
+TESTABLE_KEYS = tuple(name for name, rules in keys_of(Config).items() if rules.testable)
 
 
 @functools.cache
 def hints() -> dict[str, Any]:
-    """The type of each key."""
+    """Returns the type of each key."""
     return typing.get_type_hints(Config)
-
-
-def _settle(config: Config) -> None:
-    """Checks rules that concern several keys, and clears what has no meaning beside another key."""
-
-    def settle(name: str, value: Any) -> None:
-        object.__setattr__(config, name, value)
-
-    if config.device in ("gpu", "GPU"):
-        settle("device", "cuda:0")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        near = nearest_name(config.device, ("auto", "cpu", "cuda", "gpu"))
-        raise ConfigError("unknown device", key="device", given=config.device, allowed=_DEVICES, nearest=near)
-    if config.representation == "Basic_Identical":
-        settle("representation_hidden_size", ())
-    elif not config.representation_hidden_size:
-        raise ConfigError(
-            "Basic_MLP without a layer",
-            key="representation_hidden_size",
-            given=[],
-            allowed="at least one width, or representation: Basic_Identical",
-        )
-    if config.precision != "fp32" and config.device == "cpu":
-        raise ConfigError(
-            "it speeds up CUDA devices alone",
-            key="precision",
-            given=config.precision,
-            allowed="fp32 with device cpu",
-        )
-    if config.policy == "Categorical_AC":
-        settle("activation_action", None)
-    elif config.use_actions_mask:
-        raise ConfigError(
-            "action masks are of discrete actions",
-            key="use_actions_mask",
-            given=True,
-            allowed=f"False with policy {config.policy}",
-        )
-    if config.agent == "PPO_KL":
-        settle("learner", "PPOKL_Learner")
-    elif config.learner == "PPOKL_Learner":
-        raise ConfigError(
-            "belongs to agent PPO_KL", key="learner", given=config.learner, allowed=f"PPO_Learner with {config.agent}"
-        )
-    if config.agent == "PPO_KL" and config.early_stop_kl:
-        raise ConfigError(
-            "PPO_KL adapts its penalty to target_kl instead, which it could not where epochs stop there",
-            key="early_stop_kl",
-            given=True,
-            allowed="False with agent PPO_KL",
-        )
-    if config.batch_size > _MAX_BATCH:
-        raise ConfigError(
-            f"a rollout of horizon_size * parallels = {config.batch_size} steps is too large",
-            key="horizon_size",
-            given=config.horizon_size,
-            allowed=f"at most {_MAX_BATCH // config.parallels} with parallels {config.parallels}",
-        )
-    if config.n_minibatch > config.batch_size:
-        raise ConfigError(
-            "more minibatches than steps in a batch",
-            key="n_minibatch",
-            given=config.n_minibatch,
-            allowed=f"at most horizon_size * parallels = {config.batch_size}",
-        )
-    if config.running_steps < config.batch_size:
-        raise ConfigError(
-            "less than one rollout",
-            key="running_steps",
-            given=config.running_steps,
-            allowed=f"at least horizon_size * parallels = {config.batch_size}",
-        )
-    if config.env_seed + config.parallels - 1 > _MAX_SEED:
-        raise ConfigError(
-            "the last environment's seed is too large",
-            key="env_seed",
-            given=config.env_seed,
-            allowed=f"env_seed + parallels - 1 <= {_MAX_SEED}",
-        )
-    if config.num_ranks > config.parallels:
-        raise ConfigError(
-            "more processes than environments to share among them",
-            key="num_ranks",
-            given=config.num_ranks,
-            allowed=f"1 to parallels = {config.parallels}",
-        )

@@ -1,15 +1,16 @@
 """The table of all keys that `python -m xcfast.config` prints."""
 
-from xcfast.config.keys import INERT_KEYS, RENAMED_KEYS, describe_type, keys_of
+from xcfast.config.keys import INERT_KEYS, RENAMED_KEYS, keys_of
 from xcfast.config.schema import Config, hints
+from xcfast.config.values import describe_type
 
 
 def config_table() -> str:
-    """All keys with type, default and meaning, as markdown."""
+    """Returns all keys with type, default and meaning, as markdown."""
+    defaults = Config().to_dict()
     lines = ["| key | values | default | what it does |", "|---|---|---|---|"]
     for name, rules in keys_of(Config).items():
-        default = Config.__dataclass_fields__[name].default
-        shown = list(default) if isinstance(default, tuple) else "null" if default is None else default
+        shown = "null" if defaults[name] is None else defaults[name]
         lines.append(f"| `{name}` | {describe_type(hints()[name], rules)} | `{shown}` | {rules.doc} |")
     lines += ["", "Other names that are read:", ""]
     lines += [f"- `{old}` as `{new}`" for old, new in RENAMED_KEYS.items()]

@@ -1,4 +1,4 @@
-"""Where an environment tells which of its discrete actions are allowed."""
+"""Finds out which of an environment's discrete actions are allowed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,16 +15,19 @@ METHODS = ("action_masks", "valid_action_mask")
 INFO_KEYS = ("action_mask", "avail_actions")
 
 MaskSource = Callable[[dict[str, Any]], NDArray[np.bool_]]
-"""The mask bool [n_actions] of the env as it is now, given the info that came with its observation."""
+"""Returns an environment's current mask, bool [n_actions], given the info that came with its observation."""
 
 
 def find_mask_source(env: gymnasium.Env[Any, Any]) -> MaskSource:
-    """Where the masks of `env` come from: a method or property of `METHODS`, or else a key of its infos (`INFO_KEYS`).
+    """Finds where the masks of `env` come from: a method or property of `METHODS`, or else a key in `INFO_KEYS`.
 
-    An env without such a method is reset once, to look at its info.
+    An environment without such a method is reset once, to look at its info.
+
+    Returns:
+        A function that returns the current mask.
 
     Raises:
-        EnvError: it has neither, or its actions are not Discrete.
+        EnvError: The environment has neither, or its actions are not Discrete.
     """
     space = env.action_space
     if not isinstance(space, Discrete):
@@ -46,14 +49,14 @@ def find_mask_source(env: gymnasium.Env[Any, Any]) -> MaskSource:
 
 
 def check_masks(masks: NDArray[np.bool_], episode_lengths: NDArray[np.int64]) -> None:
-    """Checks that every env may do something.
+    """Checks that every environment allows an action.
 
     Args:
-        masks: bool [N, n_actions].
-        episode_lengths: int64 [N], steps since each env's reset.
+        masks: bool [N, n_actions], whether an action is allowed.
+        episode_lengths: int64 [N], the steps since each environment's reset.
 
     Raises:
-        EnvError: one may not; the message names it and the step.
+        EnvError: One allows none; the message names it and the step.
     """
     some = masks.any(axis=1)
     if some.all():

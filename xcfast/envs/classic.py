@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from xcfast.envs import classic_state
 from xcfast.envs.classic_tasks import find_task
@@ -24,18 +25,21 @@ class ClassicControlVecEnv(NativeVecEnv):
 
     Args:
         env_id: Gymnasium's id, such as "CartPole-v1".
-        num_envs: N.
-        num_threads: threads that step; None or 0: as many as this process may use.
-        infos: whether to deliver the tasks' own infos too; they are empty, but for that of a last step.
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
-        check: whether to compare steps with Gymnasium's first (once per process and arguments).
-        **env_kwargs: for `gymnasium.make`.
+        num_envs: The number of environments, N.
+        num_threads: The number of threads that step; None or 0 for as many as this process may use.
+        infos: Whether to deliver the tasks' own infos too, which are empty except at the end of an episode.
+        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
+            overwrites.
+        autoreset_mode: "same_step" or "next_step", see `VecEnv`.
+        episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
+        check: Whether to compare steps with Gymnasium's first (once per process and arguments).
+        **env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Attributes:
-        num_threads: threads that step.
+        num_threads: The number of threads that step.
 
     Raises:
-        NotNativeError: it is not one of these tasks, or Gymnasium and the engine do not agree about it on this
+        NotNativeError: It is not one of these tasks, or Gymnasium and the engine do not agree about it on this
             machine. `make_native_or_subproc` falls back to SubprocVecEnv.
         EnvError: Gymnasium cannot make it.
 
@@ -51,13 +55,24 @@ class ClassicControlVecEnv(NativeVecEnv):
         infos: bool = False,
         *,
         copy: bool = True,
+        autoreset_mode: str | AutoresetMode = "same_step",
+        episode_statistics: bool = True,
         check: bool = True,
         **env_kwargs: Any,
     ) -> None:
         self.closed = True  # until there is something to close
         if check:
             check_against_gymnasium(env_id, env_kwargs, functools.partial(ClassicControlVecEnv, check=False))
-        super().__init__(env_id, num_envs, num_threads, infos, copy=copy, env_kwargs=env_kwargs)
+        super().__init__(
+            env_id,
+            num_envs,
+            num_threads,
+            infos,
+            copy=copy,
+            autoreset_mode=autoreset_mode,
+            episode_statistics=episode_statistics,
+            env_kwargs=env_kwargs,
+        )
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
         base = self._base
@@ -98,14 +113,14 @@ class ClassicControlVecEnv(NativeVecEnv):
             return [self._task.to_physics(row) for row in self._states]
         return [getattr(self._base, name)] * self.num_envs if name in self._attributes else None
 
-    def _picture(self) -> Any:
-        classic_state.set_physics(self._base, self._get_physics(0))
-        if self._task.name == "Pendulum" and self._elapsed[0]:
-            self._base.last_u = self._buffers.actions[0, 0]
-        return super()._picture()
+    def _picture(self, index: int) -> Any:
+        classic_state.set_physics(self._base, self._get_physics(index))
+        if self._task.name == "Pendulum" and self._elapsed[index]:
+            self._base.last_u = self._buffers.actions[index, 0]
+        return self._base.render()
 
     def probes(self, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """States of all magnitudes that the class reaches, and larger angles, in either precision."""
+        """Returns states of all magnitudes that the class reaches, and larger angles, in either precision."""
         task = self._task
         rows = rng.uniform(-1, 1, (_PROBES, len(task.probe))) * task.probe
         return [{"physics": row.astype(np.float32) if task.flagged and k % 2 else row} for k, row in enumerate(rows)]

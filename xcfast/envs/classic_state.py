@@ -1,4 +1,4 @@
-"""Exact state of Gymnasium's classic control environments."""
+"""Saves and restores the exact state of Gymnasium's classic control environments."""
 
 from typing import Any
 
@@ -15,19 +15,20 @@ SIZES = {"Acrobot": 4, "CartPole": 4, "MountainCar": 2, "MountainCarContinuous":
 
 
 def task_name(base: Any) -> str | None:
-    """The name of the task of `base`, an environment without wrappers; None: it is not exactly one of these classes."""
+    """Returns the name of the task of `base`, an environment without wrappers, or None if it is of another class."""
     return CLASSES.get((type(base).__module__, type(base).__qualname__))
 
 
 def is_known(base: Any) -> bool:
-    """Whether `base`, an environment without wrappers, is exactly of one of these classes."""
+    """Returns whether `base`, an environment without wrappers, is exactly of one of these classes."""
     return task_name(base) is not None
 
 
 def get_physics(base: Any) -> dict[str, Any]:
-    """All that decides how `base` goes on, between two steps: the numbers of its state, in their precision.
+    """Returns all that decides, between two steps, how `base` goes on: its state in its precision.
 
-    The precision matters: Continuous_MountainCarEnv has float64 after a reset, float32 after a step, and goes on in it.
+    The precision matters: Continuous_MountainCarEnv computes its next step in float64 after a reset, and in float32
+    after a step.
     """
     return {"physics": np.array(base.state)}
 
@@ -35,7 +36,7 @@ def get_physics(base: Any) -> dict[str, Any]:
 def set_physics(base: Any, state: dict[str, Any]) -> None:
     """Restores what `get_physics` returned for an environment of the same class."""
     name = task_name(base)
-    assert name is not None  # the caller asked
+    assert name is not None
     base.state = check_physics(name, state).copy()
     if name == "CartPole":
         base.steps_beyond_terminated = None
@@ -44,7 +45,11 @@ def set_physics(base: Any, state: dict[str, Any]) -> None:
 
 
 def check_physics(name: str, state: dict[str, Any]) -> Any:
-    """state["physics"] as an array, of the right shape and precision for the task `name`."""
+    """Returns state["physics"] as an array.
+
+    Raises:
+        ValueError: It does not have the shape and a precision of the task `name`.
+    """
     physics = np.asarray(state["physics"])
     if physics.shape != (SIZES[name],) or physics.dtype not in (np.float32, np.float64):
         raise ValueError(

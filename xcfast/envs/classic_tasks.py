@@ -20,15 +20,14 @@ Rows = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Task:
-    """What the engine must know of one class of Gymnasium.
+    """Describes one class of Gymnasium to the engine.
 
     Attributes:
-        name: of the id without version, and of the C++ model.
-        constants: attributes of the class that its steps read; a name with an underscore in front is the engine's
-            without it.
-        initial: default bounds of the initial state.
-        probe: largest absolute numbers of the states that the self-check steps from.
-        flagged: whether the engine's row of state ends with a flag: the state is float32.
+        name: The name of the id without version, and of the C++ model.
+        constants: The attributes of the class that its steps read. The engine's names lack a leading underscore.
+        initial: The default bounds of the initial state.
+        probe: The largest absolute numbers of the states that the self-check steps from.
+        flagged: Whether the engine's row of state ends with a flag that says whether the state is float32.
     """
 
     name: str
@@ -39,19 +38,19 @@ class Task:
 
     @property
     def draw_size(self) -> int:
-        """Numbers of an initial state that are drawn."""
+        """The number of random numbers in an initial state."""
         return 1 if self.name.startswith("MountainCar") else classic_state.SIZES[self.name]
 
     @property
     def row_size(self) -> int:
-        """Numbers of the engine's row of state."""
+        """The size of the engine's row of state."""
         return classic_state.SIZES[self.name] + self.flagged
 
     def values(self, base: Any) -> dict[str, float]:
-        """The numbers that the C++ model takes, read from the environment `base`.
+        """Returns the numbers that the C++ model takes, read from the environment `base`.
 
         Raises:
-            NotNativeError: one of them is not what the engine computes with.
+            NotNativeError: The engine cannot compute with one of them.
         """
         values = {name.removeprefix("_"): _number(name, getattr(base, name, None)) for name in self.constants}
         if self.name == "CartPole":
@@ -64,10 +63,13 @@ class Task:
         return values
 
     def draw(self, options: dict[str, Any] | None = None) -> Draw:
-        """Initial states [count, draw_size] as the class's `reset` draws them with these options.
+        """Returns a function that draws initial states [count, draw_size] as the class's `reset` does.
+
+        Args:
+            options: The options of `reset`.
 
         Raises:
-            ValueError: the options are not what the class takes.
+            ValueError: The class does not take these options.
         """
         low, high = self._bounds(options)
 
@@ -86,12 +88,12 @@ class Task:
         return -high, high
 
     def to_row(self, physics: NDArray[Any]) -> Rows:
-        """The engine's row of state for the class's."""
+        """Returns the engine's row of state for the class's state."""
         flag = [float(physics.dtype == np.float32)] if self.flagged else []
         return np.concatenate([physics.astype(np.float64), flag])
 
     def to_physics(self, row: Rows) -> NDArray[Any]:
-        """The class's state for the engine's row, in its precision."""
+        """Returns the class's state, in its precision, for the engine's row."""
         size = classic_state.SIZES[self.name]
         return row[:size].astype(np.float32 if self.flagged and row[size] else np.float64)
 
@@ -145,10 +147,10 @@ _TASKS: Mapping[str, Task] = {
 
 
 def find_task(base: Any) -> Task:
-    """The task of `base`, an environment without wrappers.
+    """Returns the task of `base`, an environment without wrappers.
 
     Raises:
-        NotNativeError: it is not exactly of a known class.
+        NotNativeError: It is not exactly of a known class.
     """
     name = classic_state.task_name(base)
     if name is None:

@@ -1,4 +1,4 @@
-"""Exact state of Gymnasium's own MuJoCo and classic control environments: save, restore, go on bit for bit."""
+"""Saves and restores the exact state of Gymnasium's MuJoCo and classic control environments."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from xcfast.envs import classic_state, mujoco_state
 
 
 def state_supported(env: gymnasium.Env) -> bool:
-    """Whether all that decides the future of `env` is known: a task of Gymnasium itself under its standard wrappers."""
+    """Returns whether `env` is one of Gymnasium's own tasks under its standard wrappers, whose whole state is known."""
     while isinstance(env, gymnasium.Wrapper):
         if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
             return False
@@ -21,7 +21,7 @@ def state_supported(env: gymnasium.Env) -> bool:
 
 
 def get_state(env: gymnasium.Env) -> dict[str, Any]:
-    """The state of one supported env, as numpy arrays, numbers and strings."""
+    """Returns the state of one supported environment, as numpy arrays, numbers and strings."""
     base: Any = env.unwrapped
     physics = classic_state.get_physics(base) if classic_state.is_known(base) else _mujoco_physics(base)
     time_limit, order = _wrapper(env, TimeLimit), _wrapper(env, OrderEnforcing)
@@ -35,7 +35,7 @@ def get_state(env: gymnasium.Env) -> dict[str, Any]:
 
 
 def set_state(env: gymnasium.Env, state: dict[str, Any]) -> None:
-    """Restores what `get_state` returned for an env of the same id and MuJoCo version."""
+    """Restores what `get_state` returned for an environment of the same id and MuJoCo version."""
     base: Any = env.unwrapped
     if classic_state.is_known(base):
         classic_state.set_physics(base, state)

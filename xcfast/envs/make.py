@@ -1,13 +1,15 @@
 """Makes vector environments: natively where the engine can serve, else as the configuration says."""
 
+import inspect
 import sys
 from typing import Any, Protocol
 
 import gymnasium
 from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode
 
 from xcfast.envs.classic import ClassicControlVecEnv
-from xcfast.envs.construct import make_env_fn
+from xcfast.envs.construct import EnvConstructor, configured_env_fn, env_constructor
 from xcfast.envs.mujoco import MujocoVecEnv
 from xcfast.envs.serial import DummyVecEnv
 from xcfast.envs.subproc import SubprocVecEnv
@@ -29,7 +31,8 @@ _announced: set[str] = set()
 class EnvConfig(Protocol):
     """The part of the configuration that decides the environments.
 
-    These keys are read too where there are any: native_envs (auto), num_threads (0), use_actions_mask (False).
+    These keys are read too where they exist: native_envs (default "auto"), num_threads (0), use_actions_mask (False),
+    env_timeout (60.0), env_kwargs ({}), env_wrappers ([]).
     """
 
     @property
@@ -51,27 +54,28 @@ def make_envs(
     `vectorize` says: the numbers are the same. One line on stderr says so.
 
     Args:
-        config: its env_id, parallels, vectorize, native_envs, num_workers, num_threads (0: as many as there are CPUs)
-            and use_actions_mask are read. Its render_mode is not: an environment that trains does not render.
-        num_envs: number of environments instead of `config.parallels`.
-        render_mode: for `gymnasium.make`.
-        sharing: number of processes that share this one's CPUs; where all CPUs are wanted, it takes its part.
+        config: The configuration. Its env_id, env_kwargs, env_wrappers, parallels, vectorize, native_envs, num_workers,
+            num_threads (0: as many as there are CPUs), env_timeout and use_actions_mask are read. Its render_mode is
+            not, since an environment that trains does not render.
+        num_envs: The number of environments instead of `config.parallels`.
+        render_mode: The render mode for `gymnasium.make`.
+        sharing: The number of processes that share the CPUs; this one takes its part of them.
 
     Returns:
-        The vector environment, not yet reset; the caller's `reset(seed=config.env_seed)` seeds env i with env_seed + i.
+        The vector environment, not yet reset. `reset(seed=config.env_seed)` seeds environment i with env_seed + i.
 
     Raises:
-        EnvError: the environment cannot be made, its observations or actions are not supported, or it has no masks.
+        EnvError: The environment cannot be made, its observations or actions are not supported, or it has no masks.
     """
     num_envs = config.parallels if num_envs is None else num_envs
     if num_envs < 1:
         raise EnvError(f"num_envs must be at least 1; got {num_envs}")
     if config.vectorize not in _VECTORIZE:
         raise EnvError(f"vectorize must be one of {', '.join(_VECTORIZE)}; got {config.vectorize!r}")
-    kwargs: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
     part = None if sharing == 1 else max(1, available_cpus() // sharing)
     try:
-        envs = _make(config, num_envs, getattr(config, "num_threads", 0) or part, config.num_workers or part, kwargs)
+        num_threads, num_workers = getattr(config, "num_threads", 0) or part, config.num_workers or part
+        envs = _make(config, num_envs, num_threads, num_workers, render_mode)
     except WorkerError as error:
         if error.exception_type != EnvError.__name__:
             raise
@@ -86,46 +90,70 @@ def make_envs(
 
 
 def _make(
-    config: EnvConfig, num_envs: int, num_threads: int | None, num_workers: int | None, kwargs: dict[str, Any]
+    config: EnvConfig, num_envs: int, num_threads: int | None, num_workers: int | None, render_mode: str | None
 ) -> VecEnv:
-    env_id, masks = config.env_id, bool(getattr(config, "use_actions_mask", False))
-    if config.vectorize in _NATIVE:
-        kind = _NATIVE[config.vectorize]
-        return make_native_or_subproc(
-            env_id, num_envs, num_threads, kind=kind, num_workers=num_workers, copy=False, action_masks=masks, **kwargs
-        )
-    if getattr(config, "native_envs", "auto") == "auto" and not masks:
-        envs = _native_if_it_serves(env_id, num_envs, num_threads, config.vectorize, kwargs)
+    constructor, masks = configured_env_fn(config, render_mode), bool(getattr(config, "use_actions_mask", False))
+    if config.vectorize in _NATIVE or (getattr(config, "native_envs", "auto") == "auto" and not masks):
+        envs = _native_if_it_serves(config, num_envs, num_threads, constructor)
+        if envs is not None and masks:
+            envs.close()
+            raise _no_masks(config.env_id)
         if envs is not None:
             return envs
-    env_fns = [make_env_fn(env_id, **kwargs)] * num_envs
+    env_fns = [constructor] * num_envs
     if config.vectorize == "DummyVecEnv":
         return DummyVecEnv(env_fns, copy=False, action_masks=masks)
-    return SubprocVecEnv(env_fns, num_workers, copy=False, action_masks=masks)
+    timeout = getattr(config, "env_timeout", 60.0)
+    return SubprocVecEnv(env_fns, num_workers, timeout, copy=False, action_masks=masks)
 
 
 def _native_if_it_serves(
-    env_id: str, num_envs: int, num_threads: int | None, vectorize: str, kwargs: dict[str, Any]
+    config: EnvConfig, num_envs: int, num_threads: int | None, constructor: EnvConstructor
 ) -> VecEnv | None:
-    kind = native_kind(env_id)
+    """Makes the native vector environment, and says so where nobody named it; None: it cannot serve, with the reason.
+
+    The reason is printed where the configuration names a native one, or where wrappers keep a task from it.
+    """
+    env_id, vectorize = config.env_id, config.vectorize
+    kind = _NATIVE.get(vectorize) or native_kind(env_id)
     if kind is None:
         return None
-    try:
-        envs = kind(env_id, num_envs, num_threads, copy=False, **kwargs)
-    except (NotNativeError, ImportError):
+    other = vectorize if vectorize not in _NATIVE else "SubprocVecEnv"
+    if constructor.wrappers:
+        _announce(f"{env_id} is stepped by {other}, not by the native engine: env_wrappers wraps it")
         return None
-    if env_id not in _announced:
-        _announced.add(env_id)
-        print(
-            f"xcfast: {env_id} is stepped by {kind.__name__}, with the numbers of {vectorize}; "
-            "native_envs: off forbids it",
-            file=sys.stderr,
-        )
+    if kind_takes := constructor.kwargs.keys() & inspect.signature(kind).parameters.keys():
+        raise EnvError(f"env_kwargs: no environment of {kind.__name__} takes {min(kind_takes)}")
+    try:
+        envs = kind(env_id, num_envs, num_threads, copy=False, **constructor.kwargs)
+    except (NotNativeError, ImportError) as error:
+        if vectorize in _NATIVE:
+            if not isinstance(error, NotNativeError):
+                raise
+            print(f"xcfast: {env_id} is stepped by {other}, not by the native engine: {error}", file=sys.stderr)
+        return None
+    if vectorize not in _NATIVE:
+        numbers = f"{env_id} is stepped by {kind.__name__}, with the numbers of {vectorize}"
+        _announce(f"{numbers}; native_envs: off forbids it")
     return envs
 
 
+def _announce(line: str) -> None:
+    """Prints a line on stderr, once per process."""
+    if line not in _announced:
+        _announced.add(line)
+        print(f"xcfast: {line}", file=sys.stderr)
+
+
+def _no_masks(env_id: str) -> EnvError:
+    return EnvError(f"{env_id} delivers no action masks; use_actions_mask: False trains without")
+
+
 def native_kind(env_id: str) -> NativeKind | None:
-    """The native vector environment that may serve a registered id, by the place of its class; None if none may."""
+    """Returns the native vector environment that may serve a registered id, or None.
+
+    The place of the registered class decides; the constructor of that vector environment looks closer.
+    """
     registered = gymnasium.registry.get(env_id.rpartition(":")[2])
     place = "" if registered is None else str(registered.entry_point)
     return next((kind for module, kind in _MODULES.items() if place.startswith(module)), None)
@@ -139,34 +167,46 @@ def make_native_or_subproc(
     *,
     kind: NativeKind | None = None,
     num_workers: int | None = None,
+    timeout: float = 60.0,
     copy: bool = True,
     action_masks: bool = False,
+    autoreset_mode: str | AutoresetMode = "same_step",
+    episode_statistics: bool = True,
     **env_kwargs: Any,
 ) -> VecEnv:
     """Makes a native vector environment; where the engine cannot serve, a SubprocVecEnv, and says why on stderr.
 
     Args:
         env_id: Gymnasium's id.
-        num_envs: N.
-        num_threads: of the native one.
-        infos: of either.
-        kind: the native one; by default the one for `env_id`.
-        num_workers: of SubprocVecEnv.
-        copy: of either.
-        action_masks: of SubprocVecEnv.
-        **env_kwargs: for `gymnasium.make`.
+        num_envs: The number of environments, N.
+        num_threads: The number of threads of the native one.
+        infos: Whether to deliver the environments' own infos too.
+        kind: The native one; by default the one for `env_id`.
+        num_workers: The number of processes of SubprocVecEnv.
+        timeout: The timeout of SubprocVecEnv, in seconds.
+        copy: Whether `reset` and `step` return copies.
+        action_masks: Whether to deliver the masks of allowed actions.
+        autoreset_mode: "same_step" or "next_step", see `VecEnv`.
+        episode_statistics: Whether infos report each episode's return and length.
+        **env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Raises:
-        EnvError: Gymnasium cannot make it; or masks are wanted, and it is native: none of those tasks has any.
+        EnvError: Gymnasium cannot make it, or it has no masks, as no native task has.
     """
+    shared: dict[str, Any] = {
+        "copy": copy,
+        "infos": infos,
+        "autoreset_mode": autoreset_mode,
+        "episode_statistics": episode_statistics,
+    }
     kind = kind or native_kind(env_id) or MujocoVecEnv
     try:
-        envs = kind(env_id, num_envs, num_threads, infos, copy=copy, **env_kwargs)
+        envs = kind(env_id, num_envs, num_threads, **shared, **env_kwargs)
         if not action_masks:
             return envs
         envs.close()
-        raise EnvError(f"{env_id} delivers no action masks; use_actions_mask: False trains without")
+        raise _no_masks(env_id)
     except NotNativeError as error:
         print(f"xcfast: {env_id} is stepped by SubprocVecEnv, not by the native engine: {error}", file=sys.stderr)
-    env_fns = [make_env_fn(env_id, **env_kwargs)] * num_envs
-    return SubprocVecEnv(env_fns, num_workers, copy=copy, infos=infos, action_masks=action_masks)
+    env_fns = [env_constructor(env_id, env_kwargs)] * num_envs
+    return SubprocVecEnv(env_fns, num_workers, timeout, action_masks=action_masks, **shared)

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from xcfast.envs import classic_state, mujoco_state
 from xcfast.envs.mujoco_engine import build_engine
@@ -30,18 +31,21 @@ class MujocoVecEnv(NativeVecEnv):
 
     Args:
         env_id: Gymnasium's id, such as "Ant-v4".
-        num_envs: N.
-        num_threads: threads that step; None or 0: as many as this process may use.
-        infos: whether to deliver the tasks' own infos too, as Gymnasium does; slower.
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
-        check: whether to compare a few steps with Gymnasium's first (once per process and arguments).
-        **env_kwargs: for `gymnasium.make`.
+        num_envs: The number of environments, N.
+        num_threads: The number of threads that step; None or 0 for as many as this process may use.
+        infos: Whether to deliver the tasks' own infos too, as Gymnasium does, which is slower.
+        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
+            overwrites.
+        autoreset_mode: "same_step" or "next_step", see `VecEnv`.
+        episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
+        check: Whether to compare a few steps with Gymnasium's first (once per process and arguments).
+        **env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Attributes:
-        num_threads: threads that step.
+        num_threads: The number of threads that step.
 
     Raises:
-        NotNativeError: it is not one of these tasks, or Gymnasium and the engine do not agree about it on this
+        NotNativeError: It is not one of these tasks, or Gymnasium and the engine do not agree about it on this
             machine. `make_native_or_subproc` falls back to SubprocVecEnv.
         EnvError: Gymnasium cannot make it.
 
@@ -59,13 +63,24 @@ class MujocoVecEnv(NativeVecEnv):
         infos: bool = False,
         *,
         copy: bool = True,
+        autoreset_mode: str | AutoresetMode = "same_step",
+        episode_statistics: bool = True,
         check: bool = True,
         **env_kwargs: Any,
     ) -> None:
         self.closed = True  # until there is something to close
         if check:
             check_against_gymnasium(env_id, env_kwargs, functools.partial(MujocoVecEnv, check=False))
-        super().__init__(env_id, num_envs, num_threads, infos, copy=copy, env_kwargs=env_kwargs)
+        super().__init__(
+            env_id,
+            num_envs,
+            num_threads,
+            infos,
+            copy=copy,
+            autoreset_mode=autoreset_mode,
+            episode_statistics=episode_statistics,
+            env_kwargs=env_kwargs,
+        )
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
         base = self._base
@@ -101,9 +116,24 @@ class MujocoVecEnv(NativeVecEnv):
             return list(self._datas)
         return [getattr(self._base, name)] * self.num_envs if name in _CONSTANTS else None
 
+    def _picture(self, index: int) -> Any:
+        # The renderer draws the simulation of env 0, which another one's state is copied into for that long.
+        if index == 0:
+            return self._base.render()
+        import mujoco
+
+        model, shown = self._base.model, self._datas[0]
+        kept = mujoco.MjData(model)
+        mujoco.mj_copyData(kept, model, shown)
+        mujoco.mj_copyData(shown, model, self._datas[index])
+        try:
+            return self._base.render()
+        finally:
+            mujoco.mj_copyData(shown, model, kept)
+
     @property
     def warning_counts(self) -> dict[str, int]:
-        """MuJoCo's warnings since this was made, over all envs, by name; only those that occurred.
+        """The number of MuJoCo's warnings so far, over all environments, by name; only those that occurred.
 
         BADQPOS, BADQVEL and BADQACC say that physics became unstable and MuJoCo reset the simulation.
         """

@@ -1,4 +1,4 @@
-"""Builds the native engine: addresses of MuJoCo's functions and arrays, and what its arithmetic must know of numpy."""
+"""Builds the native engine: the addresses of MuJoCo's functions and arrays, and how this numpy computes."""
 
 import ctypes
 import functools
@@ -16,30 +16,33 @@ _FIELDS = (
     *("qpos", "qvel", "ctrl", "xpos", "xipos", "site_xpos"),
     *("cinert", "cvel", "qfrc_actuator", "qfrc_constraint", "cfrc_ext"),
 )
-_FUNCTIONS = ("mj_step", "mj_forward", "mj_resetData", "mj_rnePostConstraint")
+_FUNCTIONS = ("mj_step", "mj_forward", "mj_resetData", "mj_rnePostConstraint", "mju_error")
 # Handlers of one thread, which MuJoCo's own bindings use; the first since MuJoCo logs through one function.
 _HANDLERS = {
     "set_log_handler": "_mjPRIVATE_setTlsLogHandler",
     "set_error_handler": "_mjPRIVATE__set_tls_error_fn",
     "set_warning_handler": "_mjPRIVATE__set_tls_warning_fn",
+    # The process's own handlers, public, which catch the error of the check if it misses the thread's.
+    "set_process_log_handler": "mju_setLogHandler",
+    "process_error_handler": "mju_user_error",
 }
 
 
 def build_engine(
     task: Task, base: Any, datas: Sequence[Any], arrays: dict[str, Any], config: dict[str, int], pool: Any
 ) -> Any:
-    """The engine (`_core.EnvEngine`) for the simulations `datas` on one model.
+    """Builds the engine (`_core.EnvEngine`) of several simulations on one model.
 
     Args:
-        task: of `base`.
-        base: the environment whose model and keyword arguments count.
-        datas: mjData of each env.
-        arrays: the engine's memory by name, see `NativeVecEnv` and `MujocoVecEnv`.
-        config: see `NativeVecEnv`.
-        pool: `_core.ThreadPool`.
+        task: The task of `base`.
+        base: The environment that determines the model and the keyword arguments.
+        datas: The mjData of each environment.
+        arrays: The engine's memory by name, see `NativeVecEnv` and `MujocoVecEnv`.
+        config: The engine's sizes, see `NativeVecEnv`.
+        pool: The thread pool, `_core.ThreadPool`.
 
     Raises:
-        NotNativeError: this MuJoCo or this model is not one that the engine can step.
+        NotNativeError: The engine cannot step this model, or not with this MuJoCo.
     """
     from xcfast import _core
 
@@ -86,8 +89,17 @@ def build_engine(
 
 @functools.cache
 def functions() -> dict[str, int]:
-    """Addresses of MuJoCo's functions, 0 for a handler that this version does not have."""
+    """Returns the addresses of MuJoCo's functions, and of the variables and functions that hold its handlers.
+
+    An address is 0 where this version lacks a handler. MuJoCo is made to raise an error once, since the handlers of one
+    thread are private symbols: an error that they did not catch would end the process in the middle of a run.
+
+    Raises:
+        NotNativeError: There is no libmujoco, it lacks a function, or its errors cannot be caught.
+    """
     import mujoco
+
+    from xcfast import _core
 
     folder, names = Path(mujoco.__file__).parent, ("libmujoco*.so*", "libmujoco*.dylib", "mujoco.dll")
     found = sorted(path for name in names for path in folder.glob(name))
@@ -102,12 +114,14 @@ def functions() -> dict[str, int]:
     for name, symbol in _HANDLERS.items():
         handler = getattr(library, symbol, None)
         addresses[name] = 0 if handler is None else ctypes.cast(handler, ctypes.c_void_p).value or 0
+    if not _core.mujoco_errors_arrive(addresses):
+        raise NotNativeError(f"the engine cannot catch the errors of {found[0].name}, which would end the process")
     return addresses
 
 
 @functools.cache
 def numpy_fuses() -> tuple[bool, bool]:
-    """Whether np.linalg.norm of three numbers, and np.einsum, use fused multiply-add here: that depends on the CPU."""
+    """Returns whether np.linalg.norm of three numbers, and np.einsum, use fused multiply-add on this CPU."""
     rng = np.random.default_rng(0)
 
     def agree(ours: Any, numpys: Any) -> int:

@@ -1,4 +1,4 @@
-"""The infos of Gymnasium's MuJoCo classes, put together only on request."""
+"""Builds the infos of Gymnasium's MuJoCo classes, for those who want them."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Rows = NDArray[np.float64]
 
 
 class Terms(NamedTuple):
-    """Parts of one step's reward, as the engine leaves them."""
+    """The parts of one step's reward, as the engine computes them."""
 
     x_velocity: float
     y_velocity: float
@@ -24,14 +24,21 @@ class Terms(NamedTuple):
 
 
 def step_info(task: Task, base: Any, data: Any, row: Rows) -> dict[str, Any]:
-    """What the class's `step` returns as its info, for the simulation `data` and its row of the engine's terms."""
+    """Returns what the class's `step` returns as its info.
+
+    Args:
+        task: The task of `base`.
+        base: The environment whose arguments count.
+        data: The simulation's mjData.
+        row: The simulation's row of the engine's terms, see `Terms`.
+    """
     terms = Terms(*row)
     control = terms.control if task.name in ("Humanoid", "HumanoidStandup") else np.float32(terms.control)
     return _STEP_INFOS[task.name](task, base, data, terms, control)
 
 
 def reset_info(task: Task, base: Any, data: Any) -> dict[str, Any]:
-    """What the class's `reset` returns as its info."""
+    """Returns what the class's `reset` returns as its info; arguments as for `step_info`."""
     if not task.v5:
         return {}
     if task.name == "HalfCheetah":

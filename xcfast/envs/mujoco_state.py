@@ -1,4 +1,4 @@
-"""Exact state of a MuJoCo simulation under one of Gymnasium's own tasks."""
+"""Saves and restores the exact state of a MuJoCo simulation under one of Gymnasium's own tasks."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ DERIVED_ARRAYS = ("xpos", "xipos", "site_xpos")
 
 
 def get_physics(model: Any, data: Any) -> dict[str, Any]:
-    """All that decides how the simulation goes on, as numpy arrays."""
+    """Returns all that decides how the simulation goes on, as numpy arrays."""
     import mujoco
 
     physics = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
@@ -22,10 +22,13 @@ def set_physics(model: Any, data: Any, state: dict[str, Any], name: Any) -> None
     """Restores what `get_physics` returned for a simulation of the same task and MuJoCo version.
 
     Args:
-        model: mjModel.
-        data: mjData.
-        state: more entries are ignored.
-        name: of the environment, for the error.
+        model: The simulation's mjModel.
+        data: The simulation's mjData.
+        state: The state; entries that `get_physics` does not return are ignored.
+        name: The environment, for the error.
+
+    Raises:
+        ValueError: The state is of another model or MuJoCo version.
     """
     import mujoco
 

@@ -1,4 +1,4 @@
-"""The tasks that the native engine knows, Gymnasium's own MuJoCo classes: their arguments and resets.
+"""The MuJoCo classes of Gymnasium that the native engine knows: their arguments and resets.
 
 Their observations and rewards are in csrc/mujoco, their infos in mujoco_infos.py.
 """
@@ -18,16 +18,17 @@ Draw = Callable[[Any, np.random.Generator, int], Rows]
 
 @dataclass(frozen=True)
 class Task:
-    """What the engine must know of one class of Gymnasium.
+    """Describes one class of Gymnasium to the engine.
 
     Attributes:
-        name: of the id without version, and of the C++ task.
-        v5: whether it is the version 5 of the class (else 4).
-        numbers: keyword arguments (numbers, truth values) and what stands for them where a class has no such argument.
-        ranges: likewise for (low, high).
-        bodies: bodies that the reward reads, by their name in the engine.
-        skipped_qpos: leading positions left out of the observation unless the class is told otherwise.
-        draw: initial states [count, nq + nv] in the order in which the class draws them.
+        name: The name of the id without version, and of the C++ task.
+        v5: Whether it is version 5 of the class, else 4.
+        draw: Draws initial states [count, nq + nv] in the order in which the class draws them.
+        numbers: The keyword arguments that are numbers or truth values, with the values for a class without them.
+        ranges: The keyword arguments that are (low, high), likewise.
+        bodies: The bodies that the reward reads, by their names in the engine.
+        skipped_qpos: The number of leading positions that the observation leaves out by default.
+        parts: The optional parts of the observation.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Task:
     parts: tuple[str, ...] = ()
 
     def values(self, base: Any) -> dict[str, float]:
-        """The numbers that the C++ task takes, read from the environment `base`."""
+        """Returns the numbers that the C++ task takes, read from the environment `base`."""
         values = {name: _number(base, name, default) for name, default in self.numbers.items()}
         for name, default in self.ranges.items():
             low, high = getattr(base, f"_{name}", default)
@@ -205,10 +206,10 @@ _TASKS = {**_tasks(4), **_tasks(5)}
 
 
 def find_task(base: Any) -> Task:
-    """The task of `base`, an environment without wrappers.
+    """Returns the task of `base`, an environment without wrappers.
 
     Raises:
-        NotNativeError: it is not exactly of a known class.
+        NotNativeError: It is not exactly of a known class, or MuJoCo calls back into this program.
     """
     kind = type(base)
     task = _TASKS.get((kind.__module__, kind.__qualname__))

@@ -1,4 +1,4 @@
-"""What the native vector environments share: envs stepped by threads in C++, with Gymnasium's numbers bit for bit."""
+"""What the native vector environments share: environments that C++ threads step, bit for bit like Gymnasium."""
 
 import functools
 import threading
@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
 
 from xcfast.envs.construct import make_env_fn
 from xcfast.envs.native_draws import Draw, ResetDraws
 from xcfast.envs.shared_memory import Buffers, buffers_in
-from xcfast.envs.vec_env import StepInfos, VecEnv
+from xcfast.envs.vec_env import Phase, StepInfos, VecEnv, autoreset_mode_of
 from xcfast.errors import NotNativeError
 from xcfast.resources import available_cpus
 
@@ -24,7 +25,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def exclusive(method: Method) -> Method:
-    """Lets one Python thread at a time into a method of a NativeVecEnv; another gets an error."""
+    """Lets one Python thread at a time into a method of a NativeVecEnv. Another thread gets an error."""
 
     @functools.wraps(method)
     def guarded(self: "NativeVecEnv", *args: Any, **kwargs: Any) -> Any:
@@ -39,22 +40,27 @@ def exclusive(method: Method) -> Method:
 
 
 class NativeVecEnv(VecEnv):
-    """N environments in C++. Env 0 is also made by Gymnasium: its keyword arguments and attributes are Gymnasium's.
+    """N environments in C++.
+
+    Gymnasium makes environment 0 as well, so keyword arguments and attributes are Gymnasium's.
 
     Args:
         env_id: Gymnasium's id.
-        num_envs: N.
-        num_threads: threads that step; None or 0: as many as this process may use.
-        infos: whether to deliver the envs' own infos too.
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
-        env_kwargs: for `gymnasium.make`.
+        num_envs: The number of environments, N.
+        num_threads: The number of threads that step; None or 0 for as many as this process may use.
+        infos: Whether to deliver the environments' own infos too.
+        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
+            overwrites.
+        autoreset_mode: "same_step" or "next_step", see `VecEnv`.
+        episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
+        env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Attributes:
-        num_threads: threads that step.
+        num_threads: The number of threads that step.
 
     Raises:
-        NotNativeError: the engine cannot step it, or not as Gymnasium does.
-        EnvError: Gymnasium cannot make it.
+        NotNativeError: The engine cannot step the environment, or not as Gymnasium does.
+        EnvError: Gymnasium cannot make the environment.
     """
 
     def __init__(
@@ -65,16 +71,26 @@ class NativeVecEnv(VecEnv):
         infos: bool,
         *,
         copy: bool,
+        autoreset_mode: str | AutoresetMode,
+        episode_statistics: bool,
         env_kwargs: dict[str, Any],
     ) -> None:
         self.closed = True  # until there is something to close
+        mode = autoreset_mode_of(autoreset_mode)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1; got {num_envs}")
         env = make_env_fn(env_id, **env_kwargs)()
         try:
             self._base, self._limit = _bare(env)
             draw_size, draw = self._prepare(num_envs)
-            super().__init__(num_envs, _describe(env), copy=copy, infos=infos)
+            super().__init__(
+                num_envs,
+                _describe(env),
+                copy=copy,
+                infos=infos,
+                autoreset_mode=mode,
+                episode_statistics=episode_statistics,
+            )
             self._id = "" if env.spec is None else env.spec.id
             self._draws = ResetDraws(num_envs, draw_size, _DRAWN_AHEAD, draw)
             self._make_memory()
@@ -89,10 +105,10 @@ class NativeVecEnv(VecEnv):
     # What a kind of native environment adds.
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
-        """Finds out what `self._base` is; returns the numbers of an initial state and how they are drawn.
+        """Finds out what `self._base` is; returns the size of an initial state and the function that draws it.
 
         Raises:
-            NotNativeError: the engine does not know it.
+            NotNativeError: The engine does not know the environment.
         """
         raise NotImplementedError
 
@@ -100,7 +116,7 @@ class NativeVecEnv(VecEnv):
         raise NotImplementedError
 
     def _draw_with(self, options: dict[str, Any] | None) -> Draw | None:
-        """How the next initial state is drawn with these options of `reset`; None: as always."""
+        """Returns how `reset` draws the next initial state with these options; None: as without options."""
         return None
 
     def _step_info(self, index: int) -> dict[str, Any]:
@@ -110,21 +126,22 @@ class NativeVecEnv(VecEnv):
         raise NotImplementedError
 
     def _get_physics(self, index: int) -> dict[str, Any]:
-        """The part of an env's state that is the kind's, as env_state.get_state has it."""
+        """Returns the part of an environment's state that this kind adds, in the form of env_state.get_state."""
         raise NotImplementedError
 
     def _set_physics(self, index: int, state: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def _attribute(self, name: str) -> list[Any] | None:
-        """An attribute of each env; None: there is none of that name."""
+        """Returns an attribute of each environment; None if there is none of that name."""
         raise NotImplementedError
 
-    def _picture(self) -> Any:
-        return self._base.render()
+    def _picture(self, index: int) -> Any:
+        """Returns the frame of one environment."""
+        raise NotImplementedError
 
     def probes(self, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """Physics of states that are worth a step in the comparison with Gymnasium, besides those of episodes."""
+        """Returns further states from which one step is compared with Gymnasium's."""
         return []
 
     _attributes: tuple[str, ...]
@@ -182,16 +199,18 @@ class NativeVecEnv(VecEnv):
     def step(
         self, actions: Any
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Steps all envs; one whose episode ends is reset at once. See `VecEnv.step`."""
+        """Steps all environments, see `VecEnv.step`."""
         self._take(actions)
         buffers = self._buffers
         if self._rows.actions is not buffers.actions:
             self._check_choices()
             self._rows.actions[...] = buffers.actions
-        self._needs_reset = "the last step() failed: call reset() before step()"
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            return self._step_next()
+        self._phase = Phase.STEP_FAILED
         ended = self._engine.step(not self.infos)
         infos = self._env_infos() if self.infos else {}
-        self._needs_reset = ""
+        self._phase = Phase.RUNNING
         self._deliver()
         if ended:
             if ended == 2:
@@ -201,7 +220,42 @@ class NativeVecEnv(VecEnv):
                 buffers.final_obs[done] = self._rows.final_obs[done]
             np.copyto(self.episode_returns, self._finished_returns, where=done)
             np.copyto(self.episode_lengths, self._finished_lengths, where=done)
-            self._episode_infos(infos, done)
+            self._report_ends(infos, done)
+        return self._results(infos)
+
+    def _step_next(
+        self,
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Steps all environments with NEXT_STEP autoreset.
+
+        The engine steps those that are to be reset too, which changes nothing, since a reset sets their whole state.
+        """
+        buffers = self._buffers
+        restarted = np.flatnonzero(buffers.terminated | buffers.truncated).tolist()
+        self._rows.actions[restarted] = 0
+        self._phase = Phase.STEP_FAILED
+        self._engine.step(False)
+        for flags in (buffers.rewards, buffers.terminated, buffers.truncated):
+            flags[restarted] = 0
+        done = buffers.terminated | buffers.truncated
+        self._rows.obs[done] = self._rows.final_obs[done]
+        if restarted:
+            self._engine.reset(restarted)
+            self._draws.refill()
+        infos: dict[str, Any] = {}
+        for index in range(self.num_envs if self.infos else 0):
+            infos = self._add_info(infos, (self._reset_info if index in restarted else self._step_info)(index), index)
+        self._phase = Phase.RUNNING
+        self._deliver()
+        if done.any():
+            self._report_ends(infos, done)
+        return self._results(infos)
+
+    def _results(
+        self, infos: dict[str, Any]
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Returns the buffers, or copies of them, as `step` does."""
+        buffers = self._buffers
         if self.copy:
             return (
                 buffers.obs.copy(),
@@ -213,48 +267,48 @@ class NativeVecEnv(VecEnv):
         return buffers.obs, buffers.rewards, buffers.terminated, buffers.truncated, infos
 
     def _check_choices(self) -> None:
-        """Raises ValueError where the actions are not among those of a Discrete space, which starts with 0."""
+        """Raises ValueError where an action is not in a Discrete space, which starts with 0."""
         space, actions = self.single_action_space, self._buffers.actions
         assert isinstance(space, Discrete)
         if (actions < 0).any() or (actions >= space.n).any():
             raise ValueError(f"actions must be in [0, {space.n}); got {actions.tolist()}")
 
     def _deliver(self) -> None:
-        """Hands out the engine's observations where the env's have another type."""
+        """Copies the engine's observations to arrays of the environment's own type, where that differs."""
         if self._rows.obs is not self._buffers.obs:
             np.copyto(self._buffers.obs, self._rows.obs, casting="same_kind")
 
     @property
     def engine(self) -> Any:
-        """`_core.EnvEngine`, for native code that steps the envs itself; see `drive`."""
+        """The `_core.EnvEngine`, for native code that steps the environments itself; see `drive`."""
         return self._engine
 
     @property
     def observations(self) -> NDArray[np.float64]:
-        """float64 [N, *obs_shape], the current observations: the engine's array."""
+        """The current observations float64 [N, *obs_shape]: the engine's array."""
         return self._rows.obs
 
     @exclusive
     def drive(self, run: Callable[[], bool]) -> None:
-        """Lets native code step the envs: calls run() until it returns True.
+        """Lets native code step the environments: calls run() until it returns True.
 
-        Where it returns False, an env has no initial state left; some are drawn before it is called again.
+        Where it returns False, an environment has used up its initial states, or some time has passed. New initial
+        states are drawn before the next call. Between two calls, Python runs signal handlers, so that Ctrl-C ends this.
 
         Raises:
-            SimulationError: MuJoCo raised an error; the envs need a `reset`.
+            SimulationError: MuJoCo raised an error. The environments need a `reset`.
         """
-        if self.closed or self._needs_reset:
-            self._check_open()
-            raise RuntimeError(self._needs_reset)
-        self._needs_reset = "the last step() failed: call reset() before step()"
+        if self.closed or self._phase is not Phase.RUNNING:
+            raise self._not_ready("step")
+        self._phase = Phase.STEP_FAILED
         self._draws.refill(self._draws.capacity // 2)
         while not run():
             self._draws.refill()
         self._deliver()
-        self._needs_reset = ""
+        self._phase = Phase.RUNNING
 
     def _env_infos(self) -> dict[str, Any]:
-        """Infos of the step just done; resets the envs whose episode ended, which the engine has left to this."""
+        """Returns the infos of the step just done, and resets the environments whose episode ended."""
         done = np.flatnonzero(self._buffers.terminated | self._buffers.truncated).tolist()
         envs: StepInfos = [(self._step_info(index), None) for index in range(self.num_envs)]
         if done:
@@ -262,12 +316,7 @@ class NativeVecEnv(VecEnv):
             self._draws.refill()
         for index in done:
             envs[index] = self._reset_info(index), envs[index][0]
-        infos: dict[str, Any] = {}
-        for index, (info, final_info) in enumerate(envs):
-            if final_info is not None:
-                infos = self._add_info(infos, {"final_info": final_info}, index)
-            infos = self._add_info(infos, info, index)
-        return infos
+        return self._joined(envs)
 
     def _reset_envs(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool] | None
@@ -322,10 +371,10 @@ class NativeVecEnv(VecEnv):
         return self._id
 
     @exclusive
-    def render(self) -> Any:
-        """The frame of the first env, as its `render_mode` says."""
+    def render(self) -> tuple[Any, ...]:
+        """Returns the frames of all environments, N of them, as their `render_mode` says."""
         self._check_open()
-        return self._picture()
+        return tuple(self._picture(index) for index in range(self.num_envs))
 
     @exclusive
     def close_extras(self, **kwargs: Any) -> None:
@@ -335,7 +384,7 @@ class NativeVecEnv(VecEnv):
 
 
 def _bare(env: gymnasium.Env) -> tuple[Any, int | None]:
-    """The environment below the wrappers, and its time limit (None: no limit)."""
+    """Returns the environment below the wrappers, and its time limit (None: no limit)."""
     limits = []
     while isinstance(env, gymnasium.Wrapper):
         if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
@@ -351,7 +400,7 @@ def _bare(env: gymnasium.Env) -> tuple[Any, int | None]:
 
 
 def _as_type(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """The array itself if it is of that type, else room for its numbers."""
+    """Returns the array itself if it has that type, else an array with room for its numbers."""
     return array if array.dtype == dtype else np.zeros(array.shape, dtype)
 
 

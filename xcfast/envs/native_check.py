@@ -20,18 +20,18 @@ _STEPS = 24
 def check_against_gymnasium(
     env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[..., NativeVecEnv]
 ) -> None:
-    """Compares a few steps of two envs, with ends of episodes, once per process, id and arguments.
+    """Compares a few steps of two environments, with ends of episodes, once per process, id and arguments.
 
-    Where the kind of env names states for that (`NativeVecEnv.probes`), a step from each of them is compared too, with
-    the whole state after it, of which observations show only a part and rounded.
+    Where the kind of environment names states for that (`NativeVecEnv.probes`), it compares a step from each of them
+    too, with the whole state afterwards, of which observations show only a rounded part.
 
     Args:
         env_id: Gymnasium's id.
-        env_kwargs: for `gymnasium.make`.
-        make_native: make_native(env_id, num_envs, num_threads, **env_kwargs) makes the native envs.
+        env_kwargs: Keyword arguments of `gymnasium.make`.
+        make_native: A function; make_native(env_id, num_envs, num_threads, **env_kwargs) makes the native environments.
 
     Raises:
-        NotNativeError: they differ.
+        NotNativeError: The native environments and Gymnasium's differ.
     """
     key = (env_id, *sorted((name, repr(value)) for name, value in env_kwargs.items()))
     if key not in _VERDICTS:
@@ -111,7 +111,7 @@ def _first_difference_from(
 
 
 def random_actions(envs: NativeVecEnv, rng: np.random.Generator) -> NDArray[Any]:
-    """Uniform actions for one vector step."""
+    """Returns uniform actions for one vector step."""
     space: Any = envs.single_action_space
     if isinstance(space, Discrete):
         return rng.integers(space.start, space.start + space.n, envs.num_envs)
@@ -123,5 +123,8 @@ def _same(ours: NDArray[Any], theirs: NDArray[Any]) -> bool:
 
 
 def _same_reward(ours: float, theirs: float) -> bool:
-    """Equal, or within one unit of float32's last place: what numpy's BLAS makes of a norm depends on the CPU."""
+    """Returns whether the rewards differ by at most one unit of float32's last place.
+
+    A norm that numpy's BLAS computes depends on the CPU.
+    """
     return bool(np.isnan(theirs) and np.isnan(ours)) or abs(ours - theirs) <= np.spacing(np.float32(abs(theirs)))

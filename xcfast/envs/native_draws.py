@@ -1,4 +1,4 @@
-"""Initial states of episodes, drawn ahead from each env's own generator: the engine resets without Python."""
+"""Draws initial states of episodes ahead, from each environment's own generator, so that resets need no Python."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,17 +11,19 @@ Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
 
 class ResetDraws:
-    """A row of initial states per environment, in the order of its generator's stream.
+    """Holds a row of initial states per environment, in the order of its generator's stream.
 
     Args:
-        num_envs: N.
-        size: numbers per initial state.
-        capacity: initial states per env that can wait.
-        draw: draw(generator, count) -> float64 [count, size], continuing the generator's stream.
+        num_envs: The number of environments, N.
+        size: The size of an initial state.
+        capacity: The number of initial states per environment that can wait.
+        draw: A function; draw(generator, count) returns float64 [count, size] and continues the generator's stream.
 
     Attributes:
+        capacity: The number of initial states per environment that can wait.
         rows: float64 [N, capacity, size]; those from used[i] to drawn[i] - 1 wait in row i.
-        drawn, used: int64 [N]. The engine counts `used` up.
+        drawn: int64 [N], the number of initial states in each row.
+        used: int64 [N], the number of them that are used up. The engine counts.
     """
 
     def __init__(self, num_envs: int, size: int, capacity: int, draw: Draw) -> None:
@@ -41,7 +43,7 @@ class ResetDraws:
         self._skipped = [0] * num_envs
 
     def seed(self, index: int, seed: int) -> None:
-        """Starts the stream of one env anew, as Gymnasium's reset(seed) does."""
+        """Starts the stream of one environment anew, as Gymnasium's reset(seed) does."""
         self._generators[index], self._seeds[index] = seeding.np_random(seed)
         self._empty(index)
 
@@ -61,17 +63,17 @@ class ResetDraws:
         self.used[index], self.drawn[index] = 0, count
 
     def redraw_next(self, index: int, draw: Draw) -> None:
-        """Draws the initial state that comes next once more, by a `draw` that takes as much of the stream."""
+        """Draws the next initial state again, with a `draw` that takes as much of the stream."""
         self.fill(index, 1)
         self.rows[index, self.used[index]] = draw(_generator_at(self.get_state(index)[0]), 1)[0]
 
     def refill(self, low: int = 0) -> None:
-        """Fills the envs that have at most `low` initial states left."""
+        """Fills the rows of the environments that have at most `low` initial states left."""
         for index in np.flatnonzero(self.drawn - self.used <= low):
             self.fill(int(index), self.capacity)
 
     def get_state(self, index: int) -> tuple[Mapping[str, Any], int]:
-        """The generator's state as if nothing had been drawn ahead, and its seed."""
+        """Returns the generator's state as if nothing had been drawn ahead, and its seed."""
         generator, spent = self._generators[index], self._skipped[index] + int(self.used[index])
         if self.used[index] == self.drawn[index]:
             return generator.bit_generator.state, self._seeds[index]
@@ -83,7 +85,7 @@ class ResetDraws:
         return self._origins[index], self._seeds[index]
 
     def set_state(self, index: int, state: Mapping[str, Any], seed: int) -> None:
-        """Continues from what `get_state` returned."""
+        """Restores what `get_state` returned."""
         self._generators[index].bit_generator.state = state
         self._seeds[index] = seed
         self._empty(index)

@@ -1,4 +1,4 @@
-"""Which OpenGL library MuJoCo uses: the variable MUJOCO_GL, and what to do where its library is missing."""
+"""MuJoCo's choice of OpenGL library: the variable MUJOCO_GL, and what to do where its library is missing."""
 
 import contextlib
 import os
@@ -13,7 +13,10 @@ INSTALL = {
 
 @contextlib.contextmanager
 def mujoco_gl(backend: str | None) -> Iterator[None]:
-    """Sets MUJOCO_GL, which MuJoCo reads at its import and Gymnasium whenever it makes a renderer; None: not at all."""
+    """Sets MUJOCO_GL inside a `with` block; None leaves the variable alone.
+
+    MuJoCo reads it when it is imported, Gymnasium whenever it makes a renderer.
+    """
     before = os.environ.get("MUJOCO_GL")
     if backend is not None:
         os.environ["MUJOCO_GL"] = backend
@@ -27,7 +30,7 @@ def mujoco_gl(backend: str | None) -> Iterator[None]:
 
 
 def opengl_problem() -> str | None:
-    """Why MuJoCo cannot be imported with this MUJOCO_GL, and what to do; None where it can."""
+    """Returns why MuJoCo cannot be imported with the current MUJOCO_GL and what to do, or None where it can."""
     wanted = os.environ.get("MUJOCO_GL")
     if not wanted:
         return None
@@ -39,7 +42,11 @@ def opengl_problem() -> str | None:
 
 
 def advice(wanted: str | None) -> str:
-    """What to install or unset, for the value `wanted` of MUJOCO_GL."""
+    """Returns what to install or to unset.
+
+    Args:
+        wanted: The value of MUJOCO_GL, or None where it is not set.
+    """
     if wanted:
         known = INSTALL.get(wanted.lower())
         return f"{f'install its library ({known}) or ' if known else ''}unset MUJOCO_GL={wanted}"
@@ -47,5 +54,5 @@ def advice(wanted: str | None) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an exception's text, or its class."""
+    """Returns the first line of an exception's text, or the name of its class where it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0]

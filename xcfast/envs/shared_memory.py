@@ -1,4 +1,4 @@
-"""Lays out, in one block of memory, the arrays that environments and their user exchange at every step."""
+"""The arrays that environments and their user exchange at every step, laid out in one block of memory."""
 
 import mmap
 import os
@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import Space
 from numpy.typing import NDArray
 
-ALIGNMENT = 64  # bytes of a cache line, so that two processes never write to the same one
+ALIGNMENT = 64  # a cache line: what two processes write does not share one
 
 
 class Buffers(NamedTuple):
@@ -21,10 +21,10 @@ class Buffers(NamedTuple):
     rewards: NDArray[np.float64]  # [N]
     terminated: NDArray[np.bool_]  # [N]
     truncated: NDArray[np.bool_]  # [N]
-    action_masks: NDArray[np.bool_] | None  # [N, number of actions], allowed at obs; None where there are no masks
+    action_masks: NDArray[np.bool_] | None  # [N, number of actions], of obs; None where they are not asked for
 
     def rows(self, start: int, stop: int) -> "Buffers":
-        """Returns views of the rows of environments start to stop - 1."""
+        """Returns the views of environments start to stop - 1."""
         return Buffers._make(None if array is None else array[start:stop] for array in self)
 
 
@@ -39,15 +39,15 @@ def buffers_in(
     """Lays the buffers out in `memory` from byte `offset` on.
 
     Args:
-        memory: A writable buffer; None only computes the size.
-        offset: The first byte to use.
+        memory: A writable buffer, or None to learn the size only.
+        offset: First byte to use.
         num_envs: The number of environments, N.
-        observation_space: The observation space of one environment, with a shape and a dtype.
-        action_space: The action space of one environment, with a shape and a dtype.
-        action_masks: Whether to make room for action masks; the action space must then be Discrete.
+        observation_space: Space of one environment's observations, with a shape and a dtype.
+        action_space: Space of one environment's actions, likewise.
+        action_masks: Whether there is room for action masks. The action space is then Discrete.
 
     Returns:
-        The buffers (arrays of size 0 if `memory` is None), and the offset of the first byte after them.
+        The buffers (empty arrays of size 0 without memory) and the first byte behind them.
     """
     obs = (num_envs, *_shape(observation_space)), observation_space.dtype
     actions = (num_envs, *_shape(action_space)), action_space.dtype
@@ -64,7 +64,7 @@ def buffers_in(
 
 
 def array_in(memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> tuple[NDArray[Any], int]:
-    """Returns an aligned array in `memory`, from byte `offset` on, and the offset of the first byte after it."""
+    """Returns an aligned array in `memory` at or behind byte `offset`, and the first byte behind it."""
     dtype = np.dtype(dtype)
     start = -(-offset // ALIGNMENT) * ALIGNMENT
     count = int(np.prod(shape, dtype=np.int64))
@@ -73,7 +73,7 @@ def array_in(memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> tu
 
 
 def create_memory() -> int:
-    """Returns a descriptor of new, empty shared memory, which has no name, so that no file can stay behind."""
+    """Returns a descriptor of new, empty, anonymous shared memory. It has no name, so nothing can be left behind."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("xcfast", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
@@ -81,7 +81,7 @@ def create_memory() -> int:
 
 
 def map_memory(fd: int) -> mmap.mmap:
-    """Maps all of the shared memory of descriptor `fd`. It stays mapped as long as an array in it lives."""
+    """Maps all of the shared memory behind `fd`. It stays mapped as long as an array in it lives."""
     return mmap.mmap(fd, os.fstat(fd).st_size)
 
 

@@ -1,5 +1,7 @@
-"""What DummyVecEnv and SubprocVecEnv share: Gymnasium's vector contract, episode statistics, state."""
+"""What all vector environments share: Gymnasium's vector contract, episode statistics, state."""
 
+import enum
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 
 from xcfast.envs.action_masks import check_masks
@@ -17,15 +20,43 @@ from xcfast.errors import EnvError
 STATE_VERSION = 1
 
 StepInfos = list[tuple[dict[str, Any], dict[str, Any] | None]]
-"""Per env: the info of the step (of the reset, where the episode ended), and the final info or None."""
+"""Per environment: the info of the step (of the reset, where the episode ended), and the final info or None."""
+
+
+class Phase(enum.Enum):
+    """Where a vector environment is between `reset` and `step`. All but RUNNING want a reset; the value says why."""
+
+    NEW = "reset() must be called before {}()"
+    RUNNING = ""
+    RESET_FAILED = "the last reset() failed: call reset() before {}()"
+    NO_ACTION = "an action mask allows no action: call reset() before {}()"
+    STEP_FAILED = "the last step() was interrupted or failed: call reset() before {}()"
+
+
+def autoreset_mode_of(mode: str | AutoresetMode) -> AutoresetMode:
+    """Returns Gymnasium's mode of that name.
+
+    Args:
+        mode: "same_step", "next_step", or one of these two of Gymnasium's `AutoresetMode`.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    for known in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+        if mode in (known, known.name.lower()):
+            return known
+    raise ValueError(f"autoreset_mode must be 'same_step' or 'next_step'; got {mode!r}")
 
 
 def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
-    """Raises EnvError unless observations and actions are of kinds that the vector environments carry.
+    """Checks that observations and actions are of kinds that the vector environments carry.
 
     Args:
-        observation_space: of one env: Box or Discrete.
-        action_space: of one env: Box or Discrete.
+        observation_space: The space of one environment.
+        action_space: The space of one environment.
+
+    Raises:
+        EnvError: One of them is neither a Box of at least one dimension with at least one number, nor Discrete.
     """
     if not isinstance(observation_space, Box | Discrete):
         raise EnvError(
@@ -34,38 +65,73 @@ def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasiu
         )
     if not isinstance(action_space, Box | Discrete):
         raise EnvError(f"action_space must be Box or Discrete; got {action_space}")
+    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+        if isinstance(space, Box) and (not space.shape or 0 in space.shape):
+            raise EnvError(
+                f"{name} must have at least one dimension, and no dimension of size 0; its shape is {space.shape}"
+                + (" (a single number has the shape (1,))" if not space.shape else "")
+            )
 
 
 class VecEnv(gymnasium.vector.VectorEnv):
-    """A Gymnasium vector environment with SAME_STEP autoreset, episode statistics and, for many tasks, an exact state.
+    """A Gymnasium vector environment with autoreset, episode statistics and, for many tasks, an exact state.
+
+    With the autoreset mode "same_step", the step that ends an episode returns the first observation of the next one,
+    and infos hold the last one ("final_obs"). With "next_step", it returns the last observation; the next step ignores
+    that environment's action, resets it, and gives it a reward of 0, as `gymnasium.vector.SyncVectorEnv` does.
+    Training wants "same_step".
+
+    A step that ends an episode reports its return and length as infos["episode"] {"r", "l"} with the mask
+    infos["_episode"]; with "same_step", also in infos["final_info"]. Without `episode_statistics`, and inside
+    Gymnasium's vector wrapper `RecordEpisodeStatistics`, which writes these entries itself, it does not.
 
     Args:
-        num_envs: N.
-        description: what `EnvSlice.describe` says.
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
-        infos: whether to deliver the envs' own infos too.
+        num_envs: The number of environments, N.
+        description: What `EnvSlice.describe` returns.
+        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
+            overwrites.
+        infos: Whether to deliver the environments' own infos too.
+        autoreset_mode: SAME_STEP or NEXT_STEP.
+        episode_statistics: Whether infos report each episode's return and length.
 
     Attributes:
-        episode_returns: float64 [N], sum of the raw rewards of the running episodes.
-        episode_lengths: int64 [N], their steps.
-        state_supported: whether `get_state` and `set_state` work.
+        autoreset_mode: The mode, also in `metadata`.
+        episode_statistics: Whether infos report each episode's return and length.
+        episode_returns: float64 [N], the sums of the raw rewards of the running episodes.
+        episode_lengths: int64 [N], the steps of the running episodes.
+        state_supported: Whether `get_state` and `set_state` work.
+        uses: The number of calls of `reset` and `step` so far, by which one user notices that another stepped the
+            environments in between.
     """
 
-    def __init__(self, num_envs: int, description: dict[str, Any], *, copy: bool, infos: bool) -> None:
+    def __init__(
+        self,
+        num_envs: int,
+        description: dict[str, Any],
+        *,
+        copy: bool,
+        infos: bool,
+        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+        episode_statistics: bool = True,
+    ) -> None:
         self.num_envs = num_envs
         self.single_observation_space = description["observation_space"]
         self.single_action_space = description["action_space"]
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.metadata = {**description["metadata"], "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.metadata = {**description["metadata"], "autoreset_mode": autoreset_mode}
         self.render_mode = description["render_mode"]
         self.spec = description["spec"]
         self.state_supported: bool = description["state_supported"]
         self.copy = copy
         self.infos = infos
+        self.autoreset_mode = autoreset_mode
+        self.episode_statistics = episode_statistics
         self.episode_returns = np.zeros(num_envs)
         self.episode_lengths = np.zeros(num_envs, np.int64)
-        self._needs_reset = "reset() must be called before step()"
+        self.uses = 0
+        self._reports_episodes = episode_statistics
+        self._phase = Phase.NEW
 
     # What a kind of vector environment adds.
     _buffers: Buffers
@@ -79,31 +145,38 @@ class VecEnv(gymnasium.vector.VectorEnv):
         raise NotImplementedError
 
     def _ask(self, method: str, *args: Any) -> list[Any]:
-        """Calls a method of EnvSlice whose answer is a list over envs; args that are lists of N are dealt out."""
+        """Calls a method of EnvSlice that answers with a list over environments; lists of N among `args` are split."""
         raise NotImplementedError
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Resets all envs.
+        """Resets all environments.
 
         Args:
-            seed: an int seeds env i with seed + i; a list gives one seed per env; None leaves the generators alone.
-            options: handed to every env, except "reset_mask" (bool [N]): reset only the envs where it is True.
+            seed: An int seeds environment i with seed + i, a list has one seed per environment, None leaves the
+                generators alone. A seed also reaches the global generators of each process that steps environments.
+            options: Handed to every environment, except "reset_mask" (bool [N]), which names those to reset.
 
         Returns:
             Observations [N, *obs_shape] and the infos ({} without `infos=True`).
+
+        Raises:
+            EnvError: An environment returned something else than an observation of its space and an info.
         """
         self._check_open()
+        self.uses += 1
         seeds = self._seeds(seed)
         mask, options = self._reset_mask(options)
-        if mask is not None and self._needs_reset:
+        if mask is not None and self._phase is not Phase.RUNNING:
             raise RuntimeError("options['reset_mask'] needs a full reset() before")
-        keep, self._needs_reset = self._needs_reset, "the last reset() failed: call reset() before step()"
+        self._reports_episodes = self.episode_statistics and not self._recorded_by_wrapper()
+        self._phase = Phase.RESET_FAILED
         env_infos = self._reset_envs(seeds, options, None if mask is None else mask.tolist())
-        self._needs_reset = "" if mask is None else keep
-        self.episode_returns[slice(None) if mask is None else mask] = 0.0
-        self.episode_lengths[slice(None) if mask is None else mask] = 0
+        self._phase = Phase.RUNNING
+        rows = slice(None) if mask is None else mask
+        for array in (self.episode_returns, self.episode_lengths, self._buffers.terminated, self._buffers.truncated):
+            array[rows] = 0
         if self._buffers.action_masks is not None:
             self._check_masks(self._buffers.action_masks)
         infos: dict[str, Any] = {}
@@ -112,28 +185,33 @@ class VecEnv(gymnasium.vector.VectorEnv):
         return self._out(self._buffers.obs), infos
 
     def _take(self, actions: Any) -> None:
-        """Copies the actions of a step into the buffers, after checks."""
-        if self.closed or self._needs_reset:
-            self._check_open()
-            raise RuntimeError(self._needs_reset)
+        """Begins a step: copies its actions into the buffers, after checks."""
+        if self.closed or self._phase is not Phase.RUNNING:
+            raise self._not_ready("step")
         wanted, actions = self._buffers.actions, np.asarray(actions)
         if actions.shape != wanted.shape:
             raise ValueError(f"actions must have shape {wanted.shape}; got {actions.shape}")
         np.copyto(wanted, actions, casting="same_kind")
+        self.uses += 1
+
+    def _not_ready(self, method: str) -> RuntimeError:
+        """Returns the error of a call that needs running episodes."""
+        self._check_open()
+        return RuntimeError(self._phase.value.format(method))
 
     @property
     def running(self) -> bool:
-        """Whether episodes are under way: reset, not closed, and no failed step since."""
-        return not self.closed and not self._needs_reset
+        """Whether episodes are under way: reset, not closed, and no step has failed since."""
+        return not self.closed and self._phase is Phase.RUNNING
 
     @property
     def action_masks(self) -> NDArray[np.bool_]:
-        """What is allowed at the observations that came last, bool [N, n_actions].
+        """The actions that are allowed at the latest observations, bool [N, n_actions].
 
-        The internal array unless the environment was made to `copy`.
+        This is the internal array unless the vector environment was made with `copy=True`.
 
         Raises:
-            EnvError: it was made without `action_masks=True`.
+            EnvError: The vector environment was made without `action_masks=True`.
         """
         masks = self._buffers.action_masks
         if masks is None:
@@ -143,66 +221,100 @@ class VecEnv(gymnasium.vector.VectorEnv):
     def step(
         self, actions: Any
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Steps all envs; one whose episode ends is reset at once.
+        """Steps all environments; one whose episode ends is reset, see the class.
 
         Args:
             actions: [N, *action_shape], cast to the action space's dtype.
 
         Returns:
-            Observations [N, *obs_shape] (after the reset, where an episode ended), rewards float64 [N], terminated
-            bool [N], truncated bool [N], and infos: empty but for steps that end an episode (`_episode_infos`), or
-            with `infos=True`.
+            Observations [N, *obs_shape], rewards float64 [N], terminated bool [N], truncated bool [N], and infos,
+            which are empty but for steps that end an episode, unless the vector environment was made with
+            `infos=True`.
+
+        Raises:
+            EnvError: An environment returned something else than an observation of its space, one real number, two
+                flags and an info.
         """
         self._take(actions)
         buffers = self._buffers
-        self._needs_reset = "the last step() was interrupted or failed: call reset() before step()"
+        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
+        restarted = None if same_step else buffers.terminated | buffers.truncated
+        self._phase = Phase.STEP_FAILED
         step_infos = self._step_envs()
-        self._needs_reset = ""
+        self._phase = Phase.RUNNING
 
         rewards, terminated, truncated = buffers.rewards, buffers.terminated, buffers.truncated
         self.episode_returns += rewards
         self.episode_lengths += 1
+        if restarted is not None:
+            self.episode_lengths[restarted] = 0
         done = terminated | truncated
-        infos: dict[str, Any] = {}
-        if step_infos is not None:
-            for index, (info, final_info) in enumerate(step_infos):
-                if final_info is not None:
-                    infos = self._add_info(infos, {"final_info": final_info}, index)
-                infos = self._add_info(infos, info, index)
+        infos = {} if step_infos is None else self._joined(step_infos)
         if done.any():
-            self._episode_infos(infos, done)
+            self._report_ends(infos, done)
         if buffers.action_masks is not None:
             self._check_masks(buffers.action_masks)
         if self.copy:
             return buffers.obs.copy(), rewards.copy(), terminated.copy(), truncated.copy(), infos
         return buffers.obs, rewards, terminated, truncated, infos
 
-    def _episode_infos(self, infos: dict[str, Any], done: NDArray[np.bool_]) -> None:
-        """Adds final observations and statistics of the episodes that ended, and starts their successors."""
-        final_obs = np.full(self.num_envs, None, dtype=object)
-        for index in np.flatnonzero(done):
-            final_obs[index] = self._out(self._buffers.final_obs[index])
-        infos["final_obs"], infos["_final_obs"] = final_obs, done
-        infos.setdefault("final_info", {})
-        infos["_final_info"] = done.copy()
-        infos["episode"] = {
-            "r": np.where(done, self.episode_returns, 0.0),
-            "l": np.where(done, self.episode_lengths, 0),
-        }
-        infos["_episode"] = done.copy()
+    def _joined(self, step_infos: StepInfos) -> dict[str, Any]:
+        """Returns the infos of all environments in Gymnasium's vector form."""
+        infos: dict[str, Any] = {}
+        for index, (info, final_info) in enumerate(step_infos):
+            if final_info is not None:
+                infos = self._add_info(infos, {"final_info": final_info}, index)
+            infos = self._add_info(infos, info, index)
+        return infos
+
+    def _report_ends(self, infos: dict[str, Any], done: NDArray[np.bool_]) -> None:
+        """Adds what infos tell of the episodes that ended, and starts the statistics of their successors."""
+        places = [infos]
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            final_obs = np.full(self.num_envs, None, dtype=object)
+            for index in np.flatnonzero(done):
+                final_obs[index] = self._out(self._buffers.final_obs[index])
+            infos["final_obs"], infos["_final_obs"] = final_obs, done
+            infos["_final_info"] = done
+            places.append(infos.setdefault("final_info", {}))
+        if self._reports_episodes:
+            returns, lengths = np.where(done, self.episode_returns, 0.0), np.where(done, self.episode_lengths, 0)
+            for place in places:
+                if place is infos or "episode" not in place:  # a wrapper of the single environments may have been there
+                    place["episode"], place["_episode"] = {"r": returns, "l": lengths}, done
         self.episode_returns[done] = 0.0
         self.episode_lengths[done] = 0
 
-    def get_state(self) -> dict[str, Any]:
-        """All that decides how the envs go on, as plain data (numpy arrays, numbers, strings, lists, dicts).
+    def _recorded_by_wrapper(self) -> bool:
+        """Whether Gymnasium's RecordEpisodeStatistics makes this call of `reset`.
 
-        A state can be loaded by either kind of vector environment with the same envs; they then go on bit for bit,
-        through resets. Only for Gymnasium's own MuJoCo and classic control tasks (`state_supported`).
+        That wrapper refuses a vector environment whose infos have the entries that it adds, and there is no way to
+        tell it that they are there. A wrapper's `reset` calls that of the one inside, so the callers show who wraps.
+        """
+        frame = sys._getframe(1)
+        while frame := frame.f_back:  # type: ignore[assignment]
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, RecordEpisodeStatistics):
+                return True
+            if caller is not self and not isinstance(caller, gymnasium.vector.VectorWrapper):
+                return False
+        return False
+
+    def render(self) -> tuple[Any, ...]:
+        """Returns the frames of all environments, N of them, as their `render_mode` says."""
+        self._check_open()
+        return tuple(self._ask("render"))
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns all that decides how the environments go on: numpy arrays, numbers, strings, lists and dicts.
+
+        Any kind of vector environment with the same environments can load a state, and then goes on bit for bit,
+        through resets. Only Gymnasium's own MuJoCo and classic control tasks have one (`state_supported`).
         """
         self._check_open()
         self._check_state_supported()
-        if self._needs_reset:
-            raise RuntimeError(self._needs_reset.replace("step()", "get_state()"))
+        if self._phase is not Phase.RUNNING:
+            raise self._not_ready("get_state")
         state = {
             "version": STATE_VERSION,
             "env_id": self._env_id(),
@@ -213,16 +325,28 @@ class VecEnv(gymnasium.vector.VectorEnv):
         }
         if self._buffers.action_masks is not None:
             state["action_masks"] = self._buffers.action_masks.copy()
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            state["terminated"] = self._buffers.terminated.copy()
+            state["truncated"] = self._buffers.truncated.copy()
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned; `state["obs"]` are the observations to go on from."""
+        """Restores what `get_state` returned.
+
+        Args:
+            state: The state; `state["obs"]` are the observations to go on from.
+
+        Raises:
+            EnvError: These environments have no exact state.
+            ValueError: The state is of other environments, or of another autoreset mode.
+        """
         self._check_open()
         self._check_state_supported()
         for key, given, wanted in (
             ("version", state["version"], STATE_VERSION),
             ("env_id", state["env_id"], self._env_id()),
             ("number of envs", len(state["envs"]), self.num_envs),
+            ("autoreset mode", _mode_of_state(state), self.autoreset_mode.name.lower()),
         ):
             if given != wanted:
                 raise ValueError(f"state has {key} {given!r}; this vector environment wants {wanted!r}")
@@ -232,19 +356,26 @@ class VecEnv(gymnasium.vector.VectorEnv):
             self._buffers.action_masks[...] = state["action_masks"]
         self.episode_returns[...] = state["episode_returns"]
         self.episode_lengths[...] = state["episode_lengths"]
-        self._needs_reset = ""
+        self._buffers.terminated[...] = state.get("terminated", False)
+        self._buffers.truncated[...] = state.get("truncated", False)
+        self._phase = Phase.RUNNING
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """The attribute or the method's result `name` of every env."""
+        """Returns the attribute `name` of every environment, or its result where it can be called."""
         self._check_open()
         return tuple(self._ask("call", name, args, kwargs))
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """The attribute `name` of every env."""
+        """Returns the attribute `name` of every environment, as `call` does."""
         return self.call(name)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Sets the attribute `name`: a list or tuple has one value per env, anything else goes to all."""
+        """Sets an attribute of every environment.
+
+        Args:
+            name: The name of the attribute.
+            values: A list or tuple with one value per environment; anything else goes to all of them.
+        """
         self._check_open()
         values = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(values) != self.num_envs:
@@ -275,8 +406,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """Refuses to go on where an env allows no action."""
         try:
             check_masks(masks, self.episode_lengths)
-        except EnvError as error:
-            self._needs_reset = f"{error}: call reset() before step()"
+        except EnvError:
+            self._phase = Phase.NO_ACTION
             raise
 
     def _out(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -295,3 +426,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
                 f"the state of {self._env_id() or 'these environments'} cannot be saved or restored exactly; "
                 "only that of Gymnasium's own MuJoCo and classic control tasks under their standard wrappers can"
             )
+
+
+def _mode_of_state(state: dict[str, Any]) -> str:
+    return "next_step" if "terminated" in state else "same_step"

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def failure(env: int, error: BaseException) -> tuple[str, dict[str, Any]]:
 
 
 def answer(channel: Channel, message: tuple[str, Any]) -> None:
-    """Sends an answer; if it cannot be pickled (a lambda, an open file), sends the failure that says so."""
+    """Sends an answer, or the failure that says why it cannot be pickled (a lambda, an open file)."""
     try:
         packed = channel.pack(message)
     except Exception as error:
@@ -79,7 +80,7 @@ def answer(channel: Channel, message: tuple[str, Any]) -> None:
 
 
 def reporting(channel: Channel, env_fns: Sequence[EnvFn]) -> Iterator[EnvFn]:
-    """Yields the constructors and tells the parent now and then that they advance, so that it goes on waiting."""
+    """Yields the constructors, and tells the parent now and then that they advance."""
     reported = time.monotonic()
     for env_fn in env_fns:
         yield env_fn
@@ -97,7 +98,7 @@ def build(channel: Channel) -> EnvSlice | None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    env_slice = EnvSlice(infos=setup["infos"], action_masks=setup["action_masks"])
+    env_slice = EnvSlice(infos=setup["infos"], action_masks=setup["action_masks"], next_step=setup["next_step"])
     try:
         env_slice.build(reporting(channel, pickle.loads(setup["env_fns"])))
         description = env_slice.describe()
@@ -107,13 +108,14 @@ def build(channel: Channel) -> EnvSlice | None:
     try:
         channel.pack(description["spec"])
     except Exception:
-        description["spec"] = None  # the spec holds arguments that cannot be pickled
+        # Its arguments, or a class that the user's script defines, cannot be sent back.
+        description["spec"] = replace(description["spec"], entry_point=None, kwargs={}, additional_wrappers=())
     answer(channel, ("ok", description))
     return env_slice
 
 
 def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
-    """Runs the parent's commands until it sends "close"."""
+    """Runs commands until the parent sends `close`."""
     while True:
         command = sync.wait_command(_IDLE_SECONDS)
         if command == STEP:
@@ -167,8 +169,7 @@ def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
     buffers, end = buffers_in(memory, _core.Sync.nbytes, *plan["layout"])
     progress, _ = array_in(memory, end, (plan["num_workers"],), np.int32)
     worker = plan["worker"]
-    env_slice.attach(buffers.rows(*plan["rows"]), progress[worker : worker + 1])
-    env_slice.first = plan["rows"][0]
+    env_slice.attach(buffers.rows(*plan["rows"]), progress[worker : worker + 1], plan["rows"][0])
     sync = _core.Sync(memory, plan["spin_seconds"], plan["spin_yields"])
     channel.send(("ok", None))
     serve(channel, env_slice, sync)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,11 +36,12 @@ class WorkerPool:
     """K worker processes, each with a contiguous slice of the environments.
 
     Args:
-        env_fns: The constructors of all environments.
+        env_fns: Constructors of all environments.
         slices: (start, stop) of each worker's environments.
         timeout: Seconds that one environment may take for one request, such as a step or a reset.
         infos: Whether steps answer with the environments' infos.
         action_masks: Whether steps and resets write action masks.
+        next_step: Whether an environment whose episode ended is reset by the next step instead of the same one.
     """
 
     def __init__(
@@ -50,11 +52,12 @@ class WorkerPool:
         timeout: float,
         infos: bool,
         action_masks: bool = False,
+        next_step: bool = False,
     ) -> None:
         self._core = _load_core()
         self.slices = slices
         self._timeout = timeout
-        self._infos, self._action_masks = infos, action_masks
+        self._infos, self._action_masks, self._next_step = infos, action_masks, next_step
         self._env_fns: Sequence[EnvFn] = env_fns
         self._processes: list[WorkerProcess] = []
         self._memory_fd = -1
@@ -65,7 +68,7 @@ class WorkerPool:
         self._ended = ""  # why there are no workers any more
 
     def build(self) -> dict[str, Any]:
-        """Starts the workers, which make the environments; returns the description of the first worker's environments."""
+        """Starts the workers, which make the environments; returns the description of the first environment."""
         timeout = max(self._timeout, _START_SECONDS)
         self._memory_fd = create_memory()
         for _ in self.slices:
@@ -78,6 +81,7 @@ class WorkerPool:
                 "env_fns": cloudpickle.dumps(list(self._env_fns[start:stop])),
                 "infos": self._infos,
                 "action_masks": self._action_masks,
+                "next_step": self._next_step,
             }
             self._send(worker, setup, timeout)
         self._owing = list(range(len(self.slices)))
@@ -232,7 +236,7 @@ class WorkerPool:
         return finished
 
     def _answers(self, timeout: float) -> list[Any]:
-        """Receives one answer from each worker that owes one; raises the first error among them.
+        """Receives an answer from each worker that owes one; raises the first error among them.
 
         Args:
             timeout: Seconds that a worker may take for one environment.

@@ -1,4 +1,4 @@
-"""The round trip of an exported policy: its actions against the policy's own, within what rounding can explain."""
+"""Compares an exported file with its policy: they may differ by what rounding explains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xcfast.policy import ActorCritic, GaussianActor
 
 if TYPE_CHECKING:
-    from xcfast.export.loaded import LoadedPolicy
+    from xcfast.runs.player import SavedPlayer
 
 Call = Callable[..., np.ndarray]
 """Env actions [B, ...] of raw observations float32 [B, ...], and of masks bool [B, n] where the policy takes them."""
@@ -26,8 +26,8 @@ class ExportError(RuntimeError):
     """The exported file does not do what the policy does."""
 
 
-def round_trip(policy: LoadedPolicy, call: Call) -> tuple[float, float]:
-    """Compares the file's actions with the policy's: likely observations, far ones that are clipped, one alone.
+def round_trip(saved: SavedPlayer, call: Call) -> tuple[float, float]:
+    """Compares actions of file and policy for likely observations, far ones that are clipped, and one alone.
 
     Returns:
         The largest difference and what rounding allows at most.
@@ -35,33 +35,34 @@ def round_trip(policy: LoadedPolicy, call: Call) -> tuple[float, float]:
     Raises:
         ExportError: They differ by more than rounding can explain.
     """
-    rms = policy.normalizer.rms
+    policy, normalizer, action_map = saved.player
+    rms = normalizer.rms
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((_ROWS, *rms.shape))
     noise[::4] *= 10.0
     obs = (rms.mean + np.sqrt(rms.var) * noise).astype(np.float32)
     inputs: list[np.ndarray] = [obs]
-    n_actions = policy.mask_size
+    n_actions = saved.mask_size
     if n_actions is not None:
         masks = rng.random((_ROWS, n_actions)) < 0.5
         masks[np.arange(_ROWS), rng.integers(n_actions, size=_ROWS)] = True
         inputs.append(masks)
-    expected = policy(*inputs)
+    expected = saved.player.act(*inputs)
     actual = np.concatenate([call(*(x[rows] for x in inputs)) for rows in (slice(1), slice(1, None))])
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise ExportError(
             f"the file gives {actual.dtype} {list(actual.shape)}, the policy {expected.dtype} {list(expected.shape)}"
         )
-    output, bound = rounding_bound(policy.policy, torch.from_numpy(policy.normalizer.normalize(obs)))
+    output, bound = rounding_bound(policy, torch.from_numpy(normalizer.normalize(obs)))
     difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     if n_actions is not None:
         output = np.where(masks, output, -np.inf)
-    if policy.action_map.discrete:  # a tie within rounding may fall either way
+    if action_map.discrete:  # a tie within rounding may fall either way
         two = np.sort(output, -1)[:, -2:] if output.shape[-1] > 1 else np.stack([output[:, 0] - 1, output[:, 0]], -1)
         allowed = np.where(two[:, 1] - two[:, 0] > 2 * bound.max(-1), 0.0, np.inf)
     else:
         bound = bound.reshape(expected.shape)
-        scale = policy.action_map.scale if policy.action_map.rescales else 1.0
+        scale = action_map.scale if action_map.rescales else 1.0
         allowed = bound * scale + 4 * _EPS * (np.abs(expected) + scale)
     if (difference > allowed).any() or not np.isfinite(difference).all():
         worst = np.unravel_index(
@@ -76,7 +77,7 @@ def round_trip(policy: LoadedPolicy, call: Call) -> tuple[float, float]:
 
 @torch.inference_mode()
 def rounding_bound(policy: ActorCritic, obs: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """How far two float32 evaluations of the actor head can be apart, by running error analysis in float64.
+    """Bounds how far two float32 evaluations of the actor head can be apart, by error analysis in float64.
 
     Rounding errors are taken as independent, with mean zero: a sum of n products, in any order, then has a deviation of
     at most sqrt(n) eps sum |w x|, and earlier errors pass through a layer in quadrature. No activation stretches a

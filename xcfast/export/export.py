@@ -1,10 +1,11 @@
-"""``python -m xcfast.export RUN --format onnx|torch``: one file from the env's raw observation to the env's action.
+"""Exports a policy as one file, from the environment's raw observation to the environment's action.
 
-The file holds everything between the two: normaliser, network, most likely action, map to the bounds. Its input ``obs``
-is float32 [B, *observation shape], B free; its output ``action`` has the action space's dtype, [B, *action shape]. That
-of a policy with action masks has a second input, ``action_mask``, bool [B, number of actions].
-Inside it observations are normalised in float64, as in training, since float32 would lose digits where a mean is large
-beside its deviation; the network is float32. Before the file gets its name it is run and compared with the policy.
+The file holds everything between the two: normalizer, network, most likely action, map to the bounds. Its input ``obs``
+is float32 [B, *obs_shape] for any B. Its output ``action`` is [B, *action_shape], of the action space's dtype. A policy
+with action masks has a second input, ``action_mask``, bool [B, number of actions].
+
+Observations are normalised in float64, as in training: float32 would lose digits where a mean is large beside its
+deviation. The network is float32. The file is run and compared with the policy before it gets its name.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xcfast import __version__
 from xcfast.export.check import Call, round_trip
-from xcfast.export.loaded import LoadedPolicy
 from xcfast.output.folders import model_file
+from xcfast.runs.player import SavedPlayer, load_player
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -36,8 +38,9 @@ class Exported:
     """An exported file.
 
     Attributes:
-        difference: largest difference from the policy's actions in the round trip; None if it was not made.
-        allowed: what rounding may make of it there.
+        path: The file.
+        difference: Largest difference between the actions of file and policy; None if they were not compared.
+        allowed: Largest difference that rounding explains.
     """
 
     path: Path
@@ -54,27 +57,27 @@ def export_policy(
     """Writes the policy of a run as one file.
 
     Args:
-        run: run folder (its best model, or else the final one), or a model file.
-        output: where to; None: beside the model, with the format's suffix (.onnx, .pt2).
+        run: A run folder, whose best model is taken, or else the final one; or a model file.
+        output: The file to write. None: beside the model, with the format's suffix (.onnx, .pt2).
         format: ``onnx``, or ``torch`` for ``torch.export.load(path).module()``.
-        check: compare the file's actions with the policy's before it gets its name.
+        check: Whether to compare the file's actions with the policy's before it gets its name.
 
     Raises:
         CheckpointError: There is no such model, or it is damaged.
-        ExportError: The round trip found a difference that rounding does not explain; no file is left.
+        ExportError: File and policy differ by more than rounding explains. No file is left.
         ImportError: A package of the extra ``export`` is missing.
     """
     model = model_file(Path(run))
     path = model.with_suffix(SUFFIXES[format]) if output is None else Path(output)
-    policy = LoadedPolicy(model)
+    saved = load_player(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{SUFFIXES[format]}")
     try:
-        function = PolicyFunction(policy).eval()
-        call = {"onnx": _write_onnx, "torch": _write_torch}[format](function, policy.metadata(), temporary)
+        function = PolicyFunction(saved).eval()
+        call = {"onnx": _write_onnx, "torch": _write_torch}[format](function, _metadata(saved), temporary)
         difference = allowed = None
         if check:
-            difference, allowed = round_trip(policy, call)
+            difference, allowed = round_trip(saved, call)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -82,7 +85,7 @@ def export_policy(
 
 
 class PolicyFunction(nn.Module):
-    """From raw observations float32 [B, ...] to env actions [B, ...], in operations that can be exported."""
+    """Maps raw observations float32 [B, ...] to environment actions [B, ...], in operations that can be exported."""
 
     mean: Tensor
     std: Tensor
@@ -91,15 +94,15 @@ class PolicyFunction(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, loaded: LoadedPolicy) -> None:
+    def __init__(self, saved: SavedPlayer) -> None:
         super().__init__()
-        self.policy = copy.deepcopy(loaded.policy).requires_grad_(False)
-        self.normalizes, self.clip = loaded.normalizer.enabled, loaded.normalizer.clip
-        rms, map_ = loaded.normalizer.rms, loaded.action_map
+        policy, normalizer, map_ = saved.player
+        self.policy = copy.deepcopy(policy).requires_grad_(False)
+        self.normalizes, self.clip, rms = normalizer.enabled, normalizer.clip, normalizer.rms
         self.discrete, self.rescales = map_.discrete, map_.rescales
-        self.mask_size = loaded.mask_size
-        constants = {"mean": rms.mean, "std": np.sqrt(rms.var + rms.epsilon)}
-        space = loaded.action_space
+        self.mask_size = saved.mask_size
+        constants: dict[str, np.ndarray] = {"mean": rms.mean, "std": rms.deviation}
+        space = saved.action_space
         if isinstance(space, gym.spaces.Discrete):
             self.start = int(space.start)
         else:
@@ -111,7 +114,7 @@ class PolicyFunction(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.array(value)))
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
-        """Actions of observations, among those that a mask bool [B, n] allows."""
+        """Returns the actions of observations, among those that a mask bool [B, n] allows."""
         if self.normalizes:
             obs = ((obs.double() - self.mean) / self.std).clamp(-self.clip, self.clip).float()
         action = self.policy.actor.mode(self.policy.act(obs, action_mask))
@@ -121,6 +124,31 @@ class PolicyFunction(nn.Module):
         if self.rescales:
             action = action * self.scale + self.offset
         return torch.minimum(torch.maximum(action, self.low), self.high).to(self.low.dtype)
+
+
+def _metadata(saved: SavedPlayer) -> dict[str, str]:
+    """Returns what the exported file says about itsaved."""
+    mask = {"name": "action_mask", "dtype": "bool", "shape": ["B", saved.mask_size]}
+    masked = {} if saved.mask_size is None else {"mask_input": json.dumps(mask)}
+    return {
+        **masked,
+        "producer": f"xcfast {__version__}",
+        "env_id": saved.config.env_id,
+        "step": str(saved.step),
+        "observation_space": str(saved.observation_space),
+        "action_space": str(saved.action_space),
+        "input": json.dumps(
+            {"name": "obs", "dtype": "float32", "shape": ["B", *(saved.observation_space.shape or ())]}
+        ),
+        "output": json.dumps(
+            {
+                "name": "action",
+                "dtype": str(saved.action_space.dtype),
+                "shape": ["B", *(saved.action_space.shape or ())],
+            }
+        ),
+        "mode": "most likely action, mapped to the bounds",
+    }
 
 
 def _write_torch(function: PolicyFunction, metadata: dict[str, str], path: Path) -> Call:

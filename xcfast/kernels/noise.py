@@ -1,8 +1,7 @@
-"""Counter-based random numbers: the same on every platform, in every implementation and for any grouping of envs.
+"""Counter-based random numbers, the same on every platform, in every implementation and for any grouping of envs.
 
-Stream: Philox4x32-10 with a key made of the seed and the purpose, and the counter (global env index, step count low,
-    step count high,
-block). ``kernels/reference.py`` spells it out.
+The stream is Philox4x32-10. Its key is made of the seed and the purpose of the numbers, its counter is (global env
+index, low word of the step count, high word of the step count, block). ``kernels/reference.py`` has it in full.
 """
 
 from typing import Any
@@ -11,21 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 from xcfast import kernels
+from xcfast.kernels.arguments import describe
 
 
 def gaussian_noise(
     seed: int, env_offset: int, counters: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Fills `out` with standard normal numbers.
+    """Fills an array with standard normal numbers.
 
     Args:
         seed: Any int, taken modulo 2**64.
-        env_offset: Global index of the first env.
-        counters: int64 [N], how many draws each env made before; the caller increments it.
-        out: float32 [N, A], C-contiguous.
+        env_offset: Global index of the first env, >= 0.
+        counters: int64 [N], the number of earlier draws of each env. This function does not increment it.
+        out: float32 [N, A], C-contiguous, for the result. It must not share memory with `counters`.
 
     Returns:
         `out`.
+
+    Raises:
+        ValueError: An argument has another type, dtype, shape or memory layout; nothing is written.
     """
     if not kernels.impl.gaussian_noise(seed, env_offset, counters, out):
         raise _error("float32 [N, A]", env_offset, counters, out)
@@ -35,7 +38,20 @@ def gaussian_noise(
 def uniform_noise(
     seed: int, env_offset: int, counters: npt.NDArray[np.int64], out: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Fills `out` (float64 [N]) with uniform numbers in (0, 1); other arguments as in `gaussian_noise`."""
+    """Fills an array with uniform numbers in (0, 1).
+
+    Args:
+        seed: Any int, taken modulo 2**64.
+        env_offset: Global index of the first env, >= 0.
+        counters: int64 [N], the number of earlier draws of each env. This function does not increment it.
+        out: float64 [N], C-contiguous, for the result. It must not share memory with `counters`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: An argument has another type, dtype, shape or memory layout; nothing is written.
+    """
     if not kernels.impl.uniform_noise(seed, env_offset, counters, out):
         raise _error("float64 [N]", env_offset, counters, out)
     return out
@@ -43,9 +59,17 @@ def uniform_noise(
 
 def _error(wanted: str, env_offset: int, counters: Any, out: Any) -> ValueError:
     def given(x: Any) -> str:
-        return f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__
+        if type(x) is not np.ndarray:
+            return type(x).__name__
+        faults = {
+            "not C-contiguous": not x.flags.c_contiguous,
+            "unaligned": not x.flags.aligned,
+            "read-only": x is out and not x.flags.writeable,
+            "sharing memory": isinstance(counters, np.ndarray) and np.may_share_memory(out, counters),
+        }
+        return " ".join([describe(x), *(fault for fault, found in faults.items() if found)])
 
     return ValueError(
-        f"counters must be int64 [N], out {wanted}, both C-contiguous, env_offset >= 0; "
-        f"got {given(counters)}, {given(out)}, {env_offset}"
+        f"counters must be int64 [N], out {wanted}, both C-contiguous and aligned, sharing no memory, "
+        f"out writable, env_offset >= 0; got {given(counters)}, {given(out)}, {env_offset}"
     )

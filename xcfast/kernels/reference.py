@@ -1,4 +1,4 @@
-"""The kernels once more, in float64 and as plainly as possible: what every implementation is tested against."""
+"""A plain float64 version of each kernel, against which the tests compare every implementation."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,9 @@ import numpy.typing as npt
 F64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
+#: Values of at least this size do not enter running moments: the sums of their squares would overflow.
+LARGEST = 1e140
+
 DOMAIN_GAUSSIAN, DOMAIN_UNIFORM, DOMAIN_PERMUTATION = 1, 2, 3
 _MASK32, _MASK64 = 2**32 - 1, 2**64 - 1
 
@@ -16,7 +19,7 @@ _MASK32, _MASK64 = 2**32 - 1, 2**64 - 1
 def _successor_value(
     t: int, n: int, values: F64, terminated: Bool, truncated: Bool, last: F64, final: F64 | None, nexts: F64 | None
 ) -> float:
-    """V of what follows step t of env n, as far as the episode goes on there."""
+    """Returns V of the observation that follows step t of env n; 0 where the episode terminated."""
     if terminated[t, n]:
         return 0.0
     if nexts is not None:
@@ -89,13 +92,18 @@ def moments(batch: F64) -> tuple[F64, F64]:
     return mean.reshape(batch.shape[1:]), var.reshape(batch.shape[1:])
 
 
-def normalize(x: F64, mean: F64, var: F64, epsilon: float, clip: float) -> F64:
-    """Returns clip((x - mean) / sqrt(var + epsilon)); NaN stays NaN."""
-    return np.asarray(np.clip((x - mean) / np.sqrt(var + epsilon), -clip, clip))
+def deviation(var: F64, epsilon: float, epsilon_outside: bool) -> F64:
+    """Returns the divisor of `normalize`, sqrt(var + epsilon) or sqrt(var) + epsilon."""
+    return np.asarray(np.sqrt(var) + epsilon if epsilon_outside else np.sqrt(var + epsilon))
+
+
+def normalize(x: F64, mean: F64, var: F64, epsilon: float, epsilon_outside: bool, clip: float) -> F64:
+    """Returns clip((x - mean) / deviation); NaN stays NaN."""
+    return np.asarray(np.clip((x - mean) / deviation(var, epsilon, epsilon_outside), -clip, clip))
 
 
 def discounted_reward_sums(rewards: F64, done: Bool, carry: F64, gamma: float) -> tuple[F64, F64]:
-    """Returns R_t = gamma R_{t-1} (1 - done_{t-1}) + r_t [T, N], and what is carried to the next rollout."""
+    """Returns R_t = gamma R_{t-1} (1 - done_{t-1}) + r_t [T, N], and the carry for the next rollout."""
     sums = np.zeros(rewards.shape)
     carry = carry.copy()
     for t in range(len(rewards)):
@@ -216,7 +224,7 @@ def uniform_noise(seed: int, env_offset: int, counters: Sequence[int]) -> F64:
 def minibatch_indices(
     seed: int, iteration: int, epoch: int, num_steps: int, num_envs: int, n_minibatch: int, env_offset: int = 0
 ) -> list[list[int]]:
-    """Returns each minibatch's flat indices: an env's permuted steps are dealt from where the env before it stopped."""
+    """Returns each minibatch's flat indices; each env's permuted steps are dealt on from where the last env's ended."""
     key = stream_key(seed, DOMAIN_PERMUTATION)
     minibatches: list[list[int]] = [[] for _ in range(n_minibatch)]
     for n in range(num_envs):

@@ -1,4 +1,4 @@
-"""Advantage estimation on tensors of any device; without synchronisation where truncation comes with its values."""
+"""Advantage estimation on tensors of any device, which waits for the device only where truncation lacks its values."""
 
 import functools
 import importlib.util
@@ -9,21 +9,25 @@ import numpy as np
 import torch
 
 from xcfast import kernels
-from xcfast.kernels.gae_arguments import check_cuts, check_shapes
+from xcfast.kernels.arguments import check_cuts, check_memory, check_rollout_shapes
 
 
 def numpy_serves(x: Any) -> bool:
-    """Whether a numpy view of this tensor can go to the CPU kernels."""
+    """Returns whether the CPU kernels can read a numpy view of this tensor."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
-def check_devices(arguments: dict[str, Any], out: tuple[Any, ...] | None) -> None:
-    """Raises where a tensor is not where `rewards` is: the copy would be slow, and an `out` would stay unwritten."""
-    rewards = arguments["rewards"]
+def check_tensors(inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+    """Raises a ValueError where a tensor is not on the device of `rewards`, or an output shares memory.
+
+    A tensor on another device would have to be copied, which is slow; an output there would stay unwritten.
+    """
+    rewards = inputs["rewards"]
     device = rewards.device if isinstance(rewards, torch.Tensor) else torch.device("cpu")
-    for name, x in (*arguments.items(), *(("out", x) for x in out or ())):
+    for name, x in (*inputs.items(), *outputs.items()):
         if isinstance(x, torch.Tensor) and x.device != device:
             raise ValueError(f"{name} must be on {device} as rewards is; got {x.device}")
+    check_memory(outputs, inputs)
 
 
 def through_numpy(
@@ -36,7 +40,7 @@ def through_numpy(
     time_major: bool,
     out: tuple[Any, ...] | None,
 ) -> tuple[Any, ...]:
-    """Calls `compute` with numpy views of CPU tensors."""
+    """Returns what `compute` returns for numpy views of CPU tensors, as tensors."""
 
     def view(x: Any) -> Any:
         return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
@@ -59,7 +63,7 @@ def advantages(
     time_major: bool,
     out: tuple[Any, ...] | None,
 ) -> tuple[Any, ...]:
-    """Returns (advantages, returns) for "gae", (returns,) for "discounted_returns"; rules in `xcfast.gae`."""
+    """Returns (advantages, returns) for "gae", (returns,) for "discounted_returns"; arguments as in `xcfast.gae`."""
     given = arrays["rewards"]
     is_numpy = not isinstance(given, torch.Tensor)
     device = torch.device("cpu") if is_numpy else given.device
@@ -72,7 +76,7 @@ def advantages(
     for name, x in inputs.items():
         if not x.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating point; got {x.dtype} {list(x.shape)}")
-    shape = check_shapes(inputs, flags, ends, time_major)
+    shape = check_rollout_shapes(inputs, flags, ends, time_major)
     dtype = inputs["rewards"].dtype
     for x in inputs.values():
         dtype = torch.promote_types(dtype, x.dtype)
@@ -124,7 +128,7 @@ def _in_one_kernel(
     factors: dict[str, float],
     out: tuple[Any, ...] | None,
 ) -> tuple[torch.Tensor, ...] | None:
-    """Advantages and returns by the Triton kernel, written into `out` where that fits; None where it cannot serve."""
+    """Returns advantages and returns by the Triton kernel, in `out` where that fits; None where it cannot serve."""
     rewards = inputs["rewards"]
     if rewards.ndim != 2 or kernels.name == "torch" or not (kernels.name == "triton" or _has_triton(rewards.device)):
         return None
@@ -155,7 +159,7 @@ def _in_passes(
     last_values: torch.Tensor | None,
     factors: dict[str, float],
 ) -> list[torch.Tensor]:
-    """The same by torch's own operations, on any device; also discounted returns."""
+    """Returns advantages and returns, or discounted returns, by torch's own operations on any device."""
     rewards, gamma = inputs["rewards"], factors["gamma"]
     done = terminated if truncated is None else terminated | truncated
     final, nexts = inputs.get("final_values"), inputs.get("next_values")

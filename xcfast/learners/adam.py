@@ -1,4 +1,4 @@
-"""Adam's state in two flat arrays, for learners that take the steps themselves, in the form torch's optimiser has."""
+"""Adam's state in two flat arrays, in the form of torch's optimiser, for learners that take the steps themselves."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from xcfast.learners.schedule import ADAM_EPS, Schedule
+from xcfast.learners.optimizer import make_optimizer
+from xcfast.learners.schedule import Schedule
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from xcfast.config import Config
-    from xcfast.policy import ActorCritic
+    from xcfast.config.schema import Config
     from xcfast.policy.flat import FlatParameters
+    from xcfast.policy.networks import ActorCritic
 
 
 class FlatAdam:
-    """What a learner that works on flat arrays has of ``torch.optim.Adam``: settings, learning rates, saved state.
+    """The settings, learning rates and saved state of ``torch.optim.Adam``, for a learner that works on flat arrays.
 
-    The torch optimiser never steps. It gives the state its form, so that learners can be exchanged at a resume.
+    The torch optimiser never steps. It gives the state its form, so that a resumed run may use another learner.
 
     Args:
-        policy: whose parameters are trained.
-        config: the run's configuration.
-        flat: the policy's parameters.
-        exp_avg: float32, laid out like ``flat``; on any device.
-        exp_avg_sq: likewise.
-        optimizer: the caller's Adam, if any.
-        scheduler: of the caller's optimiser.
+        policy: The policy that learns.
+        config: The run's configuration.
+        flat: The layout of the policy's parameters.
+        exp_avg: float32, laid out like ``flat.array``, on any device: first moment, which the learner updates.
+        exp_avg_sq: float32, likewise: second moment.
+        optimizer: A script's plain Adam; default: Adam with the configuration's learning rates.
+        scheduler: Scheduler of the script's optimiser.
 
     Attributes:
-        optimizer: of torch.
-        schedule: of the learning rate.
-        steps_done: updates so far.
-        betas: the decay rates of the two moments.
-        eps: added to the root of the second.
+        optimizer: The optimiser in torch.
+        schedule: The learning rates.
+        steps_done: Number of updates so far.
+        betas: Decay rates of the two moments.
+        eps: What is added to the root of the second moment.
+
+    Raises:
+        ValueError: Optimiser, scheduler and policy do not belong together.
     """
 
     def __init__(
@@ -53,49 +57,47 @@ class FlatAdam:
         self._flat = flat
         self._moments = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
         self._own = optimizer is None
-        self.optimizer = optimizer or torch.optim.Adam(
-            self._parameters, lr=config.learning_rate, eps=ADAM_EPS, fused=True
-        )
+        self.optimizer = make_optimizer(policy, config, optimizer)
         self.schedule = Schedule(config, self.optimizer, scheduler, self._own)
-        if scheduler is not None:  # which wants to see a step of the optimiser before its own; without gradients
-            self.optimizer.zero_grad()  # it does nothing
+        if scheduler is not None:  # it expects the optimiser to step first; without gradients, a step does nothing
+            self.optimizer.zero_grad()
             self.optimizer.step()
         group = self.optimizer.param_groups[0]
         self.betas, self.eps = group["betas"], group["eps"]
         self.steps_done = 0
-        self._adopt()
+        self._read()
 
     def advance(self, updates: int) -> None:
-        """Count updates as done."""
+        """Counts updates as done."""
         self.steps_done += updates
-        if not self._own:  # whoever brought the optimiser finds in it what it would hold had it stepped
-            self._show()
+        if not self._own:  # the script finds in its optimiser what it would hold had it stepped
+            self._write()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in ``torch.optim.Adam``'s form; on the CPU its tensors are views of the live state."""
-        self._show()
+        """Returns the state in ``torch.optim.Adam``'s form. On the CPU its tensors are views of the live state."""
+        self._write()
         return {"optimizer": self.optimizer.state_dict(), **self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` of any learner returned."""
+        """Restores what ``state_dict`` of any learner returned."""
         self.schedule.load_state_dict(state)
-        # The settings stay those that the steps are taken with; the rate is where the schedule had got to.
+        # The settings of this run stay; the learning rate is the one that the schedule had reached.
         groups = self.optimizer.state_dict()["param_groups"]
         for group, saved in zip(groups, state["optimizer"]["param_groups"], strict=True):
             group |= {name: saved[name] for name in ("lr", "initial_lr") if name in saved}
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self._adopt()
+        self._read()
 
-    def _show(self) -> None:
-        """Give the optimiser the live state."""
+    def _write(self) -> None:
+        """Writes moments and steps into the optimiser's state."""
         moments = {name: self._flat.split(x.cpu()) for name, x in self._moments.items()}
         for index, parameter in enumerate(self._parameters):
             step = torch.tensor(float(self.steps_done))
             own = {name: parts[index] for name, parts in moments.items()}
             self.optimizer.state[parameter] = {"step": step, **own}
 
-    def _adopt(self) -> None:
-        """Take over the optimiser's state."""
+    def _read(self) -> None:
+        """Reads moments and steps from the optimiser's state."""
         saved = [dict(self.optimizer.state.get(parameter, {})) for parameter in self._parameters]
         for name, flat in self._moments.items():
             found = [one[name].clone() if one else None for one in saved]  # perhaps a view of what is zeroed here

@@ -1,4 +1,4 @@
-"""What a run does with the KL divergence from the policy that collected: PPO_KL's penalty, epochs that stop early."""
+"""What an update does about the KL divergence from the policy that collected: a penalty, or epochs that stop early."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ import numpy as np
 from xcfast.config.schema import MAX_KL_COEF, MIN_KL_COEF
 
 if TYPE_CHECKING:
-    from xcfast.config import Config
+    from xcfast.config.schema import Config
     from xcfast.ranks.group import Ranks
 
 
 class KLControl:
-    """The penalty's coefficient from iteration to iteration, and the limit on an epoch's KL.
+    """The penalty's coefficient from iteration to iteration, and the limit on the KL of an epoch.
 
-    PPO_KL adds ``coef`` times KL(old || new) to the loss. After an update the coefficient is doubled where the KL was
-    above 1.5 ``target_kl``, halved where it was below ``target_kl`` / 1.5, within [MIN_KL_COEF, MAX_KL_COEF]. The KL is
-    the mean over the samples of the last epoch, each with the weights of its minibatch: as near as the update itself
-    comes to the divergence of its result. Where there is but one gradient step it is 0, and so is the penalty's
-    gradient.
+    PPO_KL adds ``coef`` times KL(old || new) to the loss. After each update, it doubles the coefficient if the KL was
+    above 1.5 ``target_kl``, and halves it if the KL was below ``target_kl`` / 1.5, within [MIN_KL_COEF, MAX_KL_COEF].
+    The KL is the mean over the samples of the last epoch, each with the weights of its minibatch: the update itself
+    comes no nearer to the divergence of its result. In an update of a single gradient step, the KL and the gradient of
+    the penalty are 0.
 
-    With ``early_stop_kl`` an epoch of PPO whose mean approximate KL, over all its samples, is above ``target_kl`` is
-    the last one of its iteration.
+    With ``early_stop_kl``, PPO ends an iteration after the first epoch whose mean approximate KL is above
+    ``target_kl``.
+
+    Args:
+        config: The run's configuration.
 
     Attributes:
-        penalizes: whether the loss has the penalty.
-        coef: its weight in the next update; 0 without it.
-        limit: of an epoch's mean approximate KL; infinite where epochs do not stop early.
+        penalizes: Whether the loss has the penalty.
+        coef: Weight of the penalty in the next update; 0 without it.
+        limit: Limit on an epoch's mean approximate KL; infinite where epochs do not stop early.
 
     Source:
         Schulman et al., arXiv 1707.06347, section 4.
@@ -43,29 +46,34 @@ class KLControl:
 
     @property
     def stops_early(self) -> bool:
-        """Whether epochs have a limit."""
+        """Whether an iteration may end before its last epoch."""
         return math.isfinite(self.limit)
 
     def exceeded(self, approx_kl: float, samples: int, ranks: Ranks) -> bool:
-        """Whether an epoch is the last one; the same on all ranks, which must all ask.
+        """Returns whether an epoch was above the limit, the same on all ranks, each of which must call this.
 
         Args:
-            approx_kl: the sum over this rank's samples.
-            samples: of the epoch, on all ranks.
-            ranks: whose sums are added.
+            approx_kl: Sum of the approximate KL over this rank's samples of the epoch.
+            samples: Number of samples of the epoch on all ranks.
+            ranks: The ranks that learn together.
         """
         if not self.stops_early:
             return False
         return float(ranks.sum_(np.array([float(approx_kl)]))[0]) > self.limit * samples
 
     def metrics(self, kl: float, epochs: int) -> dict[str, float]:
-        """What is logged of an update: the last epoch's KL and the coefficient in use, or the epochs that ran."""
+        """Returns what is logged of an update: with the penalty its KL and coefficient, with a limit the epochs run.
+
+        Args:
+            kl: Mean KL over the last epoch.
+            epochs: Number of epochs that ran.
+        """
         if self.penalizes:
             return {"losses/kl": kl, "losses/kl_coef": self.coef, "kl": kl}
         return {"losses/epochs": float(epochs)} if self.stops_early else {}
 
     def adapt(self, metrics: dict[str, float]) -> None:
-        """Prepare the next update, after one that ended with these metrics, the same on all ranks."""
+        """Chooses the coefficient of the next update from the metrics of the last one, the same on all ranks."""
         if not self.penalizes:
             return
         if metrics["losses/kl"] > 1.5 * self._target:
@@ -74,10 +82,10 @@ class KLControl:
             self.coef = max(0.5 * self.coef, MIN_KL_COEF)
 
     def state_dict(self) -> dict[str, Any]:
-        """The coefficient, where there is a penalty."""
+        """Returns the coefficient, where there is a penalty."""
         return {"kl_coef": self.coef} if self.penalizes else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; without it the coefficient stays."""
+        """Restores what ``state_dict`` returned. A state without a coefficient, of a plain PPO run, changes nothing."""
         if self.penalizes and "kl_coef" in state:
             self.coef = float(state["kl_coef"])

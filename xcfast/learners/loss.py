@@ -1,4 +1,4 @@
-"""PPO's loss, as a pure function."""
+"""PPO's loss as a pure function."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Names of a loss's parts, in ``PPOLoss``'s order; the last one is logged with a penalty only.
+#: Names of the loss's parts, in the order of ``PPOLoss``; the last one is logged only where there is a penalty.
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "kl")
 
 
 class PPOLoss(NamedTuple):
-    """The loss to minimise and what is logged of it, all scalar tensors on the loss's device."""
+    """The loss to minimise and its parts, all scalar tensors on one device."""
 
     loss: Tensor
     policy_loss: Tensor
@@ -25,7 +25,7 @@ class PPOLoss(NamedTuple):
 
 
 def batch_mean(samples: Tensor) -> Tensor:
-    """Average over the minibatch: [...] of [..., B]."""
+    """Returns the mean [...] over the minibatch of [..., B]."""
     return samples.mean(-1)
 
 
@@ -44,21 +44,22 @@ def ppo_loss(
     kl_coef: float | Tensor = 0.0,
     mean: Callable[[Tensor], Tensor] = batch_mean,
 ) -> PPOLoss:
-    """PPO's objective, clipped or with a KL penalty, with squared value error and entropy bonus; no side effects.
+    """Returns PPO's objective, clipped or with a KL penalty, with squared value error and entropy bonus.
 
     Args:
         log_probs: float [B], log-probability of the actions under the current policy.
         entropy: float [B], entropy of the current policy.
         values: float [B], current value estimates.
         old_log_probs: float [B], log-probabilities under the policy that collected.
-        advantages: float [B], already normalised if they are to be.
+        advantages: float [B], normalised before the call where the configuration says so.
         returns: float [B], value targets.
-        clip_range: the ratio is clipped to [1 - clip_range, 1 + clip_range]; infinite: it is not.
-        vf_coef: weight of the value loss (mean squared error, no factor 1/2).
-        ent_coef: weight of the entropy bonus.
-        kl: float [B], KL divergence from the policy that collected, for a penalty.
-        kl_coef: weight of the penalty; not part of ``policy_loss``.
-        mean: average of float [..., B] over the minibatch, [...]; for a B that is padded or only a part of it.
+        clip_range: Half-width of [1 - clip_range, 1 + clip_range], which the ratio is clipped to; may be infinite.
+        vf_coef: Weight of the value loss (mean squared error, no factor 1/2).
+        ent_coef: Weight of the entropy bonus.
+        kl: float [B], KL divergence from the policy that collected; None: no penalty.
+        kl_coef: Weight of the penalty, which is not part of ``policy_loss``.
+        mean: Function that takes the mean [...] over the whole minibatch of float [..., B], where B is padded or only
+            a part of the minibatch.
 
     Source:
         Schulman et al., arXiv 1707.06347, eq. 7, 8 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
@@ -81,6 +82,6 @@ def ppo_loss(
 
 
 def normalized_advantages(advantages: Tensor) -> Tensor:
-    """(A - mean) / (std + 1e-8) with the population standard deviation of the minibatch."""
+    """Returns (A - mean) / (std + 1e-8), with the population standard deviation of the minibatch."""
     centred = advantages - advantages.mean()
     return centred / (centred.square().mean().sqrt() + 1e-8)

@@ -1,4 +1,4 @@
-"""Which steps of a rollout form the minibatches of an update."""
+"""The steps of a rollout that form the minibatches of an update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def minibatch_sizes(config: Config) -> list[int]:
-    """Steps in each minibatch of an epoch, over all ranks."""
+    """Returns the number of steps in each minibatch of an epoch, over all ranks."""
     small, larger = divmod(config.batch_size, config.n_minibatch)
     return [small + (m < larger) for m in range(config.n_minibatch)]
 
@@ -21,7 +21,18 @@ def minibatch_sizes(config: Config) -> list[int]:
 def epoch_minibatches(
     config: Config, rollout: Rollout, ranks: Ranks, iteration: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """This rank's part of an epoch's minibatches: indices and offsets, as from ``Rollout.minibatch_indices``."""
+    """Returns this rank's part of an epoch's minibatches.
+
+    Args:
+        config: The run's configuration.
+        rollout: This rank's rollout.
+        ranks: The ranks that learn together.
+        iteration: Number of the rollout, from 0.
+        epoch: Number of the epoch, from 0.
+
+    Returns:
+        Indices and offsets, as ``Rollout.minibatch_indices`` returns them.
+    """
     return rollout.minibatch_indices(
         config.seed,
         iteration,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from xcfast.errors import NonFiniteError
 from xcfast.learners.adam import FlatAdam
+from xcfast.learners.guard import UpdateGuard
 from xcfast.learners.kl import KLControl
 from xcfast.learners.loss import LOSSES
-from xcfast.learners.metrics import epoch_means, joined_moments, value_metrics
+from xcfast.learners.metrics import epoch_means, joined_moments, update_metrics, value_metrics, value_moments
 from xcfast.learners.minibatches import minibatch_sizes
-from xcfast.learners.schedule import reason_not_plain_adam
+from xcfast.learners.optimizer import check_optimizer, reason_not_flat_adam
 from xcfast.normalize import RewardNormalizer
 from xcfast.policy.flat import FlatParameters
 from xcfast.policy.native_form import network_spec, reason_not_native
@@ -22,8 +24,8 @@ from xcfast.ranks.group import ALONE, Ranks
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from xcfast.config import Config
-    from xcfast.policy import ActorCritic
+    from xcfast.config.schema import Config
+    from xcfast.policy.networks import ActorCritic
     from xcfast.rollout import Rollout
 
 _APPROX_KL = LOSSES.index("approx_kl")
@@ -34,12 +36,28 @@ _RESULT_ARRAYS = ("values", "log_probs", "advantages", "returns")
 class NativeLearner:
     """The update of ``TorchLearner`` in C++, in float32, in one call per iteration that releases the GIL.
 
-    The policy's parameters become views of one flat array that the update works on in place, so torch reads the new
-    weights. The result does not depend on the number of threads. The optimiser's state is interchangeable with
-    ``TorchLearner``'s.
+    The update works on a flat copy of the policy's parameters, which it reads before and writes back afterwards. The
+    result does not depend on the number of threads.
+
+    Args:
+        policy: The policy that learns, on the CPU.
+        config: The run's configuration.
+        rollout: A rollout of the shape that will be learned from.
+        reward_normalizer: What scales its rewards.
+        num_threads: Number of threads of an update.
+        ranks: The ranks that learn together.
+        optimizer: A script's plain Adam of all of the policy's parameters, whose state is kept as if it stepped.
+        scheduler: Scheduler of the script's optimiser.
+
+    Raises:
+        ValueError: Native code cannot serve (see ``reason_not``), or optimiser, scheduler and policy do not belong
+            together.
     """
 
     name = "native"
+    overlaps = False
+    device_policy = None
+    behaviour = None
 
     def __init__(
         self,
@@ -52,6 +70,8 @@ class NativeLearner:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
+        if optimizer is not None:
+            check_optimizer(optimizer, policy)
         reason = self.reason_not(config, policy, optimizer)
         if reason is not None:
             raise ValueError(f"the native learner cannot serve: {reason}")
@@ -64,16 +84,18 @@ class NativeLearner:
         self._config = config
         self._reward_normalizer = reward_normalizer
         self._flat = FlatParameters(policy)
-        self._exp_avg, self._exp_avg_sq = np.zeros_like(self._flat.array), np.zeros_like(self._flat.array)
-        moments = (torch.from_numpy(self._exp_avg), torch.from_numpy(self._exp_avg_sq))
+        exp_avg, exp_avg_sq = np.zeros_like(self._flat.array), np.zeros_like(self._flat.array)
+        self._arrays = (self._flat.array, exp_avg, exp_avg_sq)
+        moments = (torch.from_numpy(exp_avg), torch.from_numpy(exp_avg_sq))
         self._adam = FlatAdam(policy, config, self._flat, *moments, optimizer, scheduler)
         self._kl = KLControl(config)
+        self._guard = UpdateGuard()
         self._scaled_rewards = np.empty(rollout.rewards.shape, np.float32)
         self._core = _core.Learner(
             **network_spec(policy, self._flat),
             parameters=self._flat.array,
-            exp_avg=self._exp_avg,
-            exp_avg_sq=self._exp_avg_sq,
+            exp_avg=exp_avg,
+            exp_avg_sq=exp_avg_sq,
             loss=(config.ratio_range, config.vf_coef, config.ent_coef),
             adam=(*self._adam.betas, self._adam.eps),
             max_minibatch=config.minibatch_size,
@@ -83,12 +105,12 @@ class NativeLearner:
 
     @staticmethod
     def reason_not(config: Config, policy: ActorCritic, optimizer: torch.optim.Optimizer | None = None) -> str | None:
-        """Why this learner cannot serve, as a phrase; None if it can."""
+        """Returns why this learner cannot serve, as the end of a sentence; None if it can."""
         if policy.device.type != "cpu":
             return f"the weights are on {policy.device}; it computes on the CPU"
         if (reason := reason_not_native(policy)) is not None:
             return reason
-        if optimizer is not None and (reason := reason_not_plain_adam(optimizer, list(policy.parameters()))):
+        if (reason := reason_not_flat_adam(policy, optimizer)) is not None:
             return reason
         try:
             from xcfast import _core  # noqa: F401
@@ -97,20 +119,18 @@ class NativeLearner:
         return None
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        """One PPO iteration on a full rollout: arguments, results and errors as ``TorchLearner.update``.
+        """Does one PPO iteration; see ``Learner.update``. Fills values, log_probs, advantages and returns."""
+        update = partial(self._update, rollout, iteration)
+        metrics = self._guard.run(update, iteration, self._snapshot, self._restore)
+        self._adam.advance(self._updates_done)
+        self._kl.adapt(metrics)
+        return metrics
 
-        Raises:
-            NonFiniteError: a metric is NaN or infinite; weights and optimiser state are those from before the call.
-            RuntimeError: another thread is in a call of this learner.
-        """
+    def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         config = self._config
-        self._flat.adopt()
-        flat = (self._flat.array, self._exp_avg, self._exp_avg_sq)
-        before = [array.copy() for array in flat]
         updates = config.n_epochs * config.n_minibatch
         done = rollout.terminated | rollout.truncated
         rewards = self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
-        position = self._adam.schedule.snapshot()
         rates = self._adam.schedule.ahead(iteration * updates, updates)
         self._core.kl_coef = self._kl.coef
         masks = {} if rollout.action_masks is None else {"action_masks": rollout.action_masks}
@@ -128,37 +148,27 @@ class NativeLearner:
             "n_epochs": config.n_epochs,
             "n_minibatch": config.n_minibatch,
         }
-        try:
-            if self.ranks.world_size == 1:
-                steps: dict[str, Any] = {"learning_rates": rates, "steps_done": self._adam.steps_done}
-                means = self._core.update(**arguments, max_norm=self._max_norm, max_approx_kl=self._kl.limit, **steps)
-            else:
-                means = self._update_with_others(arguments, rates)
-            *losses, kl, norm, epochs = means
-            done_updates = int(epochs) * config.n_minibatch
-            metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:-1], losses, strict=True)}
-            metrics["losses/grad_norm"] = norm
-            metrics |= self._kl.metrics(kl, int(epochs))
-            metrics |= value_metrics(rollout, self.ranks)
-            metrics["learning_rate"] = float(rates[done_updates - 1])
-            bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
-            if bad:
-                raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
-        except BaseException:
-            for array, old in zip(flat, before, strict=True):
-                array[:] = old
-            self._adam.schedule.restore(position)
-            raise
-        self._adam.advance(done_updates)
-        self._kl.adapt(metrics)
-        return metrics
-
-    @property
-    def _max_norm(self) -> float:
-        return self._config.grad_clip_norm if self._config.use_grad_clip else float("inf")
+        if self.ranks.world_size == 1:
+            *means, norm, epochs = self._core.update(
+                **arguments,
+                max_norm=config.max_grad_norm,
+                max_approx_kl=self._kl.limit,
+                learning_rates=rates,
+                steps_done=self._adam.steps_done,
+            )
+        else:
+            *means, norm, epochs = self._update_with_others(arguments, rates)
+        self._flat.write()
+        self._updates_done = int(epochs) * config.n_minibatch
+        values = value_metrics(value_moments(rollout.values, rollout.returns), self.ranks)
+        return update_metrics(means, norm, values, float(rates[self._updates_done - 1]), self._kl, int(epochs))
 
     def _update_with_others(self, arguments: dict[str, Any], rates: np.ndarray) -> list[float]:
-        """The update of several ranks: each minibatch's gradient is summed over them. Means as of ``_core.update``."""
+        """Does the update of several ranks, with each minibatch's gradient summed over them.
+
+        Returns:
+            What ``_core.update`` returns: means of the loss's parts, mean norm of the gradient, number of epochs.
+        """
         config, ranks, core = self._config, self.ranks, self._core
         moments = core.begin_update(**arguments, env_offset=ranks.rows(config.parallels).start)
         moments = joined_moments(moments, ranks).tolist()
@@ -169,72 +179,42 @@ class NativeLearner:
             epoch, minibatch = divmod(k, len(sizes))
             sums[epoch] += core.minibatch_gradients(k, sizes[minibatch], mean, square)
             ranks.sum_(gradient)
-            norms += core.apply(rate, self._max_norm, self._adam.steps_done + k + 1)
+            norms += core.apply(rate, config.max_grad_norm, self._adam.steps_done + k + 1)
             if minibatch + 1 == len(sizes) and self._kl.exceeded(sums[epoch, _APPROX_KL], config.batch_size, ranks):
                 break
         means = epoch_means(ranks.sum_(sums), epoch + 1, config.batch_size)
         return [*means.tolist(), norms / (k + 1), float(epoch + 1)]
 
-    def compute_gradients(
-        self,
-        obs: np.ndarray,
-        actions: np.ndarray,
-        log_probs: np.ndarray,
-        advantages: np.ndarray,
-        returns: np.ndarray,
-        indices: np.ndarray | None = None,
-        old_outputs: np.ndarray | None = None,
-        old_log_std: np.ndarray | None = None,
-        action_masks: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """The gradient of one minibatch, before its norm is limited.
+    def _snapshot(self) -> tuple[list[np.ndarray], Any]:
+        self._flat.read()
+        return [array.copy() for array in self._arrays], self._adam.schedule.snapshot()
 
-        Args:
-            obs: float32 [B, ...].
-            actions: float32 [B, A], or int64 [B].
-            log_probs: float32 [B], under the policy that collected.
-            advantages: float32 [B], raw; normalised here if the configuration says so.
-            returns: float32 [B].
-            indices: int64, the rows to take; default: all.
-            old_outputs: float32 [B, A], with PPO_KL: means or logits of the policy that collected.
-            old_log_std: float32 [A], with PPO_KL: log standard deviations of a Gaussian one.
-            action_masks: bool [B, number of actions], the actions that were allowed; default: all.
+    def _restore(self, snapshot: tuple[list[np.ndarray], Any]) -> None:
+        arrays, position = snapshot
+        for array, old in zip(self._arrays, arrays, strict=True):
+            array[:] = old
+        self._flat.write()
+        self._adam.schedule.restore(position)
 
-        Returns:
-            The flat gradient, float32 [parameters], in the memory that ``apply`` reads; the means of the loss's parts.
-        """
-        self._flat.adopt()
-        self._core.kl_coef = self._kl.coef
-        old = (old_outputs, old_log_std)
-        means = self._core.compute_gradients(
-            obs, actions, log_probs, advantages, returns, self._config.use_advnorm, indices, *old, action_masks
-        )
-        parts = dict(zip(LOSSES, means, strict=True))
-        return self._core.gradient, parts if self._kl.penalizes else {name: parts[name] for name in LOSSES[:-1]}
+    def adopt(self) -> None:
+        """Does nothing: each update begins with the policy's weights."""
 
-    def apply(self, learning_rate: float) -> float:
-        """Limit the norm of the flat gradient and make one Adam step with it.
+    def publish(self) -> None:
+        """Does nothing: each update ends with the new weights in the policy."""
 
-        Args:
-            learning_rate: of this step.
-
-        Returns:
-            The norm before it was limited.
-        """
-        norm = self._core.apply(learning_rate, self._max_norm, self._adam.steps_done + 1)
-        self._adam.advance(1)
-        return norm
+    def set_behaviour(self, weights: Tensor) -> None:
+        """Does nothing: the policy's own weights collect."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As ``TorchLearner.state_dict``; the tensors of the optimiser's state are views of the live one."""
+        """Returns the state as ``Learner.state_dict`` describes it; its tensors are views of the live moments."""
         return {**self._adam.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` of any learner returned."""
+        """Restores what ``state_dict`` of any learner returned."""
         self._adam.load_state_dict(state)
         self._kl.load_state_dict(state)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser in torch: the caller's, or one that gives the saved state its form."""
+        """The optimiser in torch: a script's, or one that gives the saved state its form."""
         return self._adam.optimizer

@@ -1,4 +1,4 @@
-"""The learning rate of each update: the configuration's line, or what the caller's optimiser and scheduler say."""
+"""The learning rate of each update: the configuration's line, or what a script's optimiser and scheduler say."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 if TYPE_CHECKING:
-    from xcfast.config import Config
-
-
-ADAM_EPS = 1e-5
+    from xcfast.config.schema import Config
 
 
 def learning_rate(config: Config, update: int) -> float:
-    """Learning rate of update k of K: lr * (1 - (1 - end) * k / K), end = ``end_factor_lr_decay``; K's after it."""
+    """Returns the learning rate of update k of K: lr * (1 - (1 - end_factor_lr_decay) * k / K); after K, that of K."""
     done = min(update / config.num_updates, 1.0)
     return config.learning_rate * (1.0 - (1.0 - config.end_factor_lr_decay) * done)
 
@@ -27,13 +24,13 @@ class Schedule:
     """The learning rates of an optimiser, update by update.
 
     Args:
-        config: its line is followed unless the caller brought the optimiser.
-        optimizer: gets the rates.
-        scheduler: a torch scheduler of this optimiser, stepped once after each update; decides the rates.
-        own: whether the optimiser was made here; the caller's keeps its own rate where there is no scheduler.
+        config: The run's configuration, whose line decides the rates of an optimiser that was made here.
+        optimizer: The optimiser that gets the rates.
+        scheduler: A torch scheduler of this optimiser, which is stepped after each update and decides the rates.
+        own: Whether the optimiser was made here. A script's optimiser without a scheduler keeps its own rate.
 
     Raises:
-        ValueError: the scheduler belongs to another optimiser, or cannot be stepped by updates.
+        ValueError: The scheduler belongs to another optimiser, or needs more than a step after each update.
     """
 
     def __init__(
@@ -45,22 +42,22 @@ class Schedule:
             raise ValueError("scheduler belongs to another optimizer than the one that is given")
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self._config = config if own and scheduler is None else None
+        self._line = config if own and scheduler is None else None
 
     def begin(self, update: int) -> float:
-        """Sets and returns the learning rate of update number ``update`` (of the first parameter group)."""
+        """Sets the learning rate of update number ``update``, and returns that of the first parameter group."""
         group = self.optimizer.param_groups[0]
-        if self._config is not None:
-            group["lr"] = learning_rate(self._config, update)
+        if self._line is not None:
+            group["lr"] = learning_rate(self._line, update)
         return float(group["lr"])
 
     def end(self) -> None:
-        """Steps the scheduler, after the optimiser."""
+        """Steps the scheduler. Call it after the optimiser's step."""
         if self.scheduler is not None:
             self.scheduler.step()
 
     def ahead(self, first: int, count: int) -> npt.NDArray[np.float64]:
-        """Rates float64 [count] of updates to come, of which the scheduler is told that they are done."""
+        """Goes through ``count`` updates, from number ``first``, as if they were done; returns their rates [count]."""
         rates = np.empty(count)
         for k in range(count):
             rates[k] = self.begin(first + k)
@@ -68,14 +65,14 @@ class Schedule:
         return rates
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's position, where there is one."""
+        """Returns the scheduler's position, where there is a scheduler."""
         return {} if self.scheduler is None else {"scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned.
+        """Restores what ``state_dict`` returned.
 
         Raises:
-            ValueError: a scheduler of the caller's decided the rates then, and there is none now, or the reverse.
+            ValueError: There is a scheduler now and there was none when the state was saved, or the reverse.
         """
         if self.scheduler is not None and "scheduler" in state:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -85,34 +82,12 @@ class Schedule:
             raise ValueError("a scheduler of its own decided its learning rates: go on from the script that made it")
 
     def snapshot(self) -> tuple[dict[str, Any], list[Any]]:
-        """What ``restore`` wants, to undo updates."""
+        """Returns the current position and rates, for ``restore``."""
         return copy.deepcopy(self.state_dict()), [group["lr"] for group in self.optimizer.param_groups]
 
     def restore(self, snapshot: tuple[dict[str, Any], list[Any]]) -> None:
-        """Back to the position of ``snapshot``."""
+        """Goes back to the position and rates of ``snapshot``."""
         state, rates = snapshot
         self.load_state_dict(state)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-
-
-def reason_not_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> str | None:
-    """Why ``optimizer`` is not Adam with one learning rate and nothing added for exactly these parameters, or None."""
-    if type(optimizer) is not torch.optim.Adam:
-        return f"the optimizer is {type(optimizer).__name__}; it has Adam"
-    if len(optimizer.param_groups) != 1:
-        return "the optimizer has several parameter groups"
-    group = optimizer.param_groups[0]
-    if {id(p) for p in group["params"]} != {id(p) for p in parameters}:
-        return "the optimizer has not all of the policy's parameters"
-    added = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay", "capturable")
-    for name in added:
-        if group.get(name):
-            return f"the optimizer's {name} is {group[name]}; it has plain Adam"
-    if "base_momentum" in group:
-        return "the scheduler moves Adam's beta1, which cycle_momentum=False would leave to it; it has fixed betas"
-    if not all(isinstance(value, float | int) for value in (group["lr"], group["eps"], *group["betas"])):
-        return "the optimizer's settings are tensors"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        return "the optimizer has hooks"
-    return None

@@ -1,10 +1,11 @@
-"""The PPO update in torch: turns a full rollout into new weights. The reference of the other learners."""
+"""The PPO update in torch, which serves any policy, and is the reference in the tests of the other learners."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,40 +13,65 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xcfast.errors import NonFiniteError
 from xcfast.gae import compute_gae
+from xcfast.learners.guard import UpdateGuard
 from xcfast.learners.kl import KLControl
 from xcfast.learners.loss import LOSSES, PPOLoss, normalized_advantages, ppo_loss
-from xcfast.learners.metrics import epoch_means, joined_moments, moments_of, value_metrics
-from xcfast.learners.minibatches import minibatch_sizes
-from xcfast.learners.schedule import ADAM_EPS, Schedule
+from xcfast.learners.metrics import (
+    epoch_means,
+    joined_moments,
+    moments_of,
+    update_metrics,
+    value_metrics,
+    value_moments,
+)
+from xcfast.learners.minibatches import epoch_minibatches, minibatch_sizes
+from xcfast.learners.optimizer import make_optimizer
+from xcfast.learners.schedule import Schedule
 from xcfast.normalize import RewardNormalizer
 from xcfast.ranks.group import ALONE, Ranks
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from xcfast.config import Config
-    from xcfast.policy import ActorCritic
+    from xcfast.config.schema import Config
+    from xcfast.policy.networks import ActorCritic
     from xcfast.rollout import Rollout
 
 _EVALUATION_ROWS = 16384  # rows per forward pass over the rollout: bounds the memory that activations take
 
 
 class TorchLearner:
-    """The update in torch, eager, where the policy is: any policy. Also the reference for the other learners.
+    """The update in torch, eager, on the device of the policy, whatever the policy.
 
     On a GPU it serves scripts that bring a policy there with an optimiser other than plain Adam, and as the baseline
     of ``benchmarks/test_cuda.py``.
 
     ``update`` reads a full rollout, evaluates it in bulk with the weights that collected it, computes advantages, and
-    runs n_epochs x n_minibatch Adam steps. Nothing in the minibatch loop waits for the device; metrics are read once.
+    runs n_epochs x n_minibatch optimiser steps. Nothing in the minibatch loop waits for the device; metrics are read
+    once.
 
-    Of several ranks, each computes its part of every minibatch: the sum over its own samples, divided by the size of
-    the whole minibatch. One flat gradient is summed over the ranks; then all make the same step.
+    Each of several ranks computes its part of every minibatch: the sum over its own samples, divided by the size of
+    the whole minibatch. One flat gradient is summed over the ranks; then all take the same step.
+
+    Args:
+        policy: The policy that learns, on the device where it is to learn.
+        config: The run's configuration.
+        rollout: A rollout of the shape that will be learned from.
+        reward_normalizer: What scales its rewards.
+        num_threads: Number of torch's threads during an update.
+        ranks: The ranks that learn together.
+        optimizer: A script's optimiser of some or all of the policy's parameters; default: Adam.
+        scheduler: Scheduler of the script's optimiser.
+
+    Raises:
+        ValueError: Optimiser, scheduler and policy do not belong together.
     """
 
     name = "torch"
+    overlaps = False
+    device_policy = None
+    behaviour = None
 
     def __init__(
         self,
@@ -65,11 +91,8 @@ class TorchLearner:
         self._config = config
         self._reward_normalizer = reward_normalizer
         self._parameters = list(policy.parameters())
-        own = optimizer is None
-        self.optimizer = optimizer or torch.optim.Adam(
-            self._parameters, lr=config.learning_rate, eps=ADAM_EPS, fused=True
-        )
-        self._schedule = Schedule(config, self.optimizer, scheduler, own)
+        self.optimizer = make_optimizer(policy, config, optimizer)
+        self._schedule = Schedule(config, self.optimizer, scheduler, own=optimizer is None)
         steps, envs = rollout.rewards.shape
         self._scaled_rewards = np.empty((steps, envs), np.float32)
         self._final_values = np.zeros((steps, envs), np.float32)
@@ -77,41 +100,27 @@ class TorchLearner:
         self._gradient = None if ranks.world_size == 1 else self._flat_gradient()
         self._kl = KLControl(config)
         self._old: Tensor | None = None  # with a penalty: the collecting policy's distributions [T*N, ...]
+        self._guard = UpdateGuard()
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        """One PPO iteration on a full rollout; fills its values, log_probs, advantages and returns.
-
-        Args:
-            rollout: full, with ``last_obs``.
-            iteration: number of the iteration, from 0; it keys the minibatch permutations and the learning rate.
-
-        Returns:
-            Metrics, averaged over all samples of the epochs that ran; ``losses/grad_norm`` over the updates,
-            ``losses/kl`` over the last epoch.
-
-        Raises:
-            NonFiniteError: a metric is NaN or infinite; weights and optimiser state are those from before the call.
-        """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.num_threads)
-        before = self._snapshot()
-        try:
-            self._evaluate(rollout)
-            metrics = self._optimize(rollout, iteration)
-            bad = [f"{name} = {value}" for name, value in metrics.items() if not np.isfinite(value)]
-            if bad:
-                raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
-        except BaseException:
-            self._restore(before)
-            raise
-        finally:
-            torch.set_num_threads(threads)
+        """Does one PPO iteration; see ``Learner.update``. Fills values, log_probs, advantages and returns."""
+        update = partial(self._update, rollout, iteration)
+        metrics = self._guard.run(update, iteration, self._snapshot, self._restore)
         self._kl.adapt(metrics)
         return metrics
 
+    def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.num_threads)
+        try:
+            self._evaluate(rollout)
+            return self._optimize(rollout, iteration)
+        finally:
+            torch.set_num_threads(threads)
+
     @torch.no_grad()
     def _evaluate(self, rollout: Rollout) -> None:
-        """Values, old log-probabilities, advantages and returns of the rollout, with the weights that collected it."""
+        """Computes values, log-probabilities, advantages and returns with the weights that collected the rollout."""
         taken = [_flat(x) for x in (rollout.obs, rollout.actions, rollout.action_masks) if x is not None]
         values, log_probs = rollout.values.reshape(-1), rollout.log_probs.reshape(-1)
         actor, old = self.policy.actor, []
@@ -152,9 +161,10 @@ class TorchLearner:
 
     def _optimize(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         config = self._config
-        max_norm = config.grad_clip_norm if config.use_grad_clip else float("inf")
         on_device = None if self.device.type == "cpu" else self._copy_to_device(rollout)
-        minibatches: Iterable[tuple[np.ndarray, np.ndarray]] = self._minibatches(rollout, iteration)
+        minibatches: Iterable[tuple[np.ndarray, np.ndarray]] = (
+            epoch_minibatches(config, rollout, self.ranks, iteration, epoch) for epoch in range(config.n_epochs)
+        )
         moments = None
         if self.ranks.world_size > 1:
             minibatches = list(minibatches)
@@ -181,7 +191,7 @@ class TorchLearner:
                     sums[epoch] += torch.stack(loss[1:]) * float(stop - start)
                 if self._gradient is not None:
                     self.ranks.sum_(self._gradient)
-                norms += nn.utils.clip_grad_norm_(self._parameters, max_norm)
+                norms += nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm)
                 self.optimizer.step()
                 self._schedule.end()
                 update += 1
@@ -192,36 +202,23 @@ class TorchLearner:
                 break
         self._schedule.ahead(update, end - update)  # as if the other epochs had run
         means = epoch_means(self.ranks.sum_(sums), epochs, config.batch_size)
-        *losses, kl, norm = torch.cat([means, norms[None] / (epochs * config.n_minibatch)]).tolist()
-        metrics = {f"losses/{name}": value for name, value in zip(LOSSES[:-1], losses, strict=True)}
-        metrics["losses/grad_norm"] = norm
-        metrics |= self._kl.metrics(kl, epochs)
-        metrics |= value_metrics(rollout, self.ranks)
-        metrics["learning_rate"] = rate
-        return metrics
-
-    def _minibatches(self, rollout: Rollout, iteration: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Indices and offsets of this rank's part of each epoch's minibatches."""
-        config = self._config
-        env_offset = self.ranks.rows(config.parallels).start
-        for epoch in range(config.n_epochs):
-            yield rollout.minibatch_indices(
-                config.seed, iteration, epoch, config.n_minibatch, env_offset=env_offset, total_envs=config.parallels
-            )
+        *losses, norm = torch.cat([means, norms[None] / (epochs * config.n_minibatch)]).tolist()
+        values = value_metrics(value_moments(rollout.values, rollout.returns), self.ranks)
+        return update_metrics(losses, norm, values, rate, self._kl, epochs)
 
     def _advantage_moments(self, rollout: Rollout, minibatches: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """float64 [n_epochs * n_minibatch, 3]: number, mean, sum of squares of each minibatch, of all ranks."""
+        """Returns float64 [n_epochs * n_minibatch, 3]: ``moments_of`` each minibatch's advantages on all ranks."""
         advantages = rollout.advantages.reshape(-1).astype(np.float64)
         parts = [advantages[rows[a:b]] for rows, offsets in minibatches for a, b in pairwise(offsets.tolist())]
         return joined_moments(np.array([moments_of(part) for part in parts]), self.ranks)
 
     def _loss(self, batch: list[Tensor], old: Tensor | None, moments: np.ndarray | None = None) -> PPOLoss:
-        """The loss of a minibatch, or of this rank's part of it.
+        """Returns the loss of a minibatch, or of this rank's part of it.
 
         Args:
-            batch: what ``_gather`` returned.
-            old: with a penalty, the distributions of the policy that collected.
-            moments: of the whole minibatch's advantages, where this is a part of it.
+            batch: What ``_gather`` returned.
+            old: With a penalty, the distributions of the policy that collected.
+            moments: Moments of the whole minibatch's advantages, where ``batch`` is a part of it.
         """
         config = self._config
         obs, actions, old_log_probs, advantages, returns, *masks = batch
@@ -261,19 +258,28 @@ class TorchLearner:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def _flat_gradient(self) -> Tensor:
-        """The memory of all gradients in one array, so that they are summed over the ranks in one operation."""
+        """Returns one array that all gradients are views of, so that one operation sums them over the ranks."""
         sizes = [p.numel() for p in self._parameters]
         flat = torch.zeros(sum(sizes), device=self.device)
         for parameter, part in zip(self._parameters, flat.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
         return flat
 
+    def adopt(self) -> None:
+        """Does nothing: what others write into the policy is learned from."""
+
+    def publish(self) -> None:
+        """Does nothing: the policy's own weights are trained."""
+
+    def set_behaviour(self, weights: Tensor) -> None:
+        """Does nothing: the policy's own weights collect."""
+
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state in ``torch.optim``'s form; the scheduler's and the KL penalty's where there are any."""
+        """Returns the state as ``Learner.state_dict`` describes it."""
         return {"optimizer": self.optimizer.state_dict(), **self._schedule.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restores what ``state_dict`` of any learner returned."""
         self._schedule.load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self._kl.load_state_dict(state)
@@ -292,5 +298,5 @@ class TorchLearner:
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
-    """[T, N, ...] as [T*N, ...] without a copy."""
+    """Returns [T, N, ...] as [T*N, ...] without a copy."""
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])

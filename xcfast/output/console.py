@@ -13,7 +13,13 @@ from xcfast.output.summary import Summary
 
 
 def say(text: str, quiet: bool = False, error: bool = False) -> None:
-    """Print without tearing a progress bar."""
+    """Prints a line without tearing a progress bar.
+
+    Args:
+        text: The line.
+        quiet: Whether to print nothing.
+        error: Whether to print to stderr.
+    """
     if not quiet:
         with suppress(OSError):  # the reader of a pipe may be gone; the run goes on
             tqdm.write(text, file=sys.stderr if error else sys.stdout)
@@ -21,7 +27,7 @@ def say(text: str, quiet: bool = False, error: bool = False) -> None:
 
 
 def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
-    """Report MuJoCo's warnings, by name and number, those of several processes together."""
+    """Prints the names and numbers of MuJoCo's warnings, those of several processes added up."""
     total: Counter[str] = Counter()
     for one in counts:
         total.update(one)
@@ -31,7 +37,15 @@ def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
 
 
 class ProgressBar:
-    """Env steps done, steps/s, time left and recent returns; silent when stdout is no terminal."""
+    """A bar with environment steps, steps per second, time left and recent returns.
+
+    It is silent where stdout is no terminal.
+
+    Args:
+        total: Environment steps at the end.
+        initial: Environment steps at the start.
+        enabled: Whether to show it.
+    """
 
     def __init__(self, total: int, initial: int, enabled: bool = True) -> None:
         self._bar = tqdm(
@@ -45,12 +59,17 @@ class ProgressBar:
         )
 
     def update(self, step: int, recent_returns: Collection[float]) -> None:
-        """Move to ``step`` and show the mean of the recent returns."""
+        """Moves the bar to ``step`` and shows the mean of the recent returns."""
         if self._bar.disable:
             return
         if recent_returns:
             self._bar.set_postfix_str(f"return {sum(recent_returns) / len(recent_returns):.1f}", refresh=False)
         self._bar.update(step - self._bar.n)
+
+    def evaluation(self, done: int, wanted: int) -> None:
+        """Shows how many episodes of a long evaluation have ended."""
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"evaluating, {done} of {wanted} episodes", refresh=True)
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -60,12 +79,14 @@ class ProgressBar:
 
 
 def end_table(summary: Summary, stopped_by: str | None) -> str:
-    """Scores, where the time went, and where the files are."""
+    """Returns the table of scores, of where the time went, and of where the files are."""
     rows = [("stopped by", f"{stopped_by}; continue with --resume {summary.log_dir}")] if stopped_by else []
     rows.append(("steps", f"{summary.steps:,} ({summary.steps_per_second:,.0f} per second of training)"))
     if summary.best_mean is not None:
         rows.append(("best score", f"{summary.best_mean:.2f} +- {summary.best_std:.2f} at step {summary.best_step:,}"))
-        rows.append(("final score", f"{summary.final_mean:.2f} +- {summary.final_std:.2f}"))
+        score = f"{summary.final_mean:.2f} +- {summary.final_std:.2f}"
+        at_the_end = summary.final_step in (None, summary.steps)
+        rows.append(("final score", score) if at_the_end else ("last score", f"{score} at step {summary.final_step:,}"))
     seconds = (summary.collection_seconds, summary.update_seconds, summary.evaluation_seconds)
     rows.append(("time", "collection {:.1f} s, update {:.1f} s, evaluation {:.1f} s".format(*seconds)))
     rows += [("logs", summary.log_dir), ("models", summary.model_dir)]
@@ -73,6 +94,6 @@ def end_table(summary: Summary, stopped_by: str | None) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Aligns names and texts in two columns."""
-    width = max(len(name) for name, _ in rows)
+    """Aligns names and texts in two columns, which are at the same places in most tables."""
+    width = max(10, *(len(name) for name, _ in rows))
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: curves, result files, and lines on the screen. Rank 0 has one, the others none."""
+"""What a run records while it goes: curves, result files, and lines on the screen. Only rank 0 has a log."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from xcfast.output.writers import make_writer
 
 if TYPE_CHECKING:
     from xcfast.config import Config
-    from xcfast.runs.progress import Progress
 
 
 class RunLog:
-    """The writer of curves and the result files of a run.
+    """Writes the curves and the result files of a run.
 
     Args:
-        config: of the run.
-        folders: where to write.
-        mode: of the run.
-        device: of the weights, for the record.
-        resume_step: what was written of later steps is cut off; None in a new run.
-        quiet: print nothing.
+        config: The run's configuration.
+        folders: Folders of the run.
+        mode: Mode of the run.
+        device: Device that trains, for the record.
+        resume_step: Step that a resumed run goes on from; records of later steps are cut off. None in a new run.
+        quiet: Whether to print nothing.
     """
 
     def __init__(
@@ -36,11 +35,11 @@ class RunLog:
         self._results = ResultFiles(folders, config, mode, device, resume_step)
 
     def episodes(self, episodes: np.ndarray, step: int) -> None:
-        """XuanCe's two curves per env, at the step at which the episode ended.
+        """Writes XuanCe's two curves of each environment: return and length, at the step at which an episode ended.
 
         Args:
-            episodes: as ``Rollout.episodes``, of all envs.
-            step: at which the rollout began.
+            episodes: Finished episodes of all environments, as in ``Rollout.episodes``.
+            step: Environment steps at which the rollout began.
         """
         for row, env, episode_return, length in episodes.tolist():
             tags = {
@@ -50,16 +49,19 @@ class RunLog:
             self._writer.scalars(tags, step + (row + 1) * self._config.parallels)
 
     def iteration(
-        self, metrics: dict[str, float], progress: Progress, episodes: np.ndarray, step: int, seconds: float
+        self, metrics: dict[str, float], *, times: dict[str, float], episodes: np.ndarray, step: int, seconds: float
     ) -> dict[str, float]:
-        """What the learner reports, speed and time, and the episodes' means; returns it all.
+        """Writes what an iteration reports: the learner's metrics, speed, times, means over episodes.
 
         Args:
-            metrics: of the update.
-            progress: of the run, this iteration included.
-            episodes: those that ended in it.
-            step: after it.
-            seconds: it took.
+            metrics: Metrics of the update, by tag.
+            times: Seconds spent so far on collecting, updates and evaluations, by tag.
+            episodes: Episodes that ended in the iteration.
+            step: Environment steps after the iteration.
+            seconds: Duration of the iteration.
+
+        Returns:
+            All that was written, by tag.
         """
         scalars = {
             **metrics,
@@ -68,9 +70,7 @@ class RunLog:
             "entropy": metrics["losses/entropy"],
             "clip_ratio": metrics["losses/clipfrac"],
             "charts/SPS": self._config.batch_size / seconds,
-            "time/collection_seconds": progress.collection_seconds,
-            "time/update_seconds": progress.update_seconds,
-            "time/evaluation_seconds": progress.evaluation_seconds,
+            **times,
         }
         if len(episodes):
             scalars["charts/episodic_return"] = float(episodes["ret"].mean())
@@ -80,7 +80,7 @@ class RunLog:
         return scalars
 
     def evaluation(self, scores: np.ndarray, step: int, elapsed_seconds: float) -> None:
-        """The scores of one evaluation, and the run's wall-clock time until then."""
+        """Writes the scores of an evaluation, and the run's wall-clock time until then."""
         mean, std = float(scores.mean()), float(scores.std())
         self._results.add_scores(step, scores, elapsed_seconds)
         tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
@@ -89,18 +89,18 @@ class RunLog:
         say(f"step {step:>9,}  score {mean:10.2f} +- {std:.2f}", self._quiet)
 
     def new_best(self, scores: np.ndarray, step: int) -> None:
-        """A best model was saved."""
+        """Notes that a new best model was saved."""
         self._results.new_best(float(scores.mean()), float(scores.std()), step)
 
     def keep_results(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
-        """Begin the result files of benchmark mode, unless they have begun."""
+        """Begins the result files of benchmark mode, unless they have begun."""
         self._results.keep(running_steps, eval_interval, test_episodes)
 
     def end(self, elapsed_seconds: float) -> None:
-        """Write the time stamps; the seconds are those of all parts of a resumed run."""
+        """Writes the time stamps. The seconds are those of all parts of a resumed run."""
         self._results.stamp(elapsed_seconds)
 
     def close(self) -> None:
-        """Close curves and result files."""
+        """Closes curves and result files."""
         self._results.close()
         self._writer.close()

@@ -24,6 +24,7 @@ class Summary:
     model_dir: str
     collector_backend: str
     learner_backend: str
+    final_step: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dict."""

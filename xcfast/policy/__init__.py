@@ -1,7 +1,7 @@
 """Policies: the networks, how a configuration builds them, and how their samples become actions."""
 
 from xcfast.policy.action_map import ActionMap
-from xcfast.policy.build import build_policy, check_policy
+from xcfast.policy.build import build_policy, check_policy, resolve_policy
 from xcfast.policy.networks import (
     ACTIVATIONS,
     ActorCritic,
@@ -23,4 +23,5 @@ __all__ = [
     "build_policy",
     "check_policy",
     "masked",
+    "resolve_policy",
 ]

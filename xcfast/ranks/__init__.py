@@ -1,1 +1,1 @@
-"""Several processes that train one policy together."""
+"""Several processes (ranks) that train one policy together."""

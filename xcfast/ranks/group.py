@@ -1,16 +1,20 @@
-"""Several processes (ranks) that train one policy together: which share is whose, and what passes between them.
+"""The process group of several ranks that train one policy: each rank's share, and what the ranks exchange.
 
-Every method does nothing, at no cost, where there is one rank. CPU tensors and numpy arrays travel by gloo, CUDA
-tensors by NCCL. Every rank must make the same calls in the same order.
+Every method costs nothing where there is only one rank. CPU tensors and numpy arrays travel by gloo, CUDA tensors by
+NCCL. Every rank must make the same calls in the same order.
+
+A rank that dies closes its connections. The ranks that wait for it over gloo then fail at once, and those that wait for
+them follow. Time-outs are for what closes no connection: a rank that hangs, a machine that loses power, and NCCL.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, ClassVar, TypeVar
 
@@ -19,45 +23,59 @@ import torch
 import torch.distributed as dist
 
 from xcfast.errors import ConfigError, RankError, RankLostError
-from xcfast.ranks.heartbeat import Heartbeat
 from xcfast.resources import check_gpus
 
-# A collective may wait for hours, say for an evaluation. Connections and Heartbeat notice that a rank has died.
-_TIMEOUT = timedelta(days=7)
+# Every rank does the same work between two collective operations. They arrive minutes apart at most, where one rank has
+# slow environments or compiles its update. A rank that is half an hour late hangs, or its machine is gone.
+TIMEOUT = timedelta(minutes=30)
+# An evaluation, a checkpoint on a slow disk, or a user's script may take any time. Only a lost connection ends it.
+PATIENCE = timedelta(days=7)
 _MEETING_TIMEOUT = timedelta(minutes=10)
+_FAILURE_KEY = "failure"
+# A rank writes its failure into the store before it closes its connections, so the entry is there when they break.
+_FAILURE_WAIT = timedelta(seconds=1)
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+T = TypeVar("T")
 
 
 class Ranks:
-    """This process's place among the ranks, and their collective operations.
+    """The place of this process among the ranks, and the collective operations of the ranks.
 
     Attributes:
-        rank: of this process, from 0, over all nodes.
-        world_size: number of ranks.
-        local_rank: of this process on its node.
-        local_world_size: ranks on its node.
-        sharing: ranks that run on the same CPUs as this one, itself included.
+        rank: The number of this process over all nodes, from 0.
+        world_size: The number of ranks.
+        local_rank: The number of this process on its node, from 0.
+        local_world_size: The number of ranks on this node.
+        sharing: The number of ranks that run on the same CPUs as this one, itself included.
     """
 
-    _meetings: ClassVar[Counter[str]] = Counter()  # groups made so far at a store; each has a name of its own in it
+    # The number of groups that this process has made at each store. Every group has a name of its own in the store.
+    _meetings: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
         self.local_rank, self.local_world_size = local_rank, local_world_size
         self.sharing = 1
-        self._heartbeat: Heartbeat | None = None
+        self._store: dist.Store | None = None
+        self._patient: dist.ProcessGroup | None = None
+        self._cuda = False
+        self._others_lost = False
         self._deferred: Exception | None = None
 
     @classmethod
     def start(cls, cuda: bool) -> Ranks:
-        """Join the ranks that torchrun, or whoever set its variables, has started; alone without them.
+        """Joins the ranks that torchrun has started, or a program that sets the same environment variables.
 
         Args:
-            cuda: whether the weights are on GPUs; this process then takes GPU number ``local_rank``.
+            cuda: Whether the weights are on GPUs. This process then takes the GPU of number ``local_rank``.
+
+        Returns:
+            The place of this process; the only rank where the environment variables are not set.
 
         Raises:
-            ConfigError: there are fewer GPUs than ranks on this node, or a process group exists already.
+            ConfigError: There are fewer GPUs than ranks on this node, or a process group exists already.
+            RankLostError: Another rank ended while the ranks were joining.
         """
         if not launched():
             return cls()
@@ -68,28 +86,28 @@ class Ranks:
             torch.cuda.set_device(ranks.local_rank)
         if dist.is_initialized():
             raise ConfigError("torch.distributed has a process group already; several ranks need one of their own")
-        # A store that torchrun hosts, or else rank 0; a second connection for the heartbeat.
-        store, beats = (next(dist.rendezvous("env://", timeout=_MEETING_TIMEOUT))[0] for _ in range(2))
+        ranks._join(cuda)
+        return ranks
+
+    def _join(self, cuda: bool) -> None:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        name = f"xcfast{cls._meetings[place]}"
-        cls._meetings[place] += 1
-        ranks._heartbeat = Heartbeat(dist.PrefixStore(f"{name}/heartbeat", beats), ranks.rank, ranks.world_size)
-        try:
+        name = f"xcfast{self._meetings[place]}"
+        self._meetings[place] += 1
+        store = next(dist.rendezvous("env://", timeout=_MEETING_TIMEOUT))[0]  # torchrun hosts it, or else rank 0
+        self._store, self._cuda = dist.PrefixStore(name, store), cuda
+        with self._reaching_others():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=dist.PrefixStore(name, store),
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                timeout=_TIMEOUT,
+                store=self._store,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=TIMEOUT,
             )
-        except BaseException:
-            ranks._heartbeat.stop()
-            raise
-        mine = (socket.gethostname(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None)
-        places: list[Any] = [None] * ranks.world_size
-        dist.all_gather_object(places, mine)
-        ranks.sharing = places.count(mine)
-        return ranks
+            self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+            mine = (socket.gethostname(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None)
+            places: list[Any] = [None] * self.world_size
+            dist.all_gather_object(places, mine)
+        self.sharing = places.count(mine)
 
     @property
     def is_main(self) -> bool:
@@ -97,29 +115,41 @@ class Ranks:
         return self.rank == 0
 
     def rows(self, total: int) -> range:
-        """This rank's contiguous share of ``total`` things, such as the envs; shares differ by at most one."""
+        """Returns this rank's contiguous share of ``total`` items, such as environments.
+
+        The shares of two ranks differ by at most one item.
+        """
         return range(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
 
     def sum_(self, x: Array) -> Array:
-        """Replace an array, C-contiguous, by its sum over the ranks, the same bits on each; returns it.
+        """Replaces a C-contiguous array by its sum over the ranks, with the same bits on each, and returns it.
 
         Raises:
-            RankLostError: as all operations do.
+            RankLostError: Another rank has ended, or has not answered within ``TIMEOUT``. Every operation raises this.
         """
         if self.world_size > 1:
-            with _others():
+            with self._reaching_others():
                 dist.all_reduce(_tensor(x))
         return x
 
     def broadcast_(self, x: Array) -> Array:
-        """Replace an array, C-contiguous, by rank 0's; returns it."""
+        """Replaces a C-contiguous array by rank 0's array, and returns it."""
         if self.world_size > 1:
-            with _others():
+            with self._reaching_others():
                 dist.broadcast(_tensor(x), 0)
         return x
 
     def join(self, part: Array, rows: range, total: int) -> Array:
-        """All ranks' parts of an array [total, ...], of which this rank has ``rows``; exact, the same on each."""
+        """Puts the parts of an array together; every rank gets the same bits.
+
+        Args:
+            part: Array [len(rows), ...], this rank's part.
+            rows: The indices of this rank's part in the whole array.
+            total: The length of the whole array.
+
+        Returns:
+            The array [total, ...] of all ranks.
+        """
         if self.world_size == 1:
             return part
         shape = (total, *part.shape[1:])
@@ -128,52 +158,85 @@ class Ranks:
         return self.sum_(whole)
 
     def gather(self, item: Any) -> list[Any] | None:
-        """Every rank's item in their order on rank 0, None elsewhere; anything that can be pickled."""
+        """Returns the items of all ranks in rank order on rank 0, and None elsewhere. The items must be picklable."""
         if self.world_size == 1:
             return [item]
         items: list[Any] | None = [None] * self.world_size if self.is_main else None
-        with _others():
+        with self._reaching_others():
             dist.gather_object(item, items)
         return items
 
     def broadcast(self, item: Any) -> Any:
-        """Rank 0's item; anything that can be pickled."""
+        """Returns rank 0's item on every rank. It must be picklable."""
         if self.world_size == 1:
             return item
         items = [item]
-        with _others():
+        with self._reaching_others():
             dist.broadcast_object_list(items, 0)
         return items[0]
 
     def any_(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Returns whether the flag is set on any rank."""
         return flag if self.world_size == 1 else bool(self.sum_(np.array([flag], np.int64))[0])
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.any_(False)
-
     def agree(self, place: str) -> None:
-        """Check that all ranks are at the same place of a script, whose calls ours have to be.
+        """Checks that all ranks have come to the same place of a script. Waits for as long as the script takes.
 
         Raises:
-            RankError: they are not; each hears who is where.
+            RankError: They have not. The message says which rank is where.
         """
         if self.world_size == 1:
             return
         places: list[str] = [""] * self.world_size
-        with _others():
-            dist.all_gather_object(places, place)
+        with self._reaching_others():
+            dist.all_gather_object(places, place, group=self._patient)
         if len(set(places)) > 1:
-            listed = ", ".join(f"rank {rank} calls {one}" for rank, one in enumerate(places))
+            listed = ", ".join(f"rank {rank} is at {one}" for rank, one in enumerate(places))
             raise RankError(f"all processes must make the same calls: {listed}")
+
+    def from_main(self, compute: Callable[[], T]) -> T:
+        """Calls a function on rank 0 and returns its value on every rank. The others wait for as long as it takes.
+
+        A failure that rank 0 has deferred is raised instead of the call.
+
+        Args:
+            compute: The function, which makes no collective operation. Its value must be picklable.
+
+        Raises:
+            RankError: The function raised an exception, which is the cause on rank 0. A single rank raises the
+                exception itself.
+            RankLostError: Another rank has ended.
+        """
+        if self.world_size == 1:
+            return compute()
+        value: Any = None
+        error: Exception | None = None
+        outcome: list[Any] = [None]  # rank 0's failure as text, and its value as bytes
+        if self.is_main:
+            error, self._deferred = self._deferred, None
+            try:
+                if error is None:
+                    value = compute()
+                    outcome = [(None, pickle.dumps(value, pickle.HIGHEST_PROTOCOL))]
+            except Exception as caught:
+                error = caught
+            if error is not None:
+                outcome = [(self._told(error), b"")]
+        with self._reaching_others():
+            dist.broadcast_object_list(outcome, 0, group=self._patient)
+        failure, pickled = outcome[0]
+        if failure is not None:
+            raise RankError(failure) from error
+        return value if self.is_main else pickle.loads(pickled)
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """A block without collective operations that may fail on some ranks; then all of them raise.
 
+        Work that only rank 0 does, and which may take long, belongs in ``from_main``.
+
         Raises:
-            RankError: where there are several ranks; its cause is this rank's own exception, if it had one.
+            RankError: The block failed on some of several ranks. The cause is this rank's own exception, if any.
         """
         if self.world_size == 1:
             yield
@@ -186,17 +249,16 @@ class Ranks:
             error = caught
         if not self.any_(error is not None):
             return
-        mine = None if error is None else f"rank {self.rank}: {type(error).__name__}: {error}"
         reports: list[str | None] = [None] * self.world_size
-        with _others():
-            dist.all_gather_object(reports, mine)
+        with self._reaching_others():
+            dist.all_gather_object(reports, None if error is None else self._told(error))
         raise RankError("\n".join(report for report in reports if report is not None)) from error
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block without collective operations that may fail on some ranks; the next ``together`` raises it on all.
+        """A block without collective operations whose failure the next ``together`` raises on all ranks.
 
-        So it costs no collective operation of its own. Where there is one rank, it raises at once.
+        So the block needs no collective operation of its own. A single rank raises at once.
         """
         try:
             yield
@@ -206,20 +268,64 @@ class Ranks:
             self._deferred = self._deferred or error
 
     def close(self, failure: str | None = None) -> None:
-        """Leave the other ranks: together with them or, after a failure that they do not know of, by telling them."""
-        if self._heartbeat is None:
+        """Leaves the process group. Safe to call twice.
+
+        Args:
+            failure: An error that the other ranks do not know of, as "ErrorType: message". They raise a
+                ``RankLostError`` that quotes it. Without one, this rank leaves together with the others and waits for
+                as long as they take.
+
+        Raises:
+            RankError: Another rank makes other calls instead.
+            RankLostError: Another rank ended before it came here.
+        """
+        if self._patient is None:
             return
-        heartbeat, self._heartbeat = self._heartbeat, None
+        failed = failure is not None or self._others_lost
         try:
             if failure is not None:
-                heartbeat.report(f"rank {self.rank} failed: {failure}")
-                dist.destroy_process_group()  # should it get stuck, the heartbeat ends this process too
-            else:
-                self.barrier()
+                self._report(failure)
+            elif not failed:
+                self.agree("its end")
         finally:
-            heartbeat.stop()
-        if failure is None:
-            dist.destroy_process_group()
+            dist.destroy_process_group(self._patient)
+            self._patient = None
+            # NCCL would first complete the operations under way, which may wait for a rank that never comes. Its
+            # connections end with this process.
+            if not (self._cuda and failed):
+                dist.destroy_process_group()
+
+    def _told(self, error: Exception) -> str:
+        return f"rank {self.rank}: {type(error).__name__}: {error}"
+
+    def _report(self, failure: str) -> None:
+        """Writes this rank's failure into the store, unless it is only the consequence of another rank's."""
+        if self._store is not None and not self._others_lost:
+            with suppress(RuntimeError):  # the host of the store is gone, so the others know that something failed
+                self._store.compare_set(_FAILURE_KEY, "", f"rank {self.rank}: {failure}")
+
+    def _reported(self) -> str | None:
+        """The failure that another rank has written into the store, or None."""
+        if self._store is None:
+            return None
+        try:
+            self._store.wait([_FAILURE_KEY], _FAILURE_WAIT)
+            return self._store.get(_FAILURE_KEY).decode()
+        except RuntimeError:  # no entry, or no store any more
+            return None
+
+    @contextmanager
+    def _reaching_others(self) -> Iterator[None]:
+        """Makes a ``RankLostError`` of what torch raises where another rank is out of reach."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._others_lost = True
+            reported = self._reported()
+            if reported is not None:
+                raise RankLostError(f"another rank has failed: {reported}") from None
+            reason = str(error).splitlines()[0]
+            raise RankLostError(f"another rank has ended without a word, or does not answer: {reason}") from None
 
 
 ALONE = Ranks()
@@ -228,7 +334,7 @@ _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SI
 
 
 def launched() -> bool:
-    """Whether this process was started as one of several ranks, by torchrun or by something that sets its variables.
+    """Returns whether torchrun, or a program that sets its environment variables, started this process as a rank.
 
     ``WORLD_SIZE`` alone does not say so: some clusters set it for other purposes.
     """
@@ -236,13 +342,17 @@ def launched() -> bool:
 
 
 def merged_moments(sums: np.ndarray) -> np.ndarray:
-    """Number, mean and sum of squared deviations of parts put together, by Chan's formula in the order of the parts.
+    """Merges the number, mean and sum of squared deviations of several parts of a sample.
 
     Args:
-        sums: float64 [parts, ..., 3]; parts may be empty, all zeros.
+        sums: float64 [parts, ..., 3], the moments of each part. An empty part is all zeros.
 
     Returns:
-        float64 [..., 3].
+        float64 [..., 3], the moments of the whole sample.
+
+    Source:
+        Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+        The parts are merged in their order.
     """
     merged = np.zeros(sums.shape[1:])
     for part in sums:
@@ -252,14 +362,6 @@ def merged_moments(sums: np.ndarray) -> np.ndarray:
         merged[..., 1] += delta * weight
         merged[..., 0] = count
     return merged
-
-
-@contextmanager
-def _others() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise RankLostError(f"another rank cannot be reached; has it ended? {str(error).splitlines()[0]}") from None
 
 
 def _tensor(x: np.ndarray | torch.Tensor) -> torch.Tensor:

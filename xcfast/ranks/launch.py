@@ -1,4 +1,4 @@
-"""Starting the ranks of a run on this machine, through torch.distributed's launcher: what torchrun does, from here.
+"""Starts the ranks of a run on this machine through torch.distributed's launcher, as torchrun does.
 
 Ranks are fresh interpreters, so a script needs no main guard.
 """
@@ -33,10 +33,10 @@ _STOP_SECONDS = "600"
 
 
 def ranks_to_start(config: Config) -> int:
-    """How many processes a run is to have on this machine.
+    """Returns how many processes a run has on this machine.
 
     Raises:
-        ConfigError: there are too few GPUs, or none and no number of processes.
+        ConfigError: There are too few GPUs, or there is no GPU and no number of processes.
     """
     if training_device(config).type == "cuda":
         import torch
@@ -57,10 +57,10 @@ def ranks_to_start(config: Config) -> int:
 
 
 def check_alone(config: Config) -> None:
-    """Check that one process is what a configuration asks for.
+    """Checks that a configuration wants one process, and that this process is not one of several.
 
     Raises:
-        ConfigError: it asks for several, or this is one of several; the message says how they start.
+        ConfigError: One of the two does not hold. The message says how several processes are started.
     """
     if launched():
         raise ConfigError("this is one of several processes, which a Trainer must be given as ranks", key="num_ranks")
@@ -70,25 +70,25 @@ def check_alone(config: Config) -> None:
     if num_ranks > 1:
         raise ConfigError(
             "python -m xcfast.train and get_runner(...) start several processes; "
-            f"a script of one's own is started by torchrun --nproc-per-node={num_ranks} SCRIPT",
+            f"your own script is started by torchrun --nproc-per-node={num_ranks} SCRIPT",
             key="num_ranks" if config.num_ranks > 1 else "distributed_training",
         )
 
 
 def launch(module: str, job: dict[str, Any], num_ranks: int, port: int) -> dict[str, Any]:
-    """Runs ``python -m MODULE JOB`` in that many processes, and waits for them.
+    """Runs ``python -m MODULE JOB`` in several processes, and waits for them.
 
     Args:
-        module: whose ``main`` reads the job's file with ``read_job`` and calls ``write_outcome``.
-        job: what is to be done, as plain data.
-        num_ranks: number of processes.
-        port: at which they meet.
+        module: Module whose ``main`` reads the job with ``read_job`` and calls ``write_outcome``.
+        job: What the processes are to do, as plain data.
+        num_ranks: Number of processes.
+        port: Port at which they meet.
 
     Returns:
         The outcome of rank 0, or of the rank that failed first.
 
     Raises:
-        RunFailed: a rank ended without an outcome.
+        RunFailed: A rank ended without an outcome.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -127,12 +127,12 @@ def launch(module: str, job: dict[str, Any], num_ranks: int, port: int) -> dict[
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """The job of this rank, which was started by ``launch``."""
+    """Reads the job of this rank, which ``launch`` has started."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_outcome(path: Path, outcome: dict[str, Any]) -> None:
-    """Leaves the outcome of this rank where ``launch`` finds it."""
+    """Writes the outcome of this rank to the file in which ``launch`` looks for it."""
     _outcome(path, int(os.environ["RANK"])).write_text(json.dumps(outcome), encoding="utf-8")
 
 
@@ -148,7 +148,7 @@ def _read(job: Path, rank: int) -> dict[str, Any]:
 
 
 def free_port(wanted: int, quiet: bool) -> int:
-    """``master_port``, or another one where it is taken, perhaps by another run: nobody else needs to know it."""
+    """Returns ``master_port``, or another port where that one is taken. Only the launched processes need to know it."""
     for port in (wanted, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -161,7 +161,7 @@ def free_port(wanted: int, quiet: bool) -> int:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """What the launcher and the ranks need to find in the environment."""
+    """Sets the environment variables that the launcher and the ranks need."""
     changed = {
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
         "PYTHONSAFEPATH": "1",
@@ -187,7 +187,7 @@ def _environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handlers() -> Iterator[None]:
-    """Gives the process its signal handlers back, which the launcher replaces and leaves so."""
+    """Restores this process's signal handlers, which the launcher replaces for good."""
     if threading.current_thread() is not threading.main_thread():  # where it replaces none
         yield
         return

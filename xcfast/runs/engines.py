@@ -10,18 +10,23 @@ from xcfast.collectors.native import NativeCollector, reason_not_native
 from xcfast.collectors.torch import TorchCollector
 from xcfast.errors import ConfigError
 from xcfast.learners.native import NativeLearner
-from xcfast.learners.schedule import reason_not_plain_adam
+from xcfast.learners.optimizer import check_optimizer, reason_not_flat_adam
 from xcfast.learners.torch import TorchLearner
+from xcfast.policy.native_form import reason_not_copied
 from xcfast.ranks.group import ALONE, Ranks
+
+_PARAMETERS_TIMES_ENVS = 4_000_000  # above it, `inference_device: auto` computes actions on the GPU
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from xcfast.config import Config
-    from xcfast.envs import VecEnv
-    from xcfast.learners.cuda import CudaLearner
+    from xcfast.collectors.collector import Collector
+    from xcfast.config.schema import Config
+    from xcfast.envs.vec_env import VecEnv
+    from xcfast.learners.learner import Learner
     from xcfast.normalize import ObservationNormalizer, RewardNormalizer
-    from xcfast.policy import ActionMap, ActorCritic
+    from xcfast.policy.action_map import ActionMap
+    from xcfast.policy.networks import ActorCritic
     from xcfast.rollout import Rollout
 
 
@@ -34,52 +39,80 @@ def make_collector(
     ranks: Ranks = ALONE,
     device_policy: ActorCritic | None = None,
     inference: str | None = None,
-) -> tuple[TorchCollector | NativeCollector, str]:
-    """The collector that ``config.collector_backend`` asks for, and the reason for the choice.
+) -> tuple[Collector, str]:
+    """Makes the collector of a run.
 
     Args:
-        config: of the run.
-        envs: this rank's share of the training envs.
-        policy: on the CPU.
-        normalizer: of the observations.
-        action_map: of the envs' action space.
-        ranks: those that collect together.
-        device_policy: the same policy on a CUDA device, where the learner keeps one: inference of the torch collector
-            runs there if that is faster in a short measurement.
-        inference: the type of device that inference ran on before a resume; not measured again, as results differ in
-            the last bits.
+        config: The run's configuration; `collector_backend` and `inference_device` decide.
+        envs: This rank's share of the training environments.
+        policy: The policy, on the CPU.
+        normalizer: The normaliser of the observations.
+        action_map: The map from the policy's samples to the environments' actions.
+        ranks: The ranks that collect together.
+        device_policy: The same policy on a CUDA device, if the learner keeps one there.
+        inference: The type of device that computed actions before a resume. `inference_device: auto` stays on it, since
+            results on another one differ in the last bits.
+
+    Returns:
+        The collector, and the reason for the choice.
 
     Raises:
-        ConfigError: ``native`` is asked for and cannot serve.
+        ConfigError: `collector_backend: native` or `inference_device: cuda` cannot serve.
     """
     reason_not = "it knows no action masks" if config.use_actions_mask else reason_not_native(envs, policy)
     parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
     if config.collector_backend == "torch":
-        return _torch_collector(parts, device_policy, inference, "as asked for")
+        return _torch_collector(parts, config, device_policy, inference, "as configured")
     if reason_not is None:
         reason = "policy and physics in C++, all threads"
-        return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as asked for; {reason}"
+        return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as configured; {reason}"
     if config.collector_backend == "native":
         raise ConfigError(f"the native collector cannot serve: {reason_not}", key="collector_backend", given="native")
-    return _torch_collector(parts, device_policy, inference, f"not native: {reason_not}")
+    return _torch_collector(parts, config, device_policy, inference, f"not native: {reason_not}")
 
 
 def _torch_collector(
     parts: tuple[VecEnv, ActorCritic, ObservationNormalizer, ActionMap, int, int, Ranks],
+    config: Config,
     device_policy: ActorCritic | None,
-    inference: str | None,
+    before: str | None,
     reason: str,
 ) -> tuple[TorchCollector, str]:
-    on_cpu = TorchCollector(*parts)
+    wanted = config.inference_device
     if device_policy is None:
-        return on_cpu, reason
-    on_device = TorchCollector(parts[0], device_policy, *parts[2:])
-    if inference is not None:
-        return on_cpu if inference == "cpu" else on_device, f"{reason}; inference on the {inference} as before"
-    cpu_seconds, device_seconds = on_cpu.inference_seconds(), on_device.inference_seconds()
-    chosen = on_cpu if cpu_seconds <= device_seconds else on_device
-    times = f"{cpu_seconds * 1e6:.0f} us a step on the CPU, {device_seconds * 1e6:.0f} us on {device_policy.device}"
-    return chosen, f"{reason}; inference on {chosen.policy.device}: {times}"
+        if wanted == "cuda":
+            raise ConfigError(
+                "only where the update runs on CUDA and does not overlap with the collection",
+                key="inference_device",
+                given=wanted,
+                allowed="auto, cpu",
+            )
+        return TorchCollector(*parts), reason
+    size = sum(parameter.numel() for parameter in device_policy.parameters()) * parts[0].num_envs
+    chosen = inference_device(wanted, size, before)
+    how = f"inference on the {'CPU' if chosen == 'cpu' else 'GPU'}"
+    if wanted == "auto":
+        how += " as before" if before is not None else f", parameters times environments being {size:,}"
+    policy = parts[1] if chosen == "cpu" else device_policy
+    return TorchCollector(parts[0], policy, *parts[2:]), f"{reason}; {how}"
+
+
+def inference_device(wanted: str, size: int, before: str | None = None) -> str:
+    """Returns the type of device that computes actions where the update runs on CUDA.
+
+    Args:
+        wanted: The key `inference_device`.
+        size: The number of the policy's parameters times the number of environments.
+        before: The type of device before a resume, if any.
+
+    Returns:
+        "cpu" or "cuda". A rule decides, not a measurement, so that equal runs give equal results.
+    """
+    if wanted != "auto":
+        return wanted
+    if before is not None:
+        return before
+    return "cuda" if size > _PARAMETERS_TIMES_ENVS else "cpu"
 
 
 def make_learner(
@@ -92,40 +125,46 @@ def make_learner(
     device: torch.device | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: LRScheduler | None = None,
-) -> tuple[TorchLearner | NativeLearner | CudaLearner, str]:
-    """The learner that ``config.learner_backend`` and the device ask for, and the reason for the choice.
+) -> tuple[Learner, str]:
+    """Makes the learner of a run.
 
     Args:
-        config: the run's configuration.
-        policy: to train.
-        rollout: of the shape that will be learned from.
-        reward_normalizer: scales its rewards.
-        num_threads: of the update.
-        ranks: those that learn together.
-        device: where to train; default: the CPU.
-        optimizer: the caller's, instead of Adam as the configuration has it.
-        scheduler: of that optimiser: stepped once per update, it decides the learning rates.
+        config: The run's configuration; `learner_backend` and `precision` decide.
+        policy: The policy to train.
+        rollout: A rollout of the shape that will be learned from.
+        reward_normalizer: Scales the rewards of a rollout.
+        num_threads: Number of threads of the update.
+        ranks: The ranks that learn together.
+        device: The device to train on. Default: the CPU.
+        optimizer: An optimizer of the policy's parameters, instead of Adam with the configuration's settings.
+        scheduler: A scheduler of that optimizer, stepped once per update. It decides the learning rates.
+
+    Returns:
+        The learner, and the reason for the choice.
 
     Raises:
-        ConfigError: ``native``, or a precision, is asked for and cannot serve.
+        ConfigError: A forced backend or precision cannot serve.
+        ValueError: Optimizer, scheduler and policy do not belong together.
     """
+    if optimizer is not None:
+        check_optimizer(optimizer, policy)
     parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
     if device is not None and device.type == "cuda":
-        other = None if optimizer is None else reason_not_plain_adam(optimizer, list(policy.parameters()))
+        other = reason_not_flat_adam(policy, optimizer) or reason_not_copied(policy)
         if other is None:
             return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
         if config.learner_backend != "native":
             # A script may have made the policy on the GPU, and an optimizer of its parameters there: they stay.
             place = f"the CPU, not on {device}" if policy.device.type == "cpu" else str(policy.device)
-            return TorchLearner(*parts), f"on {place}, where the optimizer's parameters are: {other}"
+            return TorchLearner(*parts), f"on {place}, where the policy's parameters are: {other}"
     if config.precision != "fp32":
         raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
     if config.learner_backend == "torch":
-        return TorchLearner(*parts), "as asked for"
+        return TorchLearner(*parts), "as configured"
     reason_not = NativeLearner.reason_not(config, policy, optimizer)
     if reason_not is None:
         reason = f"the update in C++, {num_threads} thread{'s' * (num_threads != 1)}"
-        return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as asked for; {reason}"
+        return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as configured; {reason}"
     if config.learner_backend == "native":
         raise ConfigError(f"the native learner cannot serve: {reason_not}", key="learner_backend", given="native")
     return TorchLearner(*parts), f"not native: {reason_not}"
@@ -140,7 +179,7 @@ def _make_cuda_learner(
     ranks: Ranks,
     optimizer: torch.optim.Optimizer | None,
     scheduler: LRScheduler | None,
-) -> tuple[CudaLearner, str]:
+) -> tuple[Learner, str]:
     from xcfast.learners.cuda import CudaLearner
 
     if config.learner_backend == "native":

@@ -1,25 +1,26 @@
-"""Evaluation: deterministic actions, frozen statistics, envs of its own, the same number of episodes in every env."""
+"""Evaluation: most likely actions, frozen statistics, environments of its own, equally many episodes in each."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from xcfast.collectors.collector import check_autoreset
 from xcfast.collectors.native import EnvLoop, reason_not_native
 from xcfast.envs import NativeVecEnv, make_envs
 
 if TYPE_CHECKING:
-    from xcfast.config import Config
+    from xcfast.config.schema import Config
     from xcfast.envs import VecEnv
-    from xcfast.normalize import ObservationNormalizer
-    from xcfast.output.video import BestEpisodeVideo
-    from xcfast.policy import ActionMap, ActorCritic
+    from xcfast.runs.player import Player
 
 MAX_ENVS = 64
-TEST_RUN = 2**31  # the evaluation number of test mode: training never gets there
+TEST_RUN = 2**31  #: the evaluation number of test mode; training never gets there
+_REPORT_SECONDS = 1.0
 
 
 class EvaluationStopped(Exception):
@@ -27,116 +28,148 @@ class EvaluationStopped(Exception):
 
 
 def evaluation_seeds(config: Config, number: int, num_envs: int) -> list[int]:
-    """Reset seeds of evaluation ``number``: below 2**32, as old generators want them, and never one of training."""
+    """Returns the reset seeds of an evaluation: ``test_seed`` and up, or else ``fresh_seeds``.
+
+    Args:
+        config: The run's configuration.
+        number: Number of the evaluation, >= 0.
+        num_envs: Number of environments.
+    """
+    if config.test_seed is not None:
+        return [config.test_seed + i for i in range(num_envs)]
+    return fresh_seeds(config, number, num_envs)
+
+
+def fresh_seeds(config: Config, number: int, num_envs: int) -> list[int]:
+    """Returns reset seeds that differ from number to number and are never those with which training starts.
+
+    They are below 2**32, the largest that old generators take.
+    """
     training = range(config.env_seed, config.env_seed + config.parallels)
     words = np.random.SeedSequence((config.env_seed, number)).generate_state(num_envs + len(training), np.uint32)
     return [int(word) for word in words if int(word) not in training][:num_envs]
 
 
 def num_evaluation_envs(episodes: int) -> int:
-    """The most envs, at most MAX_ENVS, that can share the episodes equally."""
-    return next(n for n in range(min(episodes, MAX_ENVS), 0, -1) if episodes % n == 0)
+    """Returns how many environments, at most ``MAX_ENVS``, share the episodes as evenly as can be."""
+    per_env = -(-episodes // MAX_ENVS)
+    return -(-episodes // per_env)
+
+
+def has_time_limit(envs: VecEnv) -> bool:
+    """Whether the task itself ends every episode after some number of steps."""
+    return envs.spec is not None and envs.spec.max_episode_steps is not None
 
 
 class Evaluator:
-    """Runs ``test_episode`` episodes with the policy's most likely actions; leaves no trace in training.
+    """Plays ``test_episode`` episodes with the policy's most likely actions, and leaves no trace in training.
 
-    In one native call where that is possible and ``collector_backend`` is not ``torch``. The envs are made at the first
-    call and kept until ``close``, or are the caller's. With ``render_mode`` there is one env; ``video`` gets every
-    picture (``rgb_array`` only).
+    The episodes are played in one native call where that is possible and ``collector_backend`` is not ``torch``. The
+    environments are made at the first call and kept until ``close``, unless the caller brought them.
+
+    Where the task has no time limit, an episode is cut after ``test_step_limit`` steps and counts as it stands.
+
+    Args:
+        config: The run's configuration.
+        player: The policy with its statistics and action map.
+        should_stop: Asked while episodes are played; True ends the evaluation.
+        envs: Environments to play in; they stay the caller's. None: environments as the configuration has them.
+
+    Attributes:
+        report: Called about once a second with the numbers of episodes that have ended and that are to be played.
     """
 
     def __init__(
         self,
         config: Config,
-        policy: ActorCritic,
-        normalizer: ObservationNormalizer,
-        action_map: ActionMap,
-        render_mode: str | None = None,
-        video: BestEpisodeVideo | None = None,
+        player: Player,
         should_stop: Callable[[], bool] = lambda: False,
         envs: VecEnv | None = None,
     ) -> None:
-        self._config = config
-        self._policy = policy
-        self._normalizer = normalizer
-        self._action_map = action_map
-        self._render_mode = render_mode
-        self._video = video
+        self._config, self._player = config, player
         self._should_stop = should_stop
+        self.report: Callable[[int, int], None] = lambda done, wanted: None
+        self._owns_envs = envs is None
         self._envs: VecEnv | None = None
-        self._own = envs is None
         self._loop: EnvLoop | None = None
         if envs is not None:
             self._use(envs)
 
-    @torch.inference_mode()
     def __call__(self, number: int) -> np.ndarray:
-        """Episode returns float64 [test_episode] of evaluation ``number``, which decides the seeds; env by env.
+        """Plays evaluation ``number``, which decides the seeds.
 
-        Where the caller's envs cannot share the episodes equally, every env plays the larger number, and the last
-        ones of the last envs are left out: which those are is decided before they are played.
+        Every environment plays the same number of episodes. Where that makes more than are wanted, the last ones of the
+        last environments do not count; which those are is decided before they are played.
+
+        Returns:
+            Episode returns float64 [test_episode], round by round over the environments where some do not count, else
+            environment by environment.
 
         Raises:
             EvaluationStopped: ``should_stop`` said so.
         """
-        config, policy = self._config, self._policy
-        envs = self._envs
+        envs, wanted = self._envs, self._config.test_episode
         if envs is None:
-            num_envs = 1 if self._render_mode else num_evaluation_envs(config.test_episode)
-            envs = self._use(make_envs(config, num_envs=num_envs, render_mode=self._render_mode))
+            envs = self._use(make_envs(self._config, num_envs=num_evaluation_envs(wanted)))
         num_envs = envs.num_envs
-        quota = -(-config.test_episode // num_envs)
+        per_env = -(-wanted // num_envs)
+        seeds = evaluation_seeds(self._config, number, num_envs)
         if self._loop is not None:
-            envs.reset(seed=evaluation_seeds(config, number, num_envs))
-            return self._counted(self._loop.evaluate(quota))
-        scores: list[list[float]] = [[] for _ in range(num_envs)]
-        threads = torch.get_num_threads()
+            envs.reset(seed=seeds)
+            played = self._loop.evaluate(per_env, self._should_stop)
+            if played is None:
+                raise EvaluationStopped
+            scores = played
+        else:
+            scores = self._play(envs, seeds, per_env)
+        if len(scores) == wanted:
+            return scores
+        return scores.reshape(num_envs, per_env).T.reshape(-1)[:wanted]
+
+    def _play(self, envs: VecEnv, seeds: list[int], per_env: int) -> np.ndarray:
+        """Returns float64 [N * per_env] of the first ``per_env`` episodes of each environment, one after the other."""
+        scores: list[list[float]] = [[] for _ in seeds]
+        limit = None if has_time_limit(envs) else self._config.test_step_limit
+        threads, reported = torch.get_num_threads(), time.monotonic()
         torch.set_num_threads(1)
         try:
-            obs, _ = envs.reset(seed=evaluation_seeds(config, number, num_envs))
+            obs, _ = envs.reset(seed=seeds)
             while not self._should_stop():
-                if self._video is not None:
-                    self._video.add(envs.render())
-                normalized = torch.from_numpy(self._normalizer.normalize(obs)).to(policy.device)
-                masks = torch.from_numpy(envs.action_masks).to(policy.device) if config.use_actions_mask else None
-                actions = policy.actor.mode(policy.act(normalized, masks)).cpu().numpy()
-                obs, _, _, _, infos = envs.step(self._action_map(actions))
+                actions = self._player.act(obs, envs.action_masks if self._config.use_actions_mask else None)
+                obs, _, _, _, infos = envs.step(actions)
                 if "episode" in infos:
                     for env in np.flatnonzero(infos["_episode"]):
-                        if len(scores[env]) < quota:
-                            scores[env].append(float(infos["episode"]["r"][env]))
-                            if self._video is not None:
-                                self._video.end_episode(scores[env][-1])
-                    if all(len(score) == quota for score in scores):
-                        return self._counted(np.array([value for score in scores for value in score]))
+                        scores[env].append(float(infos["episode"]["r"][env]))
+                if limit is not None and (long := envs.episode_lengths >= limit).any():
+                    for env in np.flatnonzero(long):
+                        scores[env].append(float(envs.episode_returns[env]))
+                    obs, _ = envs.reset(options={"reset_mask": long})
+                if all(len(score) >= per_env for score in scores):
+                    return np.array([value for score in scores for value in score[:per_env]])
+                if time.monotonic() - reported > _REPORT_SECONDS:
+                    reported = time.monotonic()
+                    self.report(sum(min(len(score), per_env) for score in scores), per_env * len(scores))
             raise EvaluationStopped
         finally:
             torch.set_num_threads(threads)
 
     def _use(self, envs: VecEnv) -> VecEnv:
-        self._envs = envs
-        config = self._config
-        wanted = config.collector_backend != "torch" and self._render_mode is None and not config.use_actions_mask
-        if wanted and isinstance(envs, NativeVecEnv) and reason_not_native(envs, self._policy) is None:
-            self._loop = EnvLoop(envs, self._policy, self._normalizer, self._action_map)
+        check_autoreset(envs)
+        if not envs.episode_statistics:
+            raise ValueError("envs must report episode statistics; they were made with episode_statistics=False")
+        self._envs, config = envs, self._config
+        forbidden = config.collector_backend == "torch" or config.use_actions_mask or not has_time_limit(envs)
+        if not forbidden and isinstance(envs, NativeVecEnv) and reason_not_native(envs, self._player.policy) is None:
+            self._loop = EnvLoop(envs, *self._player)
         return envs
-
-    def _counted(self, scores: np.ndarray) -> np.ndarray:
-        """The scores that count, of those of all envs, env by env."""
-        wanted = self._config.test_episode
-        if len(scores) == wanted:
-            return scores
-        assert self._envs is not None
-        return scores.reshape(self._envs.num_envs, -1).T.reshape(-1)[:wanted]
 
     @property
     def backend(self) -> str:
-        """The engine of the last call, ``native`` or ``torch``."""
+        """The engine that plays: ``native`` or ``torch``."""
         return "torch" if self._loop is None else "native"
 
     def close(self) -> None:
-        """Close the envs that were made here."""
-        if self._envs is not None and self._own:
+        """Closes the environments that were made here. The next call makes others."""
+        if self._envs is not None and self._owns_envs:
             self._envs.close()
             self._envs = self._loop = None

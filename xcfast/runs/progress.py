@@ -1,18 +1,14 @@
-"""How far a run has come: what a checkpoint holds besides networks, statistics and environments."""
+"""How far a run has come: its counters, seconds and scores."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xcfast.config import RESUMABLE_KEYS, Config, ConfigError
-from xcfast.output.console import say
-from xcfast.output.files import package_versions
 from xcfast.output.folders import RunFolders
 from xcfast.output.summary import Summary
 
@@ -21,7 +17,21 @@ RECENT_EPISODES = 100
 
 @dataclass
 class Progress:
-    """Counters, seconds and scores of a run, over all its parts if it was resumed."""
+    """Counters, seconds and scores of a run, over all its parts if it was resumed.
+
+    Attributes:
+        iteration: Number of iterations that are done.
+        evaluations: Number of evaluations that are done.
+        evaluation_due: Whether the next thing to do is an evaluation.
+        collection_seconds: Time spent on collecting.
+        update_seconds: Time spent on updates.
+        evaluation_seconds: Time spent on evaluations.
+        elapsed_seconds: Wall-clock time of the parts before this one.
+        best: Mean, standard deviation and step of the best evaluation; None before the first.
+        last_scores: Episode returns of the last evaluation.
+        last_step: Environment steps at the last evaluation.
+        recent_returns: Returns of the last training episodes.
+    """
 
     iteration: int = 0
     evaluations: int = 0
@@ -29,40 +39,57 @@ class Progress:
     collection_seconds: float = 0.0
     update_seconds: float = 0.0
     evaluation_seconds: float = 0.0
-    elapsed_seconds: float = 0.0  # wall-clock time of the parts before this one
-    best: dict[str, Any] | None = None  # mean, std, step
+    elapsed_seconds: float = 0.0
+    best: dict[str, Any] | None = None
     last_scores: list[float] | None = None
+    last_step: int | None = None
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
 
     def __post_init__(self) -> None:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """From now on this part of the run counts as running."""
+        """Counts this part of the run as running from now on."""
         self._started = time.perf_counter()
 
     @property
     def total_seconds(self) -> float:
-        """Wall-clock time of the run until now, all parts of it."""
+        """Wall-clock time of the run until now, all its parts together."""
         return self.elapsed_seconds + time.perf_counter() - self._started
 
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds spent so far on collecting, on updates and on evaluations, by their tags in the log."""
+        names = ("collection_seconds", "update_seconds", "evaluation_seconds")
+        return {f"time/{name}": getattr(self, name) for name in names}
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain data; this part of the run is one of those before the next."""
+        """Returns plain data, in which this part of the run counts as one of those before the next."""
         state = {one.name: getattr(self, one.name) for one in fields(self)}
         return {**state, "recent_returns": list(self.recent_returns), "elapsed_seconds": self.total_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restores what ``state_dict`` returned; counters that the writer did not know yet keep their defaults."""
         for one in fields(self):
-            value = state[one.name]
-            setattr(self, one.name, deque(value, RECENT_EPISODES) if one.name == "recent_returns" else value)
+            if one.name in state:
+                value = state[one.name]
+                setattr(self, one.name, deque(value, RECENT_EPISODES) if one.name == "recent_returns" else value)
 
     def add_evaluation(self, scores: np.ndarray, step: int, seconds: float) -> bool:
-        """Enter an evaluation; returns whether it is the best so far."""
+        """Enters an evaluation.
+
+        Args:
+            scores: Episode returns, float64 [episodes].
+            step: Environment steps at which it took place.
+            seconds: Time that it took.
+
+        Returns:
+            Whether it is the best so far.
+        """
         self.evaluation_due = False
         self.evaluations += 1
         self.evaluation_seconds += seconds
-        self.last_scores = scores.tolist()
+        self.last_scores, self.last_step = scores.tolist(), step
         mean = float(scores.mean())
         if self.best is not None and mean <= self.best["mean"]:
             return False
@@ -70,13 +97,13 @@ class Progress:
         return True
 
     def summary(self, steps: int, folders: RunFolders, collector: str, learner: str) -> Summary:
-        """What the run achieved.
+        """Returns what the run achieved.
 
         Args:
-            steps: env steps trained on.
-            folders: where it wrote.
-            collector: name of the engine.
-            learner: likewise.
+            steps: Environment steps trained on.
+            folders: Folders of the run.
+            collector: Name of the collecting engine.
+            learner: Name of the learning engine.
         """
         best = self.best or {"mean": None, "std": None, "step": None}
         scores = self.last_scores
@@ -92,26 +119,9 @@ class Progress:
             best_step=best["step"],
             final_mean=None if scores is None else float(np.mean(scores)),
             final_std=None if scores is None else float(np.std(scores)),
+            final_step=self.last_step,
             log_dir=str(folders.log_dir),
             model_dir=str(folders.model_dir),
             collector_backend=collector,
             learner_backend=learner,
         )
-
-
-def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
-    """Warn if a checkpoint was written with other versions.
-
-    Raises:
-        ConfigError: it belongs to a run with other settings, of those that cannot change.
-    """
-    mine, theirs = config.to_dict(), {**Config().to_dict(), **saved["config"]}  # keys newer than the run
-    changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
-    if changed:
-        listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)
-        raise ConfigError(f"{path} is of a run with other settings, which cannot change: {listed}")
-    versions = package_versions()
-    others = {name: then for name, then in saved.get("versions", {}).items() if then != versions.get(name)}
-    if others:
-        listed = ", ".join(f"{name} {then} then, {versions.get(name)} now" for name, then in others.items())
-        say(f"warning: other versions than those of the run, so its exact course may differ: {listed}", error=True)

@@ -6,18 +6,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xcfast.envs import EnvError
-from xcfast.errors import CheckpointError, ConfigError, RankError, RunFailed
+from xcfast.envs import MujocoVecEnv
+from xcfast.errors import CheckpointError, ConfigError, EnvError, RankError, RunFailed
+from xcfast.output.checkpoint import FINAL_MODEL
+from xcfast.output.console import ProgressBar, end_table, say, say_warnings
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
 from xcfast.ranks.group import Ranks, launched
 from xcfast.ranks.launch import free_port, launch, ranks_to_start
 from xcfast.resources import training_device
-from xcfast.runs.components import Parts
 from xcfast.runs.trainer import Trainer
 
 if TYPE_CHECKING:
-    from xcfast.config import Config
+    from xcfast.config.schema import Config
 
 
 def run(
@@ -28,20 +29,20 @@ def run(
     *,
     below_env: bool = True,
 ) -> Summary:
-    """Do what the command line does; starts further processes where the configuration asks for several ranks.
+    """Does what the command line does. Starts further processes where the configuration wants several ranks.
 
     Args:
-        config: from ``load_config``.
-        mode: ``benchmark`` trains and evaluates, ``train`` only trains, ``test`` evaluates a saved model. None: that of
-            the run that is resumed, else ``benchmark``.
-        resume: a run folder or a checkpoint file to continue (in ``test`` mode: to take the model from).
-        quiet: print nothing but warnings.
-        below_env: whether the folders of a new run are in one ``<env_id>`` below ``log_dir`` and ``model_dir``.
+        config: A configuration from ``load_config``.
+        mode: ``benchmark`` trains and evaluates, ``train`` only trains, ``test`` evaluates a saved model. None: the
+            mode of the run that is resumed, else ``benchmark``.
+        resume: A run folder or a checkpoint file to continue (in ``test`` mode: to take the model from).
+        quiet: Whether to print nothing but warnings.
+        below_env: Whether the folders of a new run are in one ``<env_id>`` below ``log_dir`` and ``model_dir``.
 
     Raises:
-        CheckpointError: the run or model asked for cannot be read.
-        ConfigError: the configuration does not fit the environment.
-        RunFailed: training stopped on a failure; a checkpoint was saved where possible.
+        CheckpointError: The run or the model cannot be read.
+        ConfigError: The configuration does not fit the environment.
+        RunFailed: Training stopped on a failure. A checkpoint was saved where possible.
     """
     resume = None if resume is None else Path(resume)
     if mode == "test":
@@ -51,12 +52,12 @@ def run(
     if not launched() and (config.distributed_training or config.num_ranks > 1):
         num_ranks = ranks_to_start(config)
         if num_ranks > 1:
-            return _run_in_ranks(config, mode, resume, quiet, num_ranks, below_env)
+            return _run_in_processes(config, mode, resume, quiet, num_ranks, below_env)
     ranks = Ranks.start(cuda=training_device(config).type == "cuda")
     try:
-        trainer = Trainer(config, mode, resume, quiet, Parts(below_env=below_env), ranks)
+        trainer = Trainer(config, mode, resume, quiet, ranks, below_env=below_env)
         try:
-            summary = trainer.run()
+            summary = train_to_the_end(trainer)
         finally:
             trainer.close()
     except RankError as error:  # outside of the loop, which makes a RunFailed of it
@@ -73,10 +74,79 @@ def run(
     return summary
 
 
-def _run_in_ranks(
+def train_to_the_end(trainer: Trainer) -> Summary:
+    """Trains until ``running_steps``, or until SIGINT, SIGTERM or SIGHUP, with evaluations and checkpoints in between.
+
+    Returns:
+        What was achieved.
+
+    Raises:
+        RunFailed: Something broke, or what had to be saved at the end could not be.
+    """
+    trainer.progress.start_clock()
+    with trainer.stop:
+        try:
+            _loop(trainer)
+        except Exception as error:
+            raise trainer.saver.after_failure(error) from (error.__cause__ if isinstance(error, RankError) else error)
+        finally:
+            with trainer.ranks.deferred():
+                if trainer.log is not None:
+                    trainer.log.end(trainer.progress.total_seconds)
+        return _finish(trainer)
+
+
+def _loop(trainer: Trainer) -> None:
+    """Iterates. It ends between two iterations, where a checkpoint can be taken, perhaps with an evaluation due."""
+    config, progress = trainer.config, trainer.progress
+    if not trainer.begun:
+        progress.evaluation_due = trainer.mode == "benchmark"
+    trainer.start()
+    total = config.num_iterations * config.batch_size
+    with ProgressBar(total, trainer.step, enabled=not trainer.quiet) as bar:
+        trainer.components.evaluator.report = bar.evaluation
+        while True:
+            if progress.evaluation_due and not _stopping(trainer):
+                trainer.evaluate()
+            if trainer.finished or _stopping(trainer):
+                break
+            if trainer.passed(config.checkpoint_every):
+                trainer.saver.save_checkpoint()
+            trainer.iterate()
+            progress.evaluation_due = trainer.mode == "benchmark" and (
+                trainer.finished or trainer.passed(config.eval_interval)
+            )
+            bar.update(trainer.step, progress.recent_returns)
+    trainer.tell_deferred()
+
+
+def _finish(trainer: Trainer) -> Summary:
+    """Saves what resuming or testing needs, and reports."""
+    saved = trainer.saver.save_checkpoint()
+    if trainer.finished:
+        saved = trainer.saver.save_model(FINAL_MODEL) and saved
+    summary = trainer.write_summary()
+    if not saved:
+        raise RunFailed(f"step {trainer.step} was reached but could not be saved; see the warnings above")
+    envs = trainer.components.envs
+    say_warnings(trainer.ranks.gather(envs.warning_counts if isinstance(envs, MujocoVecEnv) else {}) or [])
+    say(end_table(summary, trainer.stop.signal_name), trainer.quiet)
+    return summary
+
+
+def _stopping(trainer: Trainer) -> bool:
+    """Whether a signal has come to any rank: all of them stop after the same iteration."""
+    stop = trainer.stop
+    stopping = trainer.ranks.any_(stop.requested)
+    if stopping and not stop.requested:
+        stop.signal_name = "a signal to another rank"
+    return stopping
+
+
+def _run_in_processes(
     config: Config, mode: Mode | None, resume: Path | None, quiet: bool, num_ranks: int, below_env: bool
 ) -> Summary:
-    """Does the same in that many processes on this machine."""
+    """Runs the same configuration in that many processes on this machine."""
     job = {
         "config": config.to_dict(),
         "mode": mode,

@@ -6,23 +6,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xcfast.envs import EnvError, SimulationError, WorkerError
-from xcfast.errors import NonFiniteError, RankError, RankLostError, RunFailed
+from xcfast.config import RESUMABLE_KEYS, Config
+from xcfast.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvError,
+    NonFiniteError,
+    RankError,
+    RankLostError,
+    RunFailed,
+    SimulationError,
+    WorkerError,
+)
 from xcfast.output import checkpoint as ckpt
 from xcfast.output.console import say
+from xcfast.output.files import package_versions
 from xcfast.output.folders import RunFolders
-from xcfast.runs.progress import check_same_run
-from xcfast.runs.state import RunState
 
 if TYPE_CHECKING:
-    from xcfast.config import Config
+    from xcfast.runs.state import RunState
 
-# Failures whose message says it all; None: another rank's, which tells of it.
+# Failures whose message tells all there is to know; None: a failure of another rank, which tells of it.
 _EXPECTED = EnvError | NonFiniteError | SimulationError | WorkerError | RankLostError | None
 
 
 class Resumed(NamedTuple):
-    """A run to go on with, and the contents of its checkpoint."""
+    """A run to go on with.
+
+    Attributes:
+        folders: Folders of the run.
+        path: Checkpoint to go on from.
+        saved: Contents of the checkpoint.
+    """
 
     folders: RunFolders
     path: Path
@@ -30,15 +45,15 @@ class Resumed(NamedTuple):
 
 
 def find_run(config: Config, resume: Path) -> Resumed:
-    """The run to go on with.
+    """Finds the run to go on with, and reads its checkpoint.
 
     Args:
-        config: what it is to go on with.
-        resume: the run's folder, whose newest checkpoint it is then, or a checkpoint file.
+        config: The configuration that the run is to go on with.
+        resume: The run's folder, whose newest checkpoint is taken, or a checkpoint file.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
-        ConfigError: it belongs to a run with other settings.
+        CheckpointError: There is no such run, or its checkpoint cannot be read.
+        ConfigError: The checkpoint belongs to a run with other settings.
     """
     folders = RunFolders.find(resume)
     path = resume if resume.suffix == ".pth" else folders.newest_checkpoint()
@@ -47,24 +62,55 @@ def find_run(config: Config, resume: Path) -> Resumed:
     return Resumed(folders, path, saved)
 
 
+def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
+    """Checks that a run may go on from a checkpoint. Warns if other package versions have written it.
+
+    Raises:
+        ConfigError: A setting differs that cannot change in the middle of a run, or the run is to end before the
+            checkpoint's step.
+    """
+    mine, theirs = config.to_dict(), {**Config().to_dict(), **saved["config"]}  # older checkpoints have fewer keys
+    if mine["policy"] == "auto":  # the run's own fits its environments
+        mine |= {key: theirs[key] for key in ("policy", "activation_action")}
+    changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
+    if changed:
+        listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)
+        raise ConfigError(f"{path} is of a run with other settings, which cannot change: {listed}")
+    if config.num_iterations < saved["iteration"]:
+        raise ConfigError(
+            f"the run has already reached step {saved['step']:,} in {path}",
+            key="running_steps",
+            given=config.running_steps,
+            allowed=f"at least {saved['step']}",
+        )
+    versions = package_versions()
+    others = {name: then for name, then in saved.get("versions", {}).items() if then != versions.get(name)}
+    if others:
+        listed = ", ".join(f"{name} {then} then, {versions.get(name)} now" for name, then in others.items())
+        say(f"warning: other versions than those of the run, so its exact course may differ: {listed}", error=True)
+
+
 class Saver:
-    """Writes the state of a run, on rank 0; all ranks must make the same calls.
+    """Writes the state of a run, on rank 0. All ranks must make the same calls.
 
     Args:
-        state: of the run.
-        folders: of the run, made at the first call.
-        quiet: print nothing but warnings.
+        state: The run's state.
+        folders: Returns the run's folders.
+        quiet: Whether to print nothing but warnings.
     """
 
     def __init__(self, state: RunState, folders: Callable[[], RunFolders], quiet: bool) -> None:
-        self._state, self._make_folders, self._quiet = state, folders, quiet
+        self._state, self._get_folders, self._quiet = state, folders, quiet
         self._ranks = state.ranks
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; in a rollout's middle, or with closed envs, one whose resumption starts new episodes.
+        """Writes a checkpoint.
+
+        In the middle of a rollout, or with closed environments, it holds no state of environments: a run that goes on
+        from it starts new episodes.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: It cannot be written.
         """
         contents = self._state.gather(self._with_envs)
         with self._ranks.together():
@@ -73,23 +119,25 @@ class Saver:
                 ckpt.save_checkpoint(path, contents)
 
     def save_model(self, name: str) -> bool:
-        """Write a model file into the run's folder; a full disk is reported and does not end the run.
+        """Writes a model file into the run's folder. A full disk is reported and does not end the run.
 
         Returns:
-            Whether it was written.
+            Whether the file was written.
         """
-        contents, saved = self._state.gather(self._with_envs), True
-        with self._ranks.together():  # there may be more wrong than the disk
-            if contents is not None:
-                try:
-                    ckpt.save_checkpoint(self._folders.model_dir / name, contents)
-                except ckpt.CheckpointError as error:
-                    say(f"warning: {error}", error=True)
-                    saved = False
-        return bool(self._ranks.broadcast(saved))
+        contents = self._state.gather(self._with_envs)
+
+        def written() -> bool:
+            try:
+                ckpt.save_checkpoint(self._folders.model_dir / name, contents or {})
+            except CheckpointError as error:
+                say(f"warning: {error}", error=True)
+                return False
+            return True
+
+        return self._ranks.from_main(written)
 
     def save_checkpoint(self) -> bool:
-        """Write the periodic checkpoint of this step, and delete old ones; returns whether it was written."""
+        """Writes the periodic checkpoint of this step, and deletes old ones; returns whether it was written."""
         saved = self.save_model(self._path.name)
         with self._ranks.deferred():
             if saved and self._ranks.is_main:
@@ -97,13 +145,13 @@ class Saver:
         return saved
 
     def after_failure(self, error: Exception) -> RunFailed:
-        """Save the weights from before the failed iteration, where all ranks know of the failure.
+        """Saves the weights from before the failed iteration, if all ranks know of the failure.
 
         Args:
-            error: what has failed.
+            error: The failure.
 
         Returns:
-            What to fail with.
+            The error to raise: what happened, at which step, and what was saved.
         """
         known = self._ranks.world_size == 1 or isinstance(error, RankError | NonFiniteError)
         cause = error.__cause__ if isinstance(error, RankError) else error
@@ -111,7 +159,7 @@ class Saver:
 
     def _save_after_failure(self, error: Exception, known: bool) -> str:
         state, ranks = self._state, self._ranks
-        state.parts.obs_normalizer.discard()
+        state.components.obs_normalizer.discard()
         message = f"stopped at step {state.step}: {error}"
         if not known:  # other ranks wait for something else, or have ended: their part of the state is out of reach
             folder = self._folders.model_dir
@@ -121,33 +169,36 @@ class Saver:
         path = self._path
         if ranks.broadcast(path.exists()):  # the others may not see rank 0's files
             return f"{message}\nThe last good state is in {path}"
-        # The envs have gone on, or failed: a resumed run starts new episodes with these weights.
+        # The environments have gone on, or failed: a resumed run starts new episodes with these weights.
         contents = state.gather(with_envs=False)
         try:
             if contents is not None:
                 ckpt.save_checkpoint(path, contents)
-        except ckpt.CheckpointError as failure:
+        except CheckpointError as failure:
             return f"{message}\n{failure}"
         return f"{message}\nThe last good weights are in {path}"
 
     def restore(self, resumed: Resumed) -> None:
-        """Go on from a checkpoint.
+        """Goes on from a checkpoint.
 
         Raises:
-            CheckpointError: it does not fit this run's network or environments.
+            CheckpointError: It does not fit this run's network or environments.
         """
         path = resumed.path
         try:
             with_envs = self._state.load(resumed.saved)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = (str(error).splitlines() or [""])[0]
-            raise ckpt.CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
+            raise CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
         if self._ranks.is_main:
             for aside in ckpt.set_aside_after(self._folders.model_dir, self._state.step):
-                say(f"of a later step, so set aside: {aside}", self._quiet)
+                say(f"set aside, since it is of a later step: {aside}", self._quiet)
         if not with_envs:
             say("the state of these environments is not in the checkpoint: all episodes start anew", self._quiet)
         say(f"resuming {path} at step {self._state.step}", self._quiet)
+        if self._state.progress.iteration == self._state.config.num_iterations:
+            more = self._state.step + self._state.config.running_steps
+            say(f"this run is finished; a larger running_steps, such as {more}, trains on", self._quiet)
 
     @property
     def saved(self) -> Path | None:
@@ -156,7 +207,7 @@ class Saver:
 
     @property
     def _folders(self) -> RunFolders:
-        return self._make_folders()
+        return self._get_folders()
 
     @property
     def _path(self) -> Path:
@@ -164,6 +215,7 @@ class Saver:
 
     @property
     def _with_envs(self) -> bool:
-        parts = self._state.parts
-        between = parts.rollout.step == 0 or parts.spare is not None  # with a spare, a filled one is part of the state
+        """Whether a checkpoint can hold the environments: between two rollouts, or with a filled spare one."""
+        parts = self._state.components
+        between = parts.rollout.step == 0 or parts.spare is not None
         return between and parts.envs.running

@@ -6,46 +6,60 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from xcfast.envs import NativeVecEnv, SubprocVecEnv, make_env_fn
+from xcfast.envs import NativeVecEnv, SubprocVecEnv
+from xcfast.envs.construct import configured_env_fn
+from xcfast.envs.make import native_kind
 from xcfast.output.console import table
 from xcfast.policy import ActionMap, ActorCritic, build_policy
+from xcfast.policy.build import resolve_policy
 from xcfast.ranks.group import ALONE, Ranks
 from xcfast.resources import available_cpus, training_device, update_threads
+from xcfast.runs.evaluation import has_time_limit
 
 if TYPE_CHECKING:
     from xcfast.config.schema import Config
     from xcfast.output.folders import RunFolders
-    from xcfast.runs.components import RunParts
+    from xcfast.runs.components import Components
 
 
 def describe(config: Config, mode: str) -> str:
-    """The start table without starting: builds one env and the network, and nothing else.
+    """Returns the start table without starting: makes one environment and the network, and nothing else.
 
     Raises:
-        ConfigError: the configuration does not fit the environment.
+        ConfigError: The configuration does not fit the environment.
     """
-    env = make_env_fn(config.env_id)()
+    env = configured_env_fn(config)()
     try:
+        config = resolve_policy(config, env.action_space)
         policy = build_policy(config, env.observation_space, env.action_space)
         action_map = ActionMap(env.action_space, config.activation_action)
         shapes = f"observation {env.observation_space.shape}, action {_space(env.action_space)}"
+        limited = env.spec is not None and env.spec.max_episode_steps is not None
     finally:
         env.close()
-    chosen = {"auto": "native where it can serve, else torch"}
-    collector = chosen.get(config.collector_backend, config.collector_backend)
-    learner = chosen.get(config.learner_backend, config.learner_backend)
-    native = f", {config.num_threads or available_cpus()} threads"
-    workers = {
-        "SubprocVecEnv": f", {min(config.num_workers or available_cpus(), config.parallels)} worker processes",
-        "MujocoVecEnv": native,
-        "ClassicControlVecEnv": native,
-    }
-    engines = (config.vectorize + workers.get(config.vectorize, ""), collector, learner)
-    return table(_rows(config, mode, policy, action_map, training_device(config), shapes, engines))
+    device, undecided = training_device(config), "native where it can serve, else torch"
+    collector = undecided if config.collector_backend == "auto" else config.collector_backend
+    learner = undecided if config.learner_backend == "auto" else config.learner_backend
+    if device.type == "cuda" and config.learner_backend != "native":
+        learner = f"cuda, compile: {config.compile}"
+    engines = (_kind_of_envs(config), collector, learner)
+    return table(_rows(config, mode, policy, action_map, device, shapes, limited, engines))
 
 
-def start_table(config: Config, mode: str, parts: RunParts, folders: RunFolders, ranks: Ranks = ALONE) -> str:
-    """What will run, with which engines and why, and where the output goes."""
+def _kind_of_envs(config: Config) -> str:
+    """Says how the environments of a configuration would be stepped."""
+    cpus = available_cpus()
+    kind, threads = native_kind(config.env_id), f"{config.num_threads or cpus} threads"
+    if config.vectorize in ("MujocoVecEnv", "ClassicControlVecEnv"):
+        return f"{config.vectorize}, {threads}"
+    workers = f", {min(config.num_workers or cpus, config.parallels)} worker processes"
+    named = config.vectorize + (workers if config.vectorize == "SubprocVecEnv" else "")
+    native = kind is not None and config.native_envs == "auto" and not config.use_actions_mask
+    return f"{kind.__name__}, {threads}, where it can serve, else {named}" if native and kind is not None else named
+
+
+def start_table(config: Config, mode: str, parts: Components, ranks: Ranks = ALONE) -> str:
+    """Returns the table of what will run, with which engines and why."""
     envs = parts.envs
     shapes = f"observation {envs.single_observation_space.shape}, action {_space(envs.single_action_space)}"
     kind = type(envs).__name__
@@ -55,9 +69,13 @@ def start_table(config: Config, mode: str, parts: RunParts, folders: RunFolders,
         kind += f", {envs.num_threads} threads"
     collector = f"{parts.collector.name} ({parts.collector_reason})"
     learner = f"{parts.learner.name} ({parts.learner_reason})"
-    rows = _rows(config, mode, parts.policy, parts.action_map, parts.device, shapes, (kind, collector, learner), ranks)
-    rows += [("logs", str(folders.log_dir)), ("models", str(folders.model_dir))]
-    return table(rows)
+    networks = (parts.policy, parts.action_map, parts.device, shapes, has_time_limit(envs))
+    return table(_rows(config, mode, *networks, (kind, collector, learner), ranks))
+
+
+def folder_table(folders: RunFolders) -> str:
+    """Returns the rows that say where the output goes."""
+    return table([("logs", str(folders.log_dir)), ("models", str(folders.model_dir))])
 
 
 def _rows(
@@ -67,6 +85,7 @@ def _rows(
     action_map: ActionMap,
     device: torch.device,
     shapes: str,
+    limited: bool,
     engines: tuple[str, str, str],
     ranks: Ranks = ALONE,
 ) -> list[tuple[str, str]]:
@@ -77,7 +96,9 @@ def _rows(
     sizes = f"{small}-{small + 1}" if rest else f"{small}"
     updates = f"{config.n_epochs} epochs x {config.n_minibatch} minibatches of {sizes}"
     trained = config.num_iterations * config.batch_size
-    evaluation = f"{config.test_episode} episodes every {config.eval_interval:,} steps"
+    evaluation = f"{config.test_episode} episodes" + (f" every {config.eval_interval:,} steps" * (mode == "benchmark"))
+    if not limited:
+        evaluation += f"; the task has no time limit: cut after {config.test_step_limit:,} steps (test_step_limit)"
     several = []
     if ranks.world_size > 1:
         nodes = "" if ranks.local_world_size == ranks.world_size else f", {ranks.local_world_size} on this node"
@@ -94,10 +115,7 @@ def _rows(
         ("network", f"{parameters:,} parameters: {_network(policy)}"),
         ("rollout", f"{batch} env steps, {updates}"),
         ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} updates"),
-        (
-            "evaluation",
-            evaluation if mode == "benchmark" else "none" if mode == "train" else f"{config.test_episode} episodes",
-        ),
+        ("evaluation", "none" if mode == "train" else evaluation),
         ("seeds", f"seed {config.seed}, env_seed {config.env_seed}"),
     ]
 

@@ -1,4 +1,4 @@
-"""The state of a run: what decides how it goes on, of all ranks together, and given out to any number of them."""
+"""The state of a run: all that decides how it goes on, of all ranks together, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from xcfast.learners.cuda import CudaLearner
 from xcfast.output.files import package_versions
-from xcfast.output.folders import Mode
-from xcfast.runs.evaluation import TEST_RUN, evaluation_seeds
-from xcfast.runs.progress import Progress
+from xcfast.output.spaces import space_to_data
+from xcfast.runs.evaluation import TEST_RUN, fresh_seeds
 
 if TYPE_CHECKING:
-    from xcfast.config import Config
+    from xcfast.config.schema import Config
+    from xcfast.output.folders import Mode
     from xcfast.ranks.group import Ranks
-    from xcfast.runs.components import RunParts
+    from xcfast.runs.components import Components
+    from xcfast.runs.progress import Progress
 
 _OF_ENVS = ("obs_normalizer", "reward_normalizer", "collector", "episodes")
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What of a run has a state. Networks, statistics and counters are the same on every rank."""
+    """Everything in a run that has a state. Networks, statistics and counters are the same on every rank."""
 
     config: Config
     mode: Mode
     ranks: Ranks
-    parts: RunParts
+    components: Components
     progress: Progress
 
     @property
     def step(self) -> int:
-        """Env steps trained on so far, over all envs."""
+        """Environment steps trained on so far, over all environments."""
         return self.progress.iteration * self.config.batch_size
 
     def gather(self, with_envs: bool = True) -> dict[str, Any] | None:
-        """What a checkpoint holds, taken between iterations; None on other ranks than 0.
+        """Returns the contents of a checkpoint, taken between iterations; None on ranks other than 0.
 
         Args:
-            with_envs: whether the envs' own state is wanted.
+            with_envs: Whether to include the state of the environments.
         """
-        parts, own = self.parts, {}
-        with self.ranks.together():  # an env may fail to tell its state
+        parts, own = self.components, {}
+        with self.ranks.together():  # an environment may fail to tell its state
             own = {
                 "obs_normalizer": parts.obs_normalizer.state_dict(),
                 "reward_normalizer": parts.reward_normalizer.state_dict(),
@@ -59,6 +59,10 @@ class RunState:
             "config": self.config.to_dict(),
             "mode": self.mode,
             "identity_actions": parts.action_map.identity,
+            "spaces": {
+                "observation": space_to_data(parts.envs.single_observation_space),
+                "action": space_to_data(parts.envs.single_action_space),
+            },
             "step": self.step,
             "iteration": self.progress.iteration,
             "engines": {
@@ -71,21 +75,21 @@ class RunState:
             "learner": parts.learner.state_dict(),
             "progress": self.progress.state_dict(),
         }
-        if with_envs and parts.rollout.full and isinstance(parts.learner, CudaLearner):
-            # With overlap, collected during the last update.
-            state["collected"] = {"rollout": parts.rollout.state_dict(), "weights": parts.learner.behaviour}
+        behaviour = parts.learner.behaviour
+        if with_envs and parts.rollout.full and behaviour is not None:  # collected during the last update
+            state["collected"] = {"rollout": parts.rollout.state_dict(), "weights": behaviour}
         return state
 
     def load(self, saved: dict[str, Any]) -> bool:
-        """Go on from what ``gather`` returned, on any number of ranks.
+        """Restores what ``gather`` returned, on any number of ranks.
 
         Returns:
-            Whether the envs' state was in it; else their episodes start anew.
+            Whether the environments' state was in it. Otherwise their episodes start anew.
         """
-        parts = self.parts
+        parts = self.components
         parts.policy.load_state_dict(saved["policy"])
         parts.learner.load_state_dict(saved["learner"])
-        parts.adopt_weights()
+        parts.learner.adopt()
         self.progress.load_state_dict(saved["progress"])
         rows = self.ranks.rows(self.config.parallels)
         own = share({name: saved[name] for name in _OF_ENVS}, rows)
@@ -93,31 +97,35 @@ class RunState:
         parts.reward_normalizer.load_state_dict(own["reward_normalizer"])
         if not parts.collector.load_state_dict(own["collector"]):
             parts.reward_normalizer.returns[:] = 0.0
-            seeds = evaluation_seeds(self.config, TEST_RUN + 1 + self.progress.iteration, self.config.parallels)
-            parts.collector.reset([seeds[i] for i in rows])
+            parts.collector.reset(self._seeds_of_a_resume(rows))
             return False
         parts.rollout.episode_returns[:] = np.asarray(own["episodes"]["returns"])
         parts.rollout.episode_lengths[:] = np.asarray(own["episodes"]["lengths"])
         collected = saved.get("collected")
         if collected is not None:
             parts.rollout.load_state_dict(collected["rollout"])
-            if isinstance(parts.learner, CudaLearner):
-                parts.learner.behaviour = collected["weights"]
+            parts.learner.set_behaviour(collected["weights"])
         return True
 
+    def _seeds_of_a_resume(self, rows: range) -> list[int]:
+        """Reset seeds for environments without a saved state: others than those of the start, by the iteration."""
+        number = TEST_RUN + 1 + self.progress.iteration
+        seeds = fresh_seeds(self.config, number, self.config.parallels)
+        return [seeds[i] for i in rows]
 
-def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state of all envs from those of the ranks' shares of them, in their order.
+
+def joined(shares: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the state of all environments, joined from the ranks' shares in their order.
 
     Args:
-        parts: nested dicts of equal form; arrays and lists have an entry for each env of the share, numbers, strings
-            and what is called ``rms`` concern all envs.
+        shares: Nested dicts of equal form. Arrays and lists have an entry for each environment of the share; numbers,
+            texts and whatever is called ``rms`` concern all environments.
     """
-    if len(parts) == 1:
-        return parts[0]
+    if len(shares) == 1:
+        return shares[0]
     whole: dict[str, Any] = {}
-    for key, first in parts[0].items():
-        items = [part[key] for part in parts]
+    for key, first in shares[0].items():
+        items = [share[key] for share in shares]
         if isinstance(first, dict) and key != "rms":
             whole[key] = joined(items)
         elif isinstance(first, list):
@@ -128,7 +136,7 @@ def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def share(whole: dict[str, Any], rows: range) -> dict[str, Any]:
-    """The state of some envs from that of all: the inverse of ``joined``."""
+    """Returns the state of some environments, cut out of the state of all: the inverse of ``joined``."""
     part: dict[str, Any] = {}
     for key, item in whole.items():
         if isinstance(item, dict) and key != "rms":

@@ -1,4 +1,4 @@
-"""Test mode: evaluate a saved model, and show it: an mp4 file or a window where rendering is asked for."""
+"""Test mode: plays a saved model, and shows it in a video or a window where rendering is wanted."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xcfast.config import Config, ConfigError
-from xcfast.envs import make_env_fn
+from xcfast.envs.construct import configured_env_fn
 from xcfast.envs.opengl import mujoco_gl
 from xcfast.envs.rendering import find_backend
-from xcfast.normalize import ObservationNormalizer
-from xcfast.output import checkpoint as ckpt
+from xcfast.envs.serial import DummyVecEnv
+from xcfast.errors import ConfigError
 from xcfast.output.console import say
 from xcfast.output.folders import RunFolders, find_model, model_file
 from xcfast.output.summary import Summary
-from xcfast.output.video import BestEpisodeVideo
-from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.resources import training_device
 from xcfast.runs.evaluation import TEST_RUN, Evaluator
+from xcfast.runs.player import Player, load_player
+from xcfast.runs.recording import RecordingEvaluator
 
-# What decides the network and what it sees; taken from the model's own configuration, whatever the YAML says now.
+if TYPE_CHECKING:
+    from xcfast.config.schema import Config
+
+# Keys that describe the network and what it sees. The model's own values count, whatever the configuration says now.
 _OF_THE_MODEL = (
     "policy",
     "representation",
@@ -42,59 +45,40 @@ _OF_THE_MODEL = (
 
 
 def run_test(config: Config, resume: Path | None = None, quiet: bool = False) -> Summary:
-    """Evaluate the best (or else final) model of the newest run with this env id and seed, or the one that is named.
+    """Evaluates the best (or else the final) model of the newest run with this env id and seed, or a named model.
 
     Args:
-        config: decides the env, the number of episodes, seeds, rendering.
-        resume: a run folder, or a model file.
-        quiet: print nothing but warnings.
+        config: Decides the environment, the number of episodes, seeds and rendering.
+        resume: A run folder, or a model file, instead of the newest run.
+        quiet: Whether to print nothing but warnings.
     """
     path = find_model(config) if resume is None else model_file(resume)
-    saved = ckpt.load_checkpoint(path)
-    trained = saved["config"]
-    if trained["env_id"] != config.env_id:
-        raise ConfigError(f"{path} was trained on {trained['env_id']}; env_id is {config.env_id}")
-    config = dataclasses.replace(config, **{key: trained[key] for key in _OF_THE_MODEL})
     with rendering(config) as able:
-        env = make_env_fn(config.env_id)()
-        observation_space, action_space = env.observation_space, env.action_space
-        env.close()
-        policy = build_policy(config, observation_space, action_space)
-        normalizer = ObservationNormalizer(
-            observation_space.shape or (),
-            num_envs=1,
-            clip=config.obsnorm_range,
-            enabled=config.use_obsnorm,
-        )
-        try:
-            policy.load_state_dict(saved["policy"])
-            normalizer.rms.load_state_dict(saved["obs_normalizer"]["rms"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ckpt.CheckpointError(f"{path}: does not fit {config.env_id} as it is here: {reason}") from error
-        policy.to(training_device(config))
-        action_map = ActionMap(action_space, config.activation_action, bool(saved.get("identity_actions")))
+        saved = load_player(path)
+        if saved.config.env_id != config.env_id:
+            raise ConfigError(f"{path} was trained on {saved.config.env_id}; env_id is {config.env_id}")
+        config = dataclasses.replace(config, **{key: getattr(saved.config, key) for key in _OF_THE_MODEL})
+        saved.player.policy.to(training_device(config))
         folders = RunFolders.find(path)
 
         start = time.perf_counter()
-        say(f"testing {path} (step {saved['step']:,})", quiet)
-        with playing(config, policy, normalizer, action_map, folders.log_dir if able else None, quiet) as evaluator:
-            scores = evaluator(TEST_RUN)
-            backend = evaluator.backend
+        say(f"testing {path} (step {saved.step:,})", quiet)
+        scores, backend = play(config, saved.player, TEST_RUN, folders.log_dir if able else None, quiet)
     mean, std = float(scores.mean()), float(scores.std())
     say(f"scores {np.array2string(scores, precision=2)}", quiet)
     say(f"Mean Score: {mean:.2f}, Std: {std:.2f}, Best Score: {scores.max():.2f}", quiet)
     return Summary(
-        steps=int(saved["step"]),
+        steps=saved.step,
         collection_seconds=0.0,
         update_seconds=0.0,
         evaluation_seconds=time.perf_counter() - start,
         steps_per_second=0.0,
         best_mean=mean,
         best_std=std,
-        best_step=int(saved["step"]),
+        best_step=saved.step,
         final_mean=mean,
         final_std=std,
+        final_step=saved.step,
         log_dir=str(folders.log_dir),
         model_dir=str(folders.model_dir),
         collector_backend=backend,
@@ -104,64 +88,62 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
 
 @contextmanager
 def rendering(config: Config) -> Iterator[bool]:
-    """While active, OpenGL is set up for ``config.render``; yields whether the env can be shown.
+    """Sets OpenGL up for ``config.render``; yields whether the environment can be shown.
 
-    To be entered before MuJoCo is imported, which fails where MUJOCO_GL names a library that is missing.
+    Enter it before MuJoCo is imported, which fails where MUJOCO_GL names a library that is missing.
     """
     backend = problem = None
     if config.render:
-        backend, problem = find_backend(config.env_id, config.render_mode)
+        backend, problem = find_backend(configured_env_fn(config), config.render_mode)
     if problem is not None:
         say(f"no {'window' if config.render_mode == 'human' else 'video'}: {problem}", error=True)
     with mujoco_gl(backend):
         yield config.render and problem is None
 
 
-@contextmanager
-def playing(
+def play(
     config: Config,
-    policy: ActorCritic,
-    normalizer: ObservationNormalizer,
-    action_map: ActionMap,
-    video_dir: Path | None,
+    player: Player,
+    number: int,
+    folder: Path | None,
     quiet: bool,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Evaluator]:
-    """An evaluator that shows what it plays; at the end it says where the video is.
+) -> tuple[np.ndarray, str]:
+    """Plays the episodes of a test, and shows them: all of them in a window, or the best one in a video.
 
     Args:
-        config: decides the env, the number of episodes, seeds, how it is shown.
-        policy: plays.
-        normalizer: of its observations.
-        action_map: of its actions.
-        video_dir: where a video goes; None: nothing is shown.
-        quiet: print nothing but warnings.
-        should_stop: ends the evaluation.
+        config: Decides the environment, the number of episodes, and how they are shown.
+        player: The policy with its statistics and action map.
+        number: Number of the evaluation, which decides the seeds.
+        folder: Folder for a video. None: nothing is shown.
+        quiet: Whether to print nothing but warnings.
+        should_stop: Asked while episodes are played; True ends the test.
+
+    Returns:
+        Episode returns float64 [test_episode], and the engine that played.
+
+    Raises:
+        EvaluationStopped: ``should_stop`` said so.
     """
+    if folder is not None and config.render_mode == "rgb_array" and _can_encode():
+        path = folder / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
+        return RecordingEvaluator(config, player, path, quiet, should_stop)(number), RecordingEvaluator.backend
     with ExitStack() as stack:
-        render_mode = video = None
-        if video_dir is not None:
-            video = _video(config, video_dir) if config.render_mode == "rgb_array" else None
-            render_mode = config.render_mode if config.render_mode == "human" or video is not None else None
-        if video is not None:
-            stack.callback(video.close)
-            say(f"recording {config.test_episode} episodes, one after the other, into {video.path}", quiet)
-        evaluator = Evaluator(config, policy, normalizer, action_map, render_mode, video, should_stop)
+        envs = None
+        if folder is not None and config.render_mode == "human":
+            env_fn = configured_env_fn(config, "human")
+            envs = DummyVecEnv([env_fn], copy=False, action_masks=config.use_actions_mask)
+            stack.callback(envs.close)
+        evaluator = Evaluator(config, player, should_stop, envs)
         stack.callback(evaluator.close)
-        yield evaluator
-        if video is not None and video.best is not None:
-            number, best = video.best
-            say(
-                f"video {video.path} (the best of {video.episodes} episodes: number {number + 1}, return {best:.2f})",
-                quiet,
-            )
+        return evaluator(number), evaluator.backend
 
 
-def _video(config: Config, folder: Path) -> BestEpisodeVideo | None:
-    """The recorder; None, with a sentence, where a package is missing."""
-    path = folder / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
+def _can_encode() -> bool:
+    """Returns whether the package that writes videos is installed, and says so where it is not."""
     try:
-        return BestEpisodeVideo(path, config.fps)
+        import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         say(f'no video: {error.name} is missing; pip install "xcfast[video]"', error=True)
-        return None
+        return False
+    return True

@@ -18,63 +18,58 @@ import torch
 from xcfast.config import Config
 from xcfast.envs import VecEnv
 from xcfast.errors import CheckpointError, RunFailed
-from xcfast.normalize import ObservationNormalizer, RunningMeanStd
+from xcfast.moments import RunningMeanStd
 from xcfast.output.console import end_table, say
 from xcfast.output.folders import Mode, RunFolders
 from xcfast.output.summary import Summary
-from xcfast.policy import ActionMap, ActorCritic, build_policy
-from xcfast.policy.build import check_policy
-from xcfast.resources import training_device
-from xcfast.runs.components import Parts
-from xcfast.runs.evaluation import TEST_RUN, EvaluationStopped, Evaluator
-from xcfast.runs.testing import playing, rendering
+from xcfast.policy import ActionMap, ActorCritic
+from xcfast.policy.build import resolve_policy
+from xcfast.runs.evaluation import TEST_RUN
+from xcfast.runs.player import Player
 from xcfast.runs.trainer import Trainer
-from xcfast.xuance.arguments import keys_of_class, set_device, to_config
+from xcfast.xuance.acting import actions_of
+from xcfast.xuance.agent_config import agent_config, lone_player
 from xcfast.xuance.checks import check_optimizer, check_scheduler, check_spaces, observations_for, values_of, whole
 from xcfast.xuance.environment import XuanCeVecEnv, plain, total_envs
 from xcfast.xuance.finding import find_model_file
-from xcfast.xuance.loading import check_fits, load_training
+from xcfast.xuance.loading import load_into, load_training
 from xcfast.xuance.models import read_model
-from xcfast.xuance.networks import keys_describing
-from xcfast.xuance.player import Player, actions_of
-from xcfast.xuance.script_ranks import script_ranks, undivided
+from xcfast.xuance.script_ranks import script_ranks
+from xcfast.xuance.testing import play_test
 from xcfast.xuance.training import saving, warn_of_the_end
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
-
-# What a model was trained with and cannot do without; the rest of its configuration may differ from the agent's.
-_OF_THE_MODEL = ("activation", "activation_action", "normalize", "use_obsnorm", "obsnorm_range")
 
 
 class PPO_Agent:
     """Trains, tests, saves and loads a policy.
 
     Args:
-        config: the script's arguments; keys as in the YAML.
-        envs: from ``make_envs``; None for an agent that only acts and tests.
-        policy: from ``Gaussian_AC_Policy`` or ``Categorical_AC_Policy``; None: as the arguments have it.
-        optimizer: of the policy's parameters, any of torch's; None: Adam as the arguments have it.
-        scheduler: of that optimizer, stepped once after each update. None: with an ``optimizer`` its own rate stays,
-            without one the rate falls as the arguments have it.
-        device: instead of the arguments' device.
-        observation_space: of one env, where there are no ``envs``.
-        action_space: likewise.
-        callback: not supported.
-        quiet: print nothing but warnings.
+        config: The script's arguments, with the keys of the YAML file.
+        envs: Environments from ``make_envs``. None: the agent only acts and tests.
+        policy: A policy from ``Gaussian_AC_Policy`` or ``Categorical_AC_Policy``. None: built from the arguments.
+        optimizer: Any torch optimizer of the policy's parameters. None: Adam, with the arguments' settings.
+        scheduler: A scheduler of that optimizer, stepped once after each update. None: the optimizer keeps its rate;
+            without an optimizer the rate falls as the arguments say.
+        device: The device, instead of the arguments' one.
+        observation_space: Space of one environment's observations, where there are no ``envs``.
+        action_space: Space of one environment's actions, likewise.
+        callback: Not supported.
+        quiet: Whether to print nothing but warnings.
 
     Attributes:
-        config: the configuration, with all keys.
-        render: whether ``test`` shows the policy, in a video or a window as ``render_mode`` says.
-        model_dir_load: where ``load_model`` looks by default.
+        config: The configuration, with all keys.
+        render: Whether ``test`` shows the policy, in a video or a window as ``render_mode`` says.
+        model_dir_load: Folder in which ``load_model`` looks by default.
 
     Raises:
-        ConfigError: the arguments cannot be run, or do not fit the environment.
-        TypeError: a part is of a kind that cannot serve.
-        ValueError: the policy is for another environment, or the scheduler belongs to another optimizer.
+        ConfigError: The arguments cannot be run, or do not fit the environment.
+        TypeError: An argument has a type that cannot serve.
+        ValueError: The policy is for another environment, or the scheduler belongs to another optimizer.
     """
 
-    _agent: str | None = None  # the configuration's
+    _agent: str | None = None  # the algorithm that the class stands for; None: the arguments decide
 
     def __init__(
         self,
@@ -101,7 +96,7 @@ class PPO_Agent:
         self.quiet = quiet or not self._ranks.is_main
         self.train_envs = envs
         num_envs = None if vec_env is None else total_envs(vec_env, self._ranks)
-        self.config = self._configure(config, num_envs, policy, device)
+        self.config = agent_config(self._agent, config, num_envs, policy, device, self.quiet)
         if scheduler is not None:
             check_scheduler(scheduler, self.config.num_updates)
             optimizer = getattr(scheduler, "optimizer", None) if optimizer is None else optimizer
@@ -113,7 +108,7 @@ class PPO_Agent:
         self.observation_space, self.action_space = observation_space, action_space
         self.model_dir_load = self.config.model_dir
         self.render = self.config.render
-        check_policy(self.config, action_space)
+        self.config = resolve_policy(self.config, action_space)
         if policy is not None:
             check_spaces(policy, observation_space, action_space)
         if optimizer is not None:
@@ -127,133 +122,118 @@ class PPO_Agent:
             benchmark = not isinstance(config, Config) and values_of("config", config).get("benchmark")
             mode: Mode = "benchmark" if benchmark else "train"
             # Scripts put the env id into their folders themselves.
-            parts = Parts(vec_env, policy, optimizer, scheduler, below_env=False, late=True)
-            self._trainer = Trainer(self.config, mode, quiet=self.quiet, parts=parts, ranks=self._ranks)
+            self._trainer = Trainer(
+                self.config,
+                mode,
+                None,
+                self.quiet,
+                self._ranks,
+                envs=vec_env,
+                policy=policy,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                below_env=False,
+            )
+            if self._ranks.world_size > 1:  # else whichever rank needs the folders first would create them alone
+                self._trainer.create_folders()
             return
-        policy = policy or build_policy(self.config, observation_space, action_space)
-        normalizer = ObservationNormalizer(
-            observation_space.shape or (), num_envs=1, clip=self.config.obsnorm_range, enabled=self.config.use_obsnorm
-        )
-        policy.to(training_device(self.config))
-        self._alone = Player(policy, normalizer, ActionMap(action_space, self.config.activation_action))
-
-    def _configure(
-        self,
-        config: Namespace | Any,
-        num_envs: int | None,
-        policy: ActorCritic | None,
-        device: str | torch.device | None,
-    ) -> Config:
-        """The configuration, of what is there rather than of what the arguments say where both speak of it."""
-        changes = {} if self._agent is None else keys_of_class(config, self._agent)
-        if num_envs is not None:
-            changes["parallels"] = num_envs
-        if policy is not None:
-            changes |= keys_describing(policy)
-        if device is not None:
-            changes["device"] = str(set_device(device))
-        made = to_config(config, **changes)
-        for line in made.notices:
-            if not self.quiet:
-                print(line, file=sys.stderr)
-        return made
-
-    # What there is
+        self._alone = lone_player(self.config, policy, observation_space, action_space)
 
     @property
     def envs(self) -> XuanCeVecEnv | VecEnv | None:
-        """The training environments, by their older name."""
+        """The training environments, under their older name."""
         return self.train_envs
 
     @property
     def n_envs(self) -> int:
-        """Number of training environments, of all processes."""
+        """Number of training environments in all processes."""
         return self.config.parallels
 
     @property
     def policy(self) -> ActorCritic:
-        """The network."""
+        """The actor-critic network."""
         return self._acting().policy
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return self.policy.device
 
     @property
     def obs_rms(self) -> RunningMeanStd:
-        """The statistics of the observations."""
+        """Running mean and variance of the observations."""
         return self._acting().obs_normalizer.rms
 
     @property
     def ret_rms(self) -> RunningMeanStd:
-        """The statistics of the discounted returns, by which rewards are scaled."""
-        return self._training().parts.reward_normalizer.rms
+        """Running variance of the discounted returns, by which rewards are scaled."""
+        return self._training().components.reward_normalizer.rms
 
     @property
     def memory(self) -> Any:
-        """The rollout."""
-        return self._training().parts.rollout
+        """The rollout buffer."""
+        return self._training().components.rollout
 
     @property
     def learner(self) -> Any:
-        """What updates the weights; its ``optimizer`` is the one that was passed in, where one was."""
-        return self._training().parts.learner
+        """The learner that updates the weights. Its ``optimizer`` is the one that was passed in, if any."""
+        return self._training().components.learner
 
     @property
     def current_step(self) -> int:
-        """Env steps so far, over all envs."""
+        """Environment steps so far, over all environments."""
         if self._trainer is None:
             return 0
-        return self._trainer.step + self._trainer.parts.rollout.step * self.n_envs
+        return self._trainer.step + self._trainer.components.rollout.step * self.n_envs
 
     @property
     def current_episode(self) -> np.ndarray:
-        """int64 [N], episodes that each of this process's envs has finished."""
+        """Number of episodes that each environment of this process has finished, int64 [N]."""
         trainer = self._training()
-        running = np.bincount(trainer.parts.rollout.episodes["env"], minlength=trainer.parts.envs.num_envs)
+        running = np.bincount(trainer.components.rollout.episodes["env"], minlength=trainer.components.envs.num_envs)
         return trainer.episodes_done + running
 
     @property
     def log_dir(self) -> str:
-        """Where the run logs."""
+        """Folder of the run's logs."""
         return str(self._training().folders.log_dir)
 
     @property
     def model_dir_save(self) -> str:
-        """Where ``save_model`` writes."""
+        """Folder that ``save_model`` writes to."""
         return str(self._training().folders.model_dir)
 
-    # What it does
-
     def train(self, train_steps: int) -> dict[str, float]:
-        """Trains for a number of vector steps. A rollout that is not full then is continued by the next call.
+        """Trains for a number of vector steps. The next call goes on with a rollout that is not full.
 
-        Every tenth of the run a checkpoint is written, from which ``python -m xcfast.train --resume`` goes on. A first
-        SIGINT (Ctrl-C), SIGTERM or SIGHUP ends the iteration, writes one too, and has its usual effect then.
+        After every tenth of the run, the agent writes a checkpoint that ``python -m xcfast.train --resume`` continues.
+        The first SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the iteration end, saves a checkpoint, and then has its usual
+        effect.
 
         Args:
-            train_steps: steps of each env, any number.
+            train_steps: Number of steps of each environment.
 
         Returns:
-            What the last update logged, by tag; nothing where there was none.
+            The metrics of the last update, by tag; empty where there was no update.
 
         Raises:
-            RunFailed: something broke; the last good weights are saved.
+            RunFailed: Something broke. The last good weights are saved.
         """
         steps = whole("train_steps", train_steps, low=0)
         self._ranks.agree(f"train({steps})")
         trainer = self._begin()
-        uses = getattr(self.train_envs, "uses", 0)
-        if uses != self._uses:
+        envs = trainer.components.envs
+        if envs.uses != self._uses:
             say("the environments were used elsewhere: all episodes start anew", self.quiet)
-            trainer.parts.restart_episodes()
-            self._uses = uses
+            trainer.components.restart_episodes()
         if self._own_rates and not self._warned:
             self._warned = warn_of_the_end(trainer, steps)
         with saving(trainer) as stop:
             self._loaded = self._loaded if steps == 0 else None
-            logged = trainer.advance(steps, lambda: self._ranks.any_(stop.requested))
+            try:
+                logged = trainer.advance(steps, lambda: self._ranks.any_(stop.requested))
+            finally:
+                self._uses = envs.uses
         return logged
 
     def test(
@@ -264,19 +244,19 @@ class PPO_Agent:
         test_envs: XuanCeVecEnv | VecEnv | None = None,
         close_envs: bool = True,
     ) -> list[float]:
-        """Plays episodes with the policy's most likely actions; no statistics change.
+        """Plays episodes with the policy's most likely actions. No statistics change.
 
-        Every env plays the same number of episodes. Where ``render`` is True they are played in an environment that
-        renders instead.
+        Every environment plays the same number of episodes. Where ``render`` is True, an environment that renders plays
+        them instead.
 
         Args:
-            env_fn: makes the environments, which are closed afterwards.
-            test_episodes: how many episodes; None: the configuration's test_episode.
-            test_envs: environments instead of ``env_fn``.
-            close_envs: whether to close ``test_envs``.
+            env_fn: Makes the environments. They are closed afterwards.
+            test_episodes: Number of episodes. None: the configuration's ``test_episode``.
+            test_envs: Environments, instead of ``env_fn``.
+            close_envs: Whether to close ``test_envs`` afterwards.
 
         Returns:
-            The episodes' returns.
+            The returns of the episodes.
         """
         if (env_fn is None) == (test_envs is None):
             raise TypeError("test() wants either env_fn or test_envs")
@@ -288,10 +268,11 @@ class PPO_Agent:
         start, scores = time.perf_counter(), None
         try:
             with saving(self._trainer) as stop:
-                with self._ranks.together():
-                    if self._ranks.is_main:
-                        scores = self._play(config, env_fn, test_envs, lambda: stop.requested)
-                scores = self._ranks.broadcast(scores)
+                folder = self._video_dir() if self.render else None
+                where = (env_fn, test_envs, self._evaluation_number(), folder, self.quiet)
+                scores = self._ranks.from_main(
+                    lambda: play_test(config, self._acting(), *where, lambda: stop.requested)
+                )
         finally:
             if test_envs is not None and close_envs:
                 plain(test_envs).close()
@@ -304,47 +285,40 @@ class PPO_Agent:
         """Writes one file with everything: weights, optimizer, statistics, configuration.
 
         Args:
-            model_name: the file's name.
-            model_path: its folder; None: ``model_dir_save``.
+            model_name: Name of the file.
+            model_path: Folder of the file. None: ``model_dir_save``.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: The file cannot be written.
         """
         self._ranks.agree(f"save_model({model_name!r})")
         folder = Path(self.model_dir_save if model_path is None else model_path)
         self._training().saver.save(folder / model_name)
 
     def load_model(self, path: str | Path, model: str | int | None = None) -> None:
-        """Takes weights, optimizer state and statistics from a model of xcfast or of XuanCe; counters stay.
+        """Loads weights, optimizer state and statistics from a model of xcfast or of XuanCe. Counters stay.
 
-        A policy from XuanCe goes on sending its actions to the environment as they are. The steps of a rollout that is
-        not full are dropped, since other weights collected them, and all episodes start anew.
+        A policy from XuanCe goes on sending its actions to the environment as they are. A rollout that is not full is
+        dropped, since other weights collected it, and all episodes start anew.
 
         Args:
-            path: a model file, the folder of a run, or a folder of runs.
-            model: a file's name such as ``best_model.pth``, the name of a run's folder, or the seed of the run. None:
-                the best model, or else the final one, of the newest run with this agent's seed.
+            path: A model file, the folder of a run, or a folder of runs.
+            model: Name of a file such as ``best_model.pth``, name of a run's folder, or seed of a run. None: the best
+                model, or else the final one, of the newest run with this agent's seed.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or of another network: what was found and what was expected.
-                Then the agent is as it was.
+            CheckpointError: There is no such model, it is damaged, or it belongs to another network. The agent is
+                unchanged.
         """
         self._ranks.agree("load_model()")
         saved = read_model(find_model_file(path, model, self.config.seed), self.config.use_obsnorm)
-        keys = {key: getattr(self.config, key) for key in _OF_THE_MODEL}
-        weights = self.policy.state_dict()
-        check_fits(saved, weights, keys, self.observation_space.shape or ())
-        # From here on nothing can fail: an agent is not left with half of a model.
-        with torch.no_grad():
-            for name, value in weights.items():
-                value.copy_(saved.policy[name])
-        if saved.obs_rms is not None:
-            self.obs_rms.load_state_dict(saved.obs_rms)
+        load_into(saved, self._acting(), self.config, self.observation_space.shape or ())
         if self._trainer is None:
             action_map = ActionMap(self.action_space, self.config.activation_action, saved.identity_actions)
             self._alone = self._alone._replace(action_map=action_map)
         else:
             load_training(self._trainer, saved)
+            self._uses = self._trainer.components.envs.uses
         self._loaded = saved.path
         say(f"loaded {saved.path}", self.quiet)
 
@@ -357,14 +331,14 @@ class PPO_Agent:
         *,
         action_masks: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """Actions for a batch of observations.
+        """Returns actions for a batch of observations.
 
         Args:
-            observations: float [B, *obs_shape], as the environment delivers them: they are normalised here.
-            deterministic: the most likely actions instead of samples, which torch's global generator draws.
-            return_dists: whether to return the distributions.
-            return_logpi: whether to return the log-probabilities.
-            action_masks: bool [B, n], the actions that are allowed, for a Categorical policy; None: all.
+            observations: Raw observations float [B, *obs_shape]; they are normalised here.
+            deterministic: Whether to return the most likely actions, instead of samples by torch's global generator.
+            return_dists: Whether to return the distributions.
+            return_logpi: Whether to return the log-probabilities.
+            action_masks: Allowed actions bool [B, n], for a Categorical policy. None: all are allowed.
 
         Returns:
             ``actions`` [B, *action_shape] for the environment, within its bounds; ``values`` float32 [B]; ``dists``, a
@@ -374,15 +348,15 @@ class PPO_Agent:
         return actions_of(self._acting(), batch, deterministic, return_dists, return_logpi, action_masks)
 
     def action(self, observations: np.ndarray, **kwargs: Any) -> dict[str, Any]:
-        """The name that ``get_actions`` had until XuanCe 1.4.3."""
+        """Does the same as ``get_actions``, under its name until XuanCe 1.4.3."""
         return self.get_actions(observations, **kwargs)
 
     def finish(self) -> Summary | None:
         """Ends the run: saves the last weights, writes the summary, closes the log.
 
         Returns:
-            What was achieved; None where there was no run: an agent that only tested leaves no folder. None too where
-            an error is on its way through one of several processes; the others end with it.
+            What the run achieved. None where nothing was trained, which leaves no folder, or where an error is ending
+            one of several processes.
         """
         trainer, error = self._trainer, sys.exc_info()[1]
         if trainer is None:
@@ -400,32 +374,32 @@ class PPO_Agent:
         return summary
 
     def keep_results(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
-        """Begins the result files of a benchmark: from now on each ``test`` is one of its evaluations.
+        """Begins the result files of a benchmark. From now on, each ``test`` is one of its evaluations.
 
         Args:
-            running_steps: of the benchmark, for the record, as is the next one.
-            eval_interval: steps between two evaluations.
-            test_episodes: of each evaluation.
+            running_steps: Length of the benchmark in environment steps, for the record.
+            eval_interval: Environment steps between two evaluations, for the record.
+            test_episodes: Number of episodes of each evaluation.
         """
         self._begin().keep_results(running_steps, eval_interval, test_episodes)
 
     def summarize(self) -> Summary:
-        """What was achieved so far; also written to ``summary.json``."""
+        """Returns what was achieved so far, and writes it to ``summary.json``."""
         return self._training().summarize()
 
     def _begin(self) -> Trainer:
         trainer = self._training()
         if not trainer.begun:
-            self._uses = getattr(self.train_envs, "uses", 0)
             trainer.start()
+            self._uses = trainer.components.envs.uses
             for scores in self._unlogged:
                 self._log(*scores)
         return trainer
 
     def _log(self, scores: np.ndarray, step: int, seconds: float) -> None:
-        """Enters an evaluation into the run; what comes before it, as from a model that was loaded, once it begins.
+        """Enters an evaluation into the run, or keeps it until the run begins.
 
-        A model that is loaded later is not the run's.
+        Evaluations of a model that was loaded in the middle of the run do not count.
         """
         trainer = self._trainer
         if trainer is None or (self._loaded is not None and step > 0):
@@ -444,55 +418,16 @@ class PPO_Agent:
         return self._trainer
 
     def _acting(self) -> Player:
-        trainer = self._trainer
-        if trainer is None:
-            return self._alone
-        parts = trainer.parts
-        return Player(parts.policy, parts.obs_normalizer, parts.action_map)
+        return self._alone if self._trainer is None else self._trainer.components.player
 
     def _evaluation_number(self) -> int:
-        """It decides the seeds: those of the command line's test for a model that was loaded and not trained."""
+        """Number of the next evaluation, which decides its seeds. A loaded model gets those of test mode."""
         if self._trainer is None or (self._loaded is not None and self.current_step == 0):
             return TEST_RUN
         return self._trainer.progress.evaluations
 
-    def _play(
-        self,
-        config: Config,
-        env_fn: Callable[[], XuanCeVecEnv | VecEnv] | None,
-        test_envs: XuanCeVecEnv | VecEnv | None,
-        stopping: Callable[[], bool],
-    ) -> np.ndarray | None:
-        """The scores of a test; None where it was stopped."""
-        with undivided():
-            given = test_envs if env_fn is None else env_fn()
-        assert given is not None
-        envs = plain(given)
-        try:
-            with suppress(EvaluationStopped):
-                scores = self._show(config, stopping) if self.render else None
-                if scores is not None:
-                    return scores
-                if isinstance(given, XuanCeVecEnv):
-                    given.uses += 1
-                return Evaluator(config, *self._acting(), envs=envs, should_stop=stopping)(self._evaluation_number())
-            return None
-        finally:
-            if env_fn is not None:
-                envs.close()
-
-    def _show(self, config: Config, stopping: Callable[[], bool]) -> np.ndarray | None:
-        """The scores of episodes that are shown, or None where nothing can be shown."""
-        with rendering(config) as able:
-            if not able:
-                return None
-            folder = self._video_dir()
-            folder.mkdir(parents=True, exist_ok=True)
-            with playing(config, *self._acting(), folder, self.quiet, stopping) as evaluator:
-                return evaluator(self._evaluation_number())
-
     def _video_dir(self) -> Path:
-        """The run's log folder; of an agent that only tests, that of the run whose model it has."""
+        """Folder for videos: that of the run's logs, or of the run whose model was loaded."""
         if self._trainer is not None and self._trainer.begun:
             return self._trainer.folders.log_dir
         if self._loaded is not None:
@@ -502,12 +437,12 @@ class PPO_Agent:
 
 
 class PPOCLIP_Agent(PPO_Agent):
-    """As ``PPO_Agent``, with ``agent: PPO`` (``PPO_Clip``): the name until XuanCe 1.4.3."""
+    """A ``PPO_Agent`` with ``agent: PPO`` (``PPO_Clip``), under its name until XuanCe 1.4.3."""
 
     _agent = "PPO"
 
 
 class PPOKL_Agent(PPO_Agent):
-    """As ``PPO_Agent``, with ``agent: PPO_KL``."""
+    """A ``PPO_Agent`` with ``agent: PPO_KL``."""
 
     _agent = "PPO_KL"

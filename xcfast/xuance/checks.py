@@ -1,4 +1,4 @@
-"""What a script hands over, looked at before it is used: errors name the argument, what was given, what is allowed."""
+"""Checks of what a script passes in. Their errors name the argument, what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from numpy.typing import NDArray
 from torch.optim.lr_scheduler import OneCycleLR
 
 if TYPE_CHECKING:
-    from xcfast.policy import ActorCritic
+    from xcfast.policy.networks import ActorCritic
 
 
 def whole(name: str, value: Any, low: int = 1) -> int:
-    """A number without a fraction, as an integer; 3.0 is one, since a script's division makes such.
+    """Returns a number without a fraction as an integer. A float such as 3.0, the result of a division, is accepted.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value to check.
+        low: Smallest value allowed.
 
     Raises:
-        TypeError: it is no number, or has a fraction.
-        ValueError: it is below ``low``.
+        TypeError: It is no number, or has a fraction.
+        ValueError: It is below ``low``.
     """
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not number.is_integer():
@@ -35,11 +40,15 @@ def whole(name: str, value: Any, low: int = 1) -> int:
 
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:
-    """Widths of layers, or a shape; None is none.
+    """Returns the widths of layers, or a shape, as a tuple; None becomes an empty one.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value to check.
 
     Raises:
-        TypeError: it is no list.
-        ValueError: one of them is no positive integer.
+        TypeError: It is no list.
+        ValueError: An entry is no positive integer.
     """
     if value is None:
         return ()
@@ -52,10 +61,14 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def values_of(name: str, args: Any) -> dict[str, Any]:
-    """The values of a Namespace, a mapping, or any object with attributes.
+    """Returns the values of a Namespace, a mapping or any object with attributes as a dict.
+
+    Args:
+        name: Name of the argument, for the message.
+        args: The object.
 
     Raises:
-        TypeError: it is nothing of this kind.
+        TypeError: It is no object of these kinds.
     """
     if isinstance(args, Mapping):
         return dict(args)
@@ -65,10 +78,14 @@ def values_of(name: str, args: Any) -> dict[str, Any]:
 
 
 def observations_for(space: gymnasium.Space[Any], observations: Any) -> NDArray[Any]:
-    """A batch of observations as an array [B, *obs_shape].
+    """Returns a batch of observations as an array [B, *obs_shape].
+
+    Args:
+        space: Observation space of one environment.
+        observations: The observations to check.
 
     Raises:
-        ValueError: they have another shape, or are not finite.
+        ValueError: They have another shape or are not finite.
     """
     shape = tuple(space.shape or ())
     batch = np.asarray(observations)
@@ -83,10 +100,15 @@ def observations_for(space: gymnasium.Space[Any], observations: Any) -> NDArray[
 
 
 def known_arguments(call: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    """Whether a call got only arguments that it has.
+    """Checks that a call got only arguments that it has.
+
+    Args:
+        call: The call, for the message.
+        given: The keyword arguments that it got.
+        allowed: The names of those that it has.
 
     Raises:
-        TypeError: it got another one.
+        TypeError: It got another one.
     """
     for name in given:
         if name not in allowed:
@@ -96,10 +118,15 @@ def known_arguments(call: str, given: Mapping[str, Any], allowed: Sequence[str])
 def check_spaces(
     policy: ActorCritic, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
 ) -> None:
-    """Whether a policy fits an environment's spaces.
+    """Checks that a policy fits an environment's spaces.
+
+    Args:
+        policy: The policy.
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment.
 
     Raises:
-        ValueError: it does not; the message says what either has.
+        ValueError: It does not fit. The message has the sizes of both.
     """
     layers = [layer for layer in policy.modules() if isinstance(layer, torch.nn.Linear)]
     wanted = math.prod(observation_space.shape or ())
@@ -112,11 +139,15 @@ def check_spaces(
 
 
 def check_optimizer(optimizer: Any, policy: ActorCritic | None) -> None:
-    """Whether it is an optimizer that can be stepped without a closure, made for a policy.
+    """Checks that an optimizer was made for a policy and can be stepped without a closure.
+
+    Args:
+        optimizer: The optimizer.
+        policy: The policy, or None where the script passed none.
 
     Raises:
-        TypeError: it is none.
-        ValueError: it was made for another policy, or wants a closure.
+        TypeError: It is no optimizer.
+        ValueError: It was made for another policy, or needs a closure.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be one of torch.optim's, made for the policy; got {short_repr(optimizer)}")
@@ -130,15 +161,15 @@ def check_optimizer(optimizer: Any, policy: ActorCritic | None) -> None:
 
 
 def check_scheduler(scheduler: Any, num_updates: int) -> None:
-    """Whether it is a scheduler that can be stepped once after each of a run's updates.
+    """Checks that a scheduler can be stepped once after each update of a run.
 
     Args:
-        scheduler: of torch, or with the same methods.
-        num_updates: of the run.
+        scheduler: A scheduler of torch, or an object with the same methods.
+        num_updates: Number of updates in the run.
 
     Raises:
-        TypeError: it is none.
-        ValueError: it ends before the run does.
+        TypeError: It is no scheduler.
+        ValueError: It ends before the run does.
     """
     methods = ("step", "state_dict", "load_state_dict")
     if isinstance(scheduler, type) or not all(callable(getattr(scheduler, name, None)) for name in methods):

@@ -1,4 +1,4 @@
-"""Finding the model file that ``load_model(path, model)`` means."""
+"""Finds the model file for ``load_model(path, model)``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ _FILES_OF_RUNS = ("run.json", "config.json", "meta_data.json")
 
 
 def find_model_file(path: str | os.PathLike[str], model: str | os.PathLike[str] | int | None, seed: int) -> Path:
-    """The file that ``load_model(path, model)`` means.
+    """Returns the path of the model file for ``load_model(path, model)``.
 
     Args:
-        path: a model file, or a folder: of one run, or of runs, which are in ``seed_<seed>_<time>``, or in
-            ``seed_<seed>`` as XuanCe's result folders are.
-        model: a file's name, with or without ``.pth``; or the name of a run's folder; or a seed, as a number or in
-            digits. The first of these that is there counts. None: see below.
-        seed: of the runs to look for where ``model`` is no seed.
+        path: A model file, the folder of one run, or a folder of runs. Their folders are named ``seed_<seed>_<time>``,
+            or ``seed_<seed>`` in XuanCe's result folders.
+        model: The name of a file, with or without ``.pth``; or the name of a run's folder; or a seed, as a number or a
+            text of digits. They are tried in this order. None takes the first model of the list below.
+        seed: Seed of the runs to look in, if ``model`` is no seed.
 
     Returns:
-        Of the newest run of that seed the named file, or else the best model, the final one, the latest checkpoint.
+        The named file of the newest run of that seed; without a name its best model, or else its final one, or else
+        its latest checkpoint.
 
     Raises:
-        CheckpointError: there is none; the message says what was looked for, where, and what is there.
-        TypeError: an argument is of another type.
+        CheckpointError: There is none. The message says what was looked for, where, and what is there.
+        TypeError: An argument has another type.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a model file or a folder; got {path!r}")
@@ -56,7 +57,7 @@ def find_model_file(path: str | os.PathLike[str], model: str | os.PathLike[str] 
 
 
 def _named(place: Path, name: str, seed: int) -> Path | None:
-    """The file of that name, there or in a run of that seed; or the model in the folder of that name."""
+    """Returns the file of that name in the folder or in a run of that seed, or the model in a folder of that name."""
     folders = [inner for folder in (place, *_runs(place, seed)) for inner in _folders_of_models(folder)]
     for candidate in dict.fromkeys((name, _with_suffix(name))):
         for folder in folders:
@@ -66,7 +67,7 @@ def _named(place: Path, name: str, seed: int) -> Path | None:
 
 
 def _first_model(folder: Path) -> Path | None:
-    """The best model of a run, or the final one, or the latest checkpoint."""
+    """Returns the best model of a run, or else the final one, or else the latest checkpoint, or None."""
     for name in (ckpt.BEST_MODEL, ckpt.FINAL_MODEL):
         for inner in _folders_of_models(folder):
             if (inner / name).is_file():
@@ -80,7 +81,7 @@ def _folders_of_models(folder: Path) -> tuple[Path, Path]:
 
 
 def _runs(place: Path, seed: int | str) -> list[Path]:
-    """The runs of a seed in a folder, the newest first."""
+    """Returns the folders of the runs of a seed, the newest first."""
     found = [*place.glob(f"seed_{seed}_*"), *place.glob(f"seed_{seed}")]
     return sorted(found, key=lambda run: run.stat().st_mtime, reverse=True)
 
@@ -90,9 +91,9 @@ def _with_suffix(name: str) -> str:
 
 
 def _what_is_there(place: Path, seed: int, name: str | None) -> str:
-    """The end of the sentence that says that a model is not there."""
+    """Returns the end of the sentence that says that there is no such model."""
     files = sorted(file.name for folder in _folders_of_models(place) for file in folder.glob("*.pth"))
-    if files or any((place / file).exists() for file in _FILES_OF_RUNS):  # of one run, so seeds are beside the point
+    if files or any((place / file).exists() for file in _FILES_OF_RUNS):  # the folder of one run: no seeds
         return f" in it; there: {', '.join(files)}" if files else " in it"
 
     def has_one(run: Path) -> bool:

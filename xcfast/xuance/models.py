@@ -1,4 +1,4 @@
-"""Reading model files: those of xcfast, and both forms of XuanCe's with ``obs_rms.npy``."""
+"""Reads model files: those of xcfast, and both forms of XuanCe's with ``obs_rms.npy``."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ OBS_RMS = "obs_rms.npy"
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model file's contents.
+    """The contents of a model file.
 
     Attributes:
-        path: the file.
-        policy: weights by name.
-        optimizer: the state of Adam in torch's form, or None.
-        obs_rms: mean, var (both [*obs_shape]) and count of the observations, or None where they were not normalised.
-        reward_rms: the same of the discounted returns, or None.
-        keys: the configuration that it was trained with; of XuanCe's files nothing is known.
-        identity_actions: whether the policy knows its actions neither mapped to the bounds nor clipped.
-        step: env steps that it was trained for, or None where the file does not say.
+        path: Path of the file.
+        policy: Weights by name.
+        optimizer: State of Adam in torch's form, or None.
+        obs_rms: Mean and var (both [*obs_shape]) and count of the observations, or None if they were not normalised.
+        reward_rms: Mean, var and count of the discounted returns, or None.
+        keys: Configuration that the model was trained with; empty for a file of XuanCe, which has none.
+        identity_actions: Whether the policy was trained with actions that are neither mapped to the bounds nor clipped.
+        step: Number of environment steps that the model was trained for, or None if the file does not say.
     """
 
     path: Path
@@ -44,14 +44,14 @@ class SavedModel:
 
 
 def read_model(path: Path, use_obsnorm: bool) -> SavedModel:
-    """Reads a model file of xcfast or of XuanCe, onto the CPU, executing nothing from it.
+    """Reads a model file of xcfast or of XuanCe onto the CPU, without executing anything from it.
 
     Args:
-        path: the file; XuanCe keeps ``obs_rms.npy`` beside it.
-        use_obsnorm: whether the statistics of the observations are needed.
+        path: Path of the file. XuanCe keeps ``obs_rms.npy`` beside it.
+        use_obsnorm: Whether the statistics of the observations are needed.
 
     Raises:
-        CheckpointError: it is damaged, or is no model.
+        CheckpointError: The file is damaged, or is no model.
     """
     state = ckpt.read_torch_file(path)
     if isinstance(state, Mapping) and state.get("format") == ckpt.FORMAT:
@@ -62,7 +62,7 @@ def read_model(path: Path, use_obsnorm: bool) -> SavedModel:
     obs_rms = None
     if use_obsnorm:
         obs_rms = read_obs_rms(path.with_name(OBS_RMS))
-    # Trained on several devices, each part is in a module of its own.
+    # Where several devices trained it, each part was inside a module of torch's DistributedDataParallel.
     weights = {name.replace("module.", ""): value for name, value in weights.items()}
     optimizer = state.get("optimizer")
     if not isinstance(optimizer, dict) or "state" not in optimizer:
@@ -94,32 +94,33 @@ def _of_xcfast(path: Path) -> SavedModel:
 
 
 def read_obs_rms(path: Path) -> dict[str, Any]:
-    """XuanCe's statistics of the observations: ``mean`` and ``var`` float64 [*obs_shape], ``count``.
+    """Returns XuanCe's statistics of the observations, in the form of ``RunningMeanStd.state_dict``.
 
-    The file is a pickle; nothing is made of it but numpy arrays, numbers, texts, lists and dicts.
+    The file is a pickle, of which only numpy arrays, numbers, texts, lists and dicts are read.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds anything else.
+        CheckpointError: The file is missing, damaged, or holds anything else.
     """
     try:
         with open(path, "rb") as file:
             value = _read_object_array(file)
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: no such file, and with use_obsnorm the model beside it cannot be used without"
+            f"{path}: no such file; with use_obsnorm: True, the model beside it cannot be used without it"
         ) from None
     except (pickle.UnpicklingError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict) or not {"count", "mean", "var"} <= value.keys():
         raise CheckpointError(f"{path}: not statistics of observations (a dict of count, mean and var)")
-    return _statistics(path, value)
+    # XuanCe divides by sqrt(var) + epsilon; its models keep that formula.
+    return _statistics(path, {**value, "epsilon_outside": True})
 
 
 def _statistics(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Statistics as numpy arrays and an integer count.
+    """Returns statistics as float64 arrays and an integer count.
 
     Raises:
-        CheckpointError: they cannot be statistics.
+        CheckpointError: They are no statistics.
     """
     try:
         mean, var = (np.asarray(value[name], np.float64) for name in ("mean", "var"))
@@ -130,7 +131,8 @@ def _statistics(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: mean has the shape {list(mean.shape)}, var the shape {list(var.shape)}")
     if not (np.isfinite(mean).all() and np.isfinite(var).all() and (var >= 0).all() and 0 <= count < 2**62):
         raise CheckpointError(f"{path}: count, mean and var must be finite, count and var not negative")
-    return {"mean": mean, "var": var, "count": round(count)}
+    outside = bool(value.get("epsilon_outside", False))
+    return {"mean": mean, "var": var, "count": round(count), "epsilon_outside": outside}
 
 
 def _read_object_array(file: BinaryIO) -> Any:
@@ -146,7 +148,7 @@ def _read_object_array(file: BinaryIO) -> Any:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Refuses everything but numpy arrays, numpy scalars and what needs no class at all."""
+    """An unpickler that makes only numpy arrays, numpy scalars and what needs no class at all."""
 
     _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {  # noqa: RUF012
         **{(f"numpy.{core}.multiarray", "_reconstruct"): multiarray._reconstruct for core in ("core", "_core")},

@@ -1,4 +1,4 @@
-"""Representations and policies by XuanCe's names: they make the networks of ``xcfast.policy``."""
+"""XuanCe's names of representations and policies, which make the networks of ``xcfast.policy``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from xcfast.config import Config, ConfigError
 from xcfast.config.keys import keys_of
-from xcfast.policy import ACTIVATIONS, ActorCritic, BasicMLP, CategoricalActor, Critic, GaussianActor
+from xcfast.config.schema import Config
+from xcfast.errors import ConfigError
+from xcfast.policy.networks import ACTIVATIONS, ActorCritic, BasicMLP, CategoricalActor, Critic, GaussianActor
 from xcfast.xuance.arguments import set_device
 from xcfast.xuance.checks import sizes
 from xcfast.xuance.names import Names
 
-#: Name -> what makes the activation; capitalised names are known too.
+#: Name -> function that makes the activation. Capitalised names are known too.
 ActivationFunctions: Names[Callable[[], nn.Module]] = Names(ACTIVATIONS, keys_of(Config)["activation"].aliases)
-#: Name -> class.
+#: Name -> class of the normalisation.
 NormalizeFunctions: Names[type[nn.Module]] = Names({"LayerNorm": nn.LayerNorm})
 
 Initialize = Callable[..., Any]
@@ -36,20 +37,20 @@ def Basic_MLP(
     device: str | torch.device | None = None,
     **kwargs: Any,
 ) -> BasicMLP:
-    """The shared trunk: fully connected layers, an activation after each.
+    """Makes the shared trunk: fully connected layers with an activation after each.
 
     Args:
-        input_shape: of an observation.
-        hidden_sizes: width of each layer.
-        normalize: ``nn.LayerNorm`` after each activation, or None.
-        initialize: called with each weight matrix, as ``torch.nn.init.orthogonal_`` can be; biases are 0 then. None:
-            orthogonal with xcfast's gains. Either way torch's global generator decides.
-        activation: of ``ActivationFunctions``, or its name.
-        device: of the weights; the CPU where it is not there.
-        **kwargs: arguments of XuanCe's other representations, not read.
+        input_shape: Shape of an observation.
+        hidden_sizes: Width of each layer.
+        normalize: ``nn.LayerNorm`` for one after each activation, or None.
+        initialize: Function that is called with each weight matrix, such as ``torch.nn.init.orthogonal_``; biases are
+            set to 0 then. None means orthogonal with xcfast's gains. Both draw from torch's global generator.
+        activation: An entry of ``ActivationFunctions``, or its name.
+        device: Device of the weights. A device that is missing is replaced by the CPU.
+        **kwargs: Arguments of XuanCe's other representations, which have no effect.
 
     Raises:
-        ConfigError: an activation or a normalisation that is not supported.
+        ConfigError: The activation or the normalisation is not supported.
     """
     widths = sizes("hidden_sizes", hidden_sizes)
     layers = BasicMLP(
@@ -59,12 +60,12 @@ def Basic_MLP(
 
 
 def Basic_Identical(input_shape: Sequence[int], device: str | torch.device | None = None, **kwargs: Any) -> BasicMLP:
-    """No trunk: actor and critic see the observation.
+    """Makes an empty trunk, so that actor and critic see the observation itself.
 
     Args:
-        input_shape: of an observation.
-        device: not read: there are no weights.
-        **kwargs: arguments of XuanCe's other representations, not read.
+        input_shape: Shape of an observation.
+        device: No effect, since there are no weights.
+        **kwargs: Arguments of XuanCe's other representations, which have no effect.
     """
     return BasicMLP(math.prod(sizes("input_shape", input_shape)), (), "relu")
 
@@ -82,24 +83,24 @@ def Gaussian_AC_Policy(
     use_distributed_training: bool = False,
     log_std_init: float = -1.0,
 ) -> ActorCritic:
-    """Actor and critic for continuous actions, on a representation that they share.
+    """Makes actor and critic for continuous actions on a shared representation.
 
     Args:
-        action_space: of one env.
-        representation: what ``Basic_MLP`` or ``Basic_Identical`` returned.
-        actor_hidden_size: widths of the actor's own layers.
-        critic_hidden_size: likewise of the critic's.
-        normalize: see ``Basic_MLP``.
-        initialize: see ``Basic_MLP``.
-        activation: see ``Basic_MLP``.
-        activation_action: on the mean; None leaves it unbounded, and then actions are clipped to the bounds and not
-            mapped to them.
-        device: of the weights.
-        use_distributed_training: not read: the configuration's distributed_training decides.
-        log_std_init: initial logarithm of the standard deviation.
+        action_space: Action space of one env.
+        representation: A trunk from ``Basic_MLP`` or ``Basic_Identical``.
+        actor_hidden_size: Widths of the actor's own hidden layers.
+        critic_hidden_size: Widths of the critic's own hidden layers.
+        normalize: Normalisation, as in ``Basic_MLP``.
+        initialize: Initialisation, as in ``Basic_MLP``.
+        activation: Activation of the hidden layers, as in ``Basic_MLP``.
+        activation_action: Activation of the mean. None leaves the mean unbounded; actions are then clipped to the
+            bounds, but not mapped to them.
+        device: Device of the weights.
+        use_distributed_training: No effect; the configuration's ``distributed_training`` decides.
+        log_std_init: Initial logarithm of the standard deviation.
 
     Raises:
-        ConfigError: the action space is no Box, or a part is not supported.
+        ConfigError: The action space is no Box, or a part is not supported.
     """
     if not isinstance(action_space, Box):
         raise ConfigError(
@@ -131,10 +132,10 @@ def Categorical_AC_Policy(
     device: str | torch.device | None = None,
     use_distributed_training: bool = False,
 ) -> ActorCritic:
-    """Actor and critic for discrete actions; the arguments are those of ``Gaussian_AC_Policy``.
+    """Makes actor and critic for discrete actions; the arguments are those of ``Gaussian_AC_Policy``.
 
     Raises:
-        ConfigError: the action space is not Discrete, or a part is not supported.
+        ConfigError: The action space is not Discrete, or a part is not supported.
     """
     if not isinstance(action_space, Discrete):
         raise ConfigError(
@@ -157,15 +158,16 @@ def _policy(
     critic = Critic(representation.output_size, sizes("critic_hidden_size", critic_hidden_size), *shape)
     policy = ActorCritic(representation, _initialized(actor, initialize), _initialized(critic, initialize))
     policy.to(set_device(device))
-    keys_describing(policy)  # raises where the configuration has no words for it
+    keys_describing(policy)  # raises where no configuration can describe it
     return policy
 
 
 def keys_describing(policy: ActorCritic) -> dict[str, Any]:
-    """The configuration's keys that describe a policy, so that a checkpoint can be read without its script.
+    """Returns the keys that describe a policy, so that a checkpoint can be read without the script that made it.
 
     Raises:
-        ConfigError: they cannot: it has more than one kind of activation, or LayerNorm in one part only.
+        ConfigError: The keys cannot describe it: it has more than one kind of activation, or LayerNorm in some parts
+            only.
     """
     parts = {
         "representation_hidden_size": policy.representation.model,

@@ -1,4 +1,4 @@
-"""XuanCe's runner: training, benchmark and test of what a script's arguments describe."""
+"""XuanCe's runner, which trains, tests or runs a benchmark by a script's arguments."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from xcfast.config import Config, ConfigError
 from xcfast.config.keys import keys_of
-from xcfast.envs import VecEnv
+from xcfast.config.schema import Config
+from xcfast.envs.vec_env import VecEnv
+from xcfast.errors import ConfigError
 from xcfast.output.console import say
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
 from xcfast.ranks.group import launched
-from xcfast.runs.components import Parts
-from xcfast.runs.run import run
+from xcfast.runs.run import run, train_to_the_end
 from xcfast.runs.trainer import Trainer
 from xcfast.xuance.agent import PPO_Agent, PPOKL_Agent
 from xcfast.xuance.arguments import get_arguments, to_config
@@ -28,11 +28,11 @@ from xcfast.xuance.environment import XuanCeVecEnv, make_envs, plain, total_envs
 from xcfast.xuance.names import Names
 from xcfast.xuance.script_ranks import script_ranks, undivided
 
-#: XuanCe's name of the algorithm -> its agent; older names are known too.
+#: XuanCe's name of the algorithm -> class of its agent. Older names are known too.
 REGISTRY_Agents: Names[type[PPO_Agent]] = Names(
     {"PPO": PPO_Agent, "PPO_KL": PPOKL_Agent}, keys_of(Config)["agent"].aliases
 )
-# What each mode can be told; what is a number of something.
+# The arguments of each mode, and which of them are whole numbers.
 _ARGUMENTS = {
     "train": ("running_steps",),
     "benchmark": ("running_steps", "eval_interval", "test_episodes", "benchmark_result_path"),
@@ -44,19 +44,19 @@ _NUMBERS = ("running_steps", "eval_interval", "test_episodes", "n_envs")
 class RunnerDRL:
     """Runs in one of three modes.
 
-    Without an agent from outside, training and benchmark are those of the command line: checkpoints, exact resume,
-    evaluations after the iterations that pass a multiple of ``eval_interval``, result files. An agent from outside is
+    Without ``agent``, training and benchmark are those of the command line: checkpoints, exact resume, evaluations
+    after the iterations that pass a multiple of ``eval_interval``, result files. An ``agent`` that is passed in is
     trained and tested in rounds of ``eval_interval``, as in XuanCe.
 
     Args:
-        config: the script's arguments.
-        envs: from ``make_envs``; None: made when they are needed.
-        agent: an agent on these envs; None: made likewise.
-        manage_resources: whether ``run`` closes envs and agent at its end; None: if at least one of them is the
-            runner's own.
+        config: The script's arguments.
+        envs: Environments from ``make_envs``; None makes them when they are needed.
+        agent: An agent on these environments; None makes one when it is needed.
+        manage_resources: Whether ``run`` closes environments and agent at its end. None closes them if the runner has
+            made at least one of the two.
 
     Raises:
-        ConfigError: the arguments cannot be run.
+        ConfigError: The arguments cannot be run.
     """
 
     def __init__(
@@ -75,19 +75,19 @@ class RunnerDRL:
 
     @property
     def envs(self) -> XuanCeVecEnv | VecEnv:
-        """The training environments, made at the first use."""
+        """The training environments, which are made at the first use."""
         if self._envs is None:
             self._envs = make_envs(self.config)
         return self._envs
 
     @property
     def n_envs(self) -> int:
-        """Number of training environments, of all processes."""
+        """Number of training environments, over all processes."""
         return self._settings.parallels if self._envs is None else total_envs(plain(self._envs), self._ranks)
 
     @property
     def agent(self) -> PPO_Agent:
-        """The agent, made at the first use."""
+        """The agent, which is made at the first use."""
         if self._agent is None:
             self._agent = REGISTRY_Agents[self._settings.agent](self.config, self.envs)
         return self._agent
@@ -96,17 +96,18 @@ class RunnerDRL:
         """Trains, tests or runs a benchmark.
 
         Args:
-            mode: ``train``, ``test`` or ``benchmark``; None: ``train``, or ``test`` where the arguments say is_test.
-            **kwargs: ``running_steps`` (train, benchmark); ``eval_interval``, ``test_episodes``,
-                ``benchmark_result_path`` (benchmark: a folder that gets a copy of the result files); ``n_envs``,
-                ``render``, ``render_mode``, ``model_path``, ``model_name``, ``test_episodes`` (test).
+            mode: ``train``, ``test`` or ``benchmark``. None means ``train``, or ``test`` if the arguments say
+                ``is_test``.
+            **kwargs: For ``train``: ``running_steps``. For ``benchmark``: ``running_steps``, ``eval_interval``,
+                ``test_episodes`` and ``benchmark_result_path``, a folder that gets a copy of the result files. For
+                ``test``: ``n_envs``, ``render``, ``render_mode``, ``model_path``, ``model_name``, ``test_episodes``.
 
         Returns:
-            A ``Summary``; of a test the list of scores.
+            A ``Summary``, or the list of scores of a test.
 
         Raises:
-            ValueError: there is no such mode, or a number is out of range.
-            TypeError: an argument that the mode does not have, or no number.
+            ValueError: There is no such mode, or a number is out of range.
+            TypeError: The mode does not have an argument, or an argument is no number.
         """
         if mode is None:
             mode = "test" if self._settings.test_mode else "train"
@@ -124,7 +125,7 @@ class RunnerDRL:
                 self._finalize()
 
     def benchmark(self, **kwargs: Any) -> Any:
-        """The name that ``run("benchmark")`` had until XuanCe 1.4.2."""
+        """Runs a benchmark; this was the name of ``run("benchmark")`` until XuanCe 1.4.2."""
         return self.run("benchmark", **kwargs)
 
     def _train(self, running_steps: int | None = None) -> Summary:
@@ -161,9 +162,9 @@ class RunnerDRL:
             say(line, not self._ranks.is_main, error=True)
         if envs is None and not launched():
             return run(config, mode, below_env=False)
-        trainer = Trainer(config, mode, parts=Parts(envs, below_env=False), ranks=self._ranks)
+        trainer = Trainer(config, mode, ranks=self._ranks, envs=envs, below_env=False)
         try:
-            return trainer.run()
+            return train_to_the_end(trainer)
         finally:
             trainer.close()
 
@@ -211,7 +212,12 @@ class RunnerDRL:
                 action_space=test_envs.action_space,
             )
         elif render_mode not in (None, agent.config.render_mode):
-            raise ConfigError("is the agent's", key="render_mode", given=render_mode, allowed=agent.config.render_mode)
+            raise ConfigError(
+                "the agent that was passed in has another one",
+                key="render_mode",
+                given=render_mode,
+                allowed=agent.config.render_mode,
+            )
         if render is not None:
             agent.render = render
         agent.load_model(agent.model_dir_load if model_path is None else Path(model_path), model_name)
@@ -222,7 +228,7 @@ class RunnerDRL:
         return scores
 
     def _make_envs(self, num_envs: int) -> XuanCeVecEnv:
-        """For a test, which one process plays."""
+        """Makes the environments of a test, which one process plays alone."""
         with undivided():
             return make_envs(Namespace(**{**self._settings.to_dict(), "parallels": num_envs}))
 
@@ -244,7 +250,7 @@ def get_runner(
     *,
     method: str | None = None,
 ) -> RunnerDRL:
-    """The runner of an algorithm and an environment; logs and models go below a folder ``<env_id>``.
+    """Returns the runner of an algorithm and an environment. Logs and models get a subfolder ``<env_id>``.
 
     The arguments are those of ``get_arguments``.
     """

@@ -1,4 +1,4 @@
-"""Around the steps that an agent trains: stopping without losing them, and a word where the schedule ends before."""
+"""What surrounds an agent's training: saving on a signal, and a warning past the end of the schedule."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from xcfast.runs.trainer import Trainer
 
 @contextmanager
 def saving(trainer: Trainer | None) -> Iterator[StopRequest]:
-    """While active, a first signal is only noted, in what is yielded. At the end the last update is saved.
+    """Notes the first signal while active, and saves the last update at the end.
 
-    Then the signal has its usual effect: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process; of several
-    processes, those that got none raise KeyboardInterrupt. Where nothing has begun, there is nothing to save, and it
-    has its effect at once.
+    Then the signal has its usual effect: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process. Of several
+    processes, those without a signal raise KeyboardInterrupt. Before a run has begun there is nothing to save, and
+    signals have their effect at once.
 
     Args:
-        trainer: whose state is to be saved; None where there is none.
+        trainer: The trainer whose state is saved, or None.
+
+    Yields:
+        The request to stop, which a signal sets.
     """
     if trainer is None or not trainer.begun:
         yield StopRequest()
@@ -37,17 +40,17 @@ def saving(trainer: Trainer | None) -> Iterator[StopRequest]:
 
 
 def warn_of_the_end(trainer: Trainer, steps: int) -> bool:
-    """Say that the learning rate has fallen as far as it was to fall, where an update after that is to come.
+    """Warns where updates are to come after the learning rate has reached the end of its schedule.
 
     Args:
-        trainer: with the configuration's learning rates.
-        steps: of each env, to come.
+        trainer: A trainer that follows the configuration's learning rates.
+        steps: Number of steps of each environment that are to come.
 
     Returns:
-        Whether it was said.
+        Whether it has warned.
     """
     config = trainer.config
-    iterations = trainer.progress.iteration + (trainer.parts.rollout.step + steps) // config.horizon_size
+    iterations = trainer.progress.iteration + (trainer.components.rollout.step + steps) // config.horizon_size
     if iterations <= config.num_iterations or config.end_factor_lr_decay == 1.0:
         return False
     say(

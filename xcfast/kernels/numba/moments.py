@@ -1,19 +1,19 @@
-"""Moments and normalisation in numba; the arithmetic follows csrc/kernels/moments.hpp operation by operation."""
+"""Jitted running moments and normalisation, in the order of operations of csrc/kernels/moments.hpp."""
 # mypy: disallow-untyped-defs=False
-
-from typing import Any
 
 import numpy as np
 
-from xcfast.kernels.numba.common import is_float, jit, plain, writable
+from xcfast.kernels.numba.jitting import jit, overlap
+from xcfast.kernels.reference import LARGEST
 
 
 @jit
-def _chan_merge(mean, var, j, count, mean_b, m2_b, count_b):
-    total = count + count_b
-    delta = mean_b - mean[j]
-    mean[j] = mean[j] + delta * (count_b / total)
-    var[j] = (var[j] * count + m2_b + delta * delta * (count * count_b / total)) / total
+def _merge_column(mean, var, j, count, other_mean, other_m2, other_count):
+    """Merges the moments of one column; `other_m2` is the sum of squared deviations from `other_mean`."""
+    total = count + other_count
+    delta = other_mean - mean[j]
+    mean[j] = mean[j] + delta * (other_count / total)
+    var[j] = (var[j] * count + other_m2 + delta * delta * (count * other_count / total)) / total
 
 
 @jit
@@ -23,8 +23,43 @@ def _clipped(x, clip):
 
 
 @jit
-def _update(batch, mean, var, count):
+def usable(batch):
+    """Returns whether all values are finite and small enough for the moments."""
+    for i in range(batch.shape[0]):
+        for j in range(batch.shape[1]):
+            if not abs(np.float64(batch[i, j])) < LARGEST:
+                return False
+    return True
+
+
+@jit
+def update_moments(batch, mean, var, count):
+    """Adds a batch of samples to running moments, like `xcfast.RunningMeanStd.update`.
+
+    Args:
+        batch: float32 or float64 [B, D], B >= 1.
+        mean: float64 [D], updated; all 0 before the first sample.
+        var: float64 [D], the population variance, updated; any finite numbers before the first sample.
+        count: int64 [1], number of samples so far, updated.
+
+    Returns:
+        Whether the batch was added. False, with nothing changed, where a value is NaN, infinite or at least 1e140 in
+        absolute value (the sum of the squares would overflow).
+
+    Raises:
+        ValueError: A shape does not fit, or an output shares memory with another argument.
+    """
     rows, dim = batch.shape
+    if rows < 1:
+        raise ValueError("batch must be [B, D] with B >= 1")
+    if mean.shape != (dim,) or var.shape != (dim,) or count.shape != (1,):
+        raise ValueError("mean and var must be [D] as batch is [B, D], count must be [1]")
+    if overlap(batch, mean) or overlap(batch, var) or overlap(batch, count):
+        raise ValueError("batch must not share memory with mean, var or count")
+    if overlap(mean, var) or overlap(mean, count) or overlap(var, count):
+        raise ValueError("mean, var and count must not share memory")
+    if not usable(batch):
+        return False
     total = np.zeros(dim)
     square = np.zeros(dim)
     i = 1
@@ -46,23 +81,80 @@ def _update(batch, mean, var, count):
         i += 1
     for j in range(dim):
         mean_d = total[j] / rows
-        m2 = square[j] - total[j] * mean_d
-        if m2 < 0:
-            m2 = 0.0
-        _chan_merge(mean, var, j, np.float64(count[0]), np.float64(batch[0, j]) + mean_d, m2, np.float64(rows))
+        m2 = max(square[j] - total[j] * mean_d, 0.0)
+        _merge_column(mean, var, j, np.float64(count[0]), np.float64(batch[0, j]) + mean_d, m2, np.float64(rows))
     count[0] += rows
+    return True
 
 
 @jit
-def _normalize(x, mean, var, epsilon, clip, out):
-    scale = 1.0 / np.sqrt(var + epsilon)
+def merge_moments(mean, var, count, other_mean, other_var, other_count):
+    """Adds other running moments to running moments, like `xcfast.RunningMeanStd.merge`.
+
+    Args:
+        mean: float64 [D], updated.
+        var: float64 [D], the population variance, updated.
+        count: int64 [1], number of samples, updated.
+        other_mean: float64 [D].
+        other_var: float64 [D].
+        other_count: int64 [1]; nothing changes where it is 0.
+
+    Raises:
+        ValueError: A shape does not fit, or an output shares memory with another argument.
+    """
+    dim = len(mean)
+    if var.shape != (dim,) or other_mean.shape != (dim,) or other_var.shape != (dim,):
+        raise ValueError("var, other_mean and other_var must have the shape of mean, [D]")
+    if count.shape != (1,) or other_count.shape != (1,):
+        raise ValueError("count and other_count must be [1]")
+    if overlap(mean, var) or overlap(mean, count) or overlap(var, count):
+        raise ValueError("mean, var and count must not share memory")
+    if overlap(mean, other_mean) or overlap(mean, other_var) or overlap(mean, other_count):
+        raise ValueError("mean must not share memory with other_mean, other_var or other_count")
+    if overlap(var, other_mean) or overlap(var, other_var) or overlap(var, other_count):
+        raise ValueError("var must not share memory with other_mean, other_var or other_count")
+    if overlap(count, other_mean) or overlap(count, other_var) or overlap(count, other_count):
+        raise ValueError("count must not share memory with other_mean, other_var or other_count")
+    if other_count[0] == 0:
+        return
+    n, other_n = np.float64(count[0]), np.float64(other_count[0])
+    for j in range(dim):
+        _merge_column(mean, var, j, n, other_mean[j], other_var[j] * other_n, other_n)
+    count[0] += other_count[0]
+
+
+@jit
+def normalize(x, mean, var, epsilon, epsilon_outside, clip, out):
+    """Writes clip((x - mean) / deviation), computed in float64, like `xcfast.RunningMeanStd.normalize`.
+
+    Args:
+        x: float32 or float64 [B, D].
+        mean: float64 [D].
+        var: float64 [D], the population variance.
+        epsilon: Small number that keeps the deviation away from 0.
+        epsilon_outside: bool. False: the deviation is sqrt(var + epsilon); True: it is sqrt(var) + epsilon.
+        clip: Bound of the absolute value; ``np.inf`` for no bound.
+        out: float32 [B, D], written. NaN stays NaN.
+
+    Raises:
+        ValueError: A shape does not fit, or `out` shares memory with another argument.
+    """
+    dim = x.shape[1]
+    if out.shape != x.shape or mean.shape != (dim,) or var.shape != (dim,):
+        raise ValueError("out must have the shape of x, [B, D]; mean and var must be [D]")
+    if overlap(out, x) or overlap(out, mean) or overlap(out, var):
+        raise ValueError("out must not share memory with x, mean or var")
+    of_variance = 0.0 if epsilon_outside else epsilon
+    of_deviation = epsilon if epsilon_outside else 0.0
+    scale = 1.0 / (np.sqrt(var + of_variance) + of_deviation)
     for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
+        for j in range(dim):
             out[i, j] = np.float32(_clipped((np.float64(x[i, j]) - mean[j]) * scale[j], clip))
 
 
 @jit
-def _track(x, counts, means, m2s):
+def track(x, counts, means, m2s):
+    """Adds each row of x [N, D] to the moments of the env of that row: counts [N], means and m2s [N, D]."""
     for n in range(x.shape[0]):
         counts[n] += 1
         weight = 1.0 / np.float64(counts[n])
@@ -75,147 +167,27 @@ def _track(x, counts, means, m2s):
 
 
 @jit
-def _merge(counts, means, m2s, mean, var, count):
+def merge_tracked(counts, means, m2s, mean, var, count):
+    """Adds what `track` collected to running moments, in the order of the envs."""
     for n in range(len(counts)):
         if counts[n] > 0:
             for j in range(len(mean)):
-                _chan_merge(mean, var, j, np.float64(count[0]), means[n, j], m2s[n, j], np.float64(counts[n]))
+                _merge_column(mean, var, j, np.float64(count[0]), means[n, j], m2s[n, j], np.float64(counts[n]))
             count[0] += counts[n]
 
 
 @jit
-def _rewards(rewards, done, gamma, carry, mean, var, count, epsilon, clip, out):
-    num_steps, num_envs = rewards.shape
-    shift = np.empty(num_envs)
-    total = np.zeros(num_envs)
-    square = np.zeros(num_envs)
+def merge_sums(sums, mean, var, count):
+    """Adds all values of sums [T, N] to moments of one column, in the order of the envs."""
+    num_steps, num_envs = sums.shape
     for n in range(num_envs):
-        shift[n] = gamma * carry[n] + np.float64(rewards[0, n])
-    for t in range(num_steps):
-        for n in range(num_envs):
-            ret = gamma * carry[n] + np.float64(rewards[t, n])
-            delta = ret - shift[n]
-            total[n] += delta
-            square[n] += delta * delta
-            carry[n] = 0.0 if done[t, n] else ret
-    for n in range(num_envs):
-        mean_d = total[n] / num_steps
-        m2 = square[n] - total[n] * mean_d
-        if m2 < 0:
-            m2 = 0.0
-        _chan_merge(mean, var, 0, np.float64(count[0]), shift[n] + mean_d, m2, np.float64(num_steps))
+        total = 0.0
+        square = 0.0
+        for t in range(num_steps):
+            delta = sums[t, n] - sums[0, n]
+            total += delta
+            square += delta * delta
+        mean_d = total / num_steps
+        m2 = max(square - total * mean_d, 0.0)
+        _merge_column(mean, var, 0, np.float64(count[0]), sums[0, n] + mean_d, m2, np.float64(num_steps))
         count[0] += num_steps
-    scale = 1.0 / np.sqrt(var[0] + epsilon)
-    for t in range(num_steps):
-        for n in range(num_envs):
-            out[t, n] = np.float32(_clipped(np.float64(rewards[t, n]) * scale, clip))
-
-
-def _moments_ok(mean: Any, var: Any, count: Any) -> bool:
-    return (
-        plain(mean, var, count)
-        and writable(mean, var, count)
-        and mean.dtype == var.dtype == np.float64
-        and mean.shape == var.shape
-        and count.dtype == np.int64
-        and count.shape == (1,)
-    )
-
-
-def _batch_ok(batch: Any, mean: np.ndarray) -> bool:
-    return (
-        plain(batch) and is_float(batch) and batch.ndim >= 1 and batch.shape[0] >= 1 and batch.shape[1:] == mean.shape
-    )
-
-
-def _out_ok(out: Any, batch: np.ndarray) -> bool:
-    return (
-        plain(out)
-        and writable(out)
-        and out.dtype == np.float32
-        and out.shape == batch.shape
-        and not np.may_share_memory(out, batch)
-    )
-
-
-def _tracked_ok(counts: Any, means: Any, m2s: Any, mean: np.ndarray) -> bool:
-    return (
-        plain(counts, means, m2s)
-        and writable(counts, means, m2s)
-        and counts.dtype == np.int64
-        and means.dtype == m2s.dtype == np.float64
-        and means.shape == m2s.shape == (*counts.shape, *mean.shape)
-        and counts.ndim == 1
-    )
-
-
-def moments_update(batch, mean, var, count):
-    """See `xcfast.RunningMeanStd.update`."""
-    if not _moments_ok(mean, var, count) or not _batch_ok(batch, mean):
-        return False
-    _update(batch.reshape(len(batch), -1), mean.reshape(-1), var.reshape(-1), count)
-    return True
-
-
-def normalize(x, mean, var, count, epsilon, clip, out):
-    """See `xcfast.RunningMeanStd.normalize`."""
-    if not _moments_ok(mean, var, count) or not _batch_ok(x, mean) or not _out_ok(out, x):
-        return False
-    rows = len(x)
-    _normalize(
-        x.reshape(rows, -1), mean.reshape(-1), var.reshape(-1), float(epsilon), float(clip), out.reshape(rows, -1)
-    )
-    return True
-
-
-def update_and_normalize(x, mean, var, count, epsilon, clip, out):
-    """See `xcfast.RunningMeanStd.update_and_normalize`."""
-    if not _moments_ok(mean, var, count) or not _batch_ok(x, mean) or not _out_ok(out, x):
-        return False
-    return moments_update(x, mean, var, count) and normalize(x, mean, var, count, epsilon, clip, out)
-
-
-def normalize_and_track(obs, mean, var, count, epsilon, clip, counts, means, m2s, out):
-    """See `xcfast.ObservationNormalizer.normalize_and_track`."""
-    if not _moments_ok(mean, var, count) or not _batch_ok(obs, mean) or not _tracked_ok(counts, means, m2s, mean):
-        return False
-    if obs.shape != means.shape or not normalize(obs, mean, var, count, epsilon, clip, out):
-        return False
-    rows = len(obs)
-    _track(obs.reshape(rows, -1), counts, means.reshape(rows, -1), m2s.reshape(rows, -1))
-    return True
-
-
-def cast_and_track(obs, poison, out):
-    """Writes float32(obs) and makes `poison` NaN where obs is not finite."""
-    if not plain(obs, poison) or not is_float(obs) or not _out_ok(out, obs):
-        return False
-    if poison.dtype != np.float64 or poison.shape != obs.shape or not writable(poison):
-        return False
-    poison[~np.isfinite(obs)] = np.nan
-    with np.errstate(all="ignore"):
-        np.copyto(out, obs, casting="same_kind")
-    return True
-
-
-def merge_tracked(counts, means, m2s, mean, var, count):
-    """See `xcfast.ObservationNormalizer.commit`."""
-    if not _moments_ok(mean, var, count) or not _tracked_ok(counts, means, m2s, mean):
-        return False
-    rows = len(counts)
-    _merge(counts, means.reshape(rows, -1), m2s.reshape(rows, -1), mean.reshape(-1), var.reshape(-1), count)
-    return True
-
-
-def normalize_rewards(rewards, done, gamma, carry, scratch, mean, var, count, epsilon, clip, out):
-    """See `xcfast.RewardNormalizer`."""
-    if not _moments_ok(mean, var, count) or mean.size != 1 or not plain(rewards, done, carry) or not is_float(rewards):
-        return False
-    if rewards.ndim != 2 or rewards.shape[0] < 1 or done.dtype != np.bool_ or done.shape != rewards.shape:
-        return False
-    if carry.dtype != np.float64 or carry.shape != rewards.shape[1:] or not _out_ok(out, rewards):
-        return False
-    _rewards(
-        rewards, done, float(gamma), carry, mean.reshape(-1), var.reshape(-1), count, float(epsilon), float(clip), out
-    )
-    return True

@@ -1,19 +1,12 @@
-"""Rollout storage and random streams in numba; bit for bit what csrc/kernels/rollout.hpp and random.hpp do."""
+"""Jitted random streams and rollout storage, with the bits of csrc/kernels/random.hpp and rollout.hpp."""
 # mypy: disallow-untyped-defs=False
 
 import math
 
 import numpy as np
 
-from xcfast.kernels.numba.common import is_float, jit, plain, writable
-from xcfast.kernels.reference import (
-    DOMAIN_GAUSSIAN,
-    DOMAIN_PERMUTATION,
-    DOMAIN_UNIFORM,
-    LN2_HIGH,
-    LN2_LOW,
-    stream_key,
-)
+from xcfast.kernels.numba.jitting import jit
+from xcfast.kernels.reference import LN2_HIGH, LN2_LOW
 
 _U32 = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -126,7 +119,8 @@ def _inverse_normal_cdf(u):
 
 
 @jit
-def _gaussian(key, env_offset, counters, out):
+def gaussian(key, env_offset, counters, out):
+    """Fills out [N, A] with standard normal numbers of each env's step count, counters [N]."""
     for n in range(out.shape[0]):
         env = np.uint64(env_offset + n) & _U32
         step = np.uint64(counters[n])
@@ -138,7 +132,8 @@ def _gaussian(key, env_offset, counters, out):
 
 
 @jit
-def _uniform(key, env_offset, counters, out):
+def uniform(key, env_offset, counters, out):
+    """Fills out [N] with uniform numbers in (0, 1)."""
     for n in range(out.shape[0]):
         step = np.uint64(counters[n])
         r0, r1, _, _ = _philox(np.uint64(env_offset + n) & _U32, step & _U32, step >> _SHIFT, np.uint64(0), key)
@@ -146,7 +141,8 @@ def _uniform(key, env_offset, counters, out):
 
 
 @jit
-def _minibatches(key, iteration, epoch, num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps):
+def minibatches(key, iteration, epoch, num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps):
+    """Writes the flat indices of one epoch's minibatches, and where each begins; `steps` [T] is scratch."""
     total = num_steps * num_envs
     first = (env_offset * num_steps) % n_minibatch
     offsets[0] = 0
@@ -174,8 +170,12 @@ def _minibatches(key, iteration, epoch, num_steps, num_envs, n_minibatch, env_of
 
 
 @jit
-def _store(step, rewards, terminated, truncated, returns, lengths, row, ended, ended_returns, ended_lengths):
-    """Returns how many episodes ended; their envs, returns and lengths are written to the `ended` arrays."""
+def store(rewards, terminated, truncated, returns, lengths, row, ended, ended_returns, ended_lengths):
+    """Stores the rewards of one vector step and counts them into the running episodes.
+
+    Returns:
+        The number of episodes that ended. Their envs, returns and lengths are written to the `ended` arrays.
+    """
     count = 0
     for n in range(len(rewards)):
         row[n] = np.float32(rewards[n])
@@ -189,121 +189,3 @@ def _store(step, rewards, terminated, truncated, returns, lengths, row, ended, e
             lengths[n] = 0
             count += 1
     return count
-
-
-def gaussian_noise(seed, env_offset, counters, out):
-    """See `xcfast.kernels.noise.gaussian_noise`."""
-    if not plain(counters, out) or not writable(out) or counters.dtype != np.int64 or out.dtype != np.float32:
-        return False
-    if env_offset < 0 or out.ndim != 2 or counters.shape != out.shape[:1]:
-        return False
-    _gaussian(np.uint64(stream_key(seed, DOMAIN_GAUSSIAN)), env_offset, counters, out)
-    return True
-
-
-def uniform_noise(seed, env_offset, counters, out):
-    """See `xcfast.kernels.noise.uniform_noise`."""
-    if not plain(counters, out) or not writable(out) or counters.dtype != np.int64 or out.dtype != np.float64:
-        return False
-    if env_offset < 0 or out.ndim != 1 or counters.shape != out.shape:
-        return False
-    _uniform(np.uint64(stream_key(seed, DOMAIN_UNIFORM)), env_offset, counters, out)
-    return True
-
-
-def minibatch_indices(seed, iteration, epoch, num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps):
-    """See `xcfast.Rollout.minibatch_indices`."""
-    if not plain(indices, offsets, steps) or not writable(indices, offsets, steps):
-        return False
-    if min(iteration, epoch, env_offset) < 0 or min(num_steps, num_envs, n_minibatch) < 1:
-        return False
-    shapes = ((num_steps * num_envs,), (n_minibatch + 1,), (num_steps,))
-    if (
-        any(x.dtype != np.int64 for x in (indices, offsets, steps))
-        or (indices.shape, offsets.shape, steps.shape) != shapes
-    ):
-        return False
-    _minibatches(
-        np.uint64(stream_key(seed, DOMAIN_PERMUTATION)),
-        np.uint64(iteration & 0xFFFFFFFF), np.uint64(epoch & 0xFFFFFFFF),
-        num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps,
-    )  # fmt: skip
-    return True
-
-
-def gather(indices, sources, destinations):
-    """Writes ``destination[i] = source[indices[i]]`` for each pair."""
-    if not plain(indices, *sources, *destinations) or indices.dtype != np.int64 or indices.ndim != 1:
-        return False
-    if not isinstance(sources, tuple) or not isinstance(destinations, tuple) or len(sources) != len(destinations):
-        return False
-    count = len(indices)
-    for source, out in zip(sources, destinations, strict=True):
-        if (
-            source.ndim < 1
-            or len(source) != len(sources[0])
-            or source.dtype != out.dtype
-            or out.shape[1:] != source.shape[1:]
-        ):
-            return False
-        if (
-            len(out) < count
-            or not writable(out)
-            or np.may_share_memory(source, out)
-            or np.may_share_memory(indices, out)
-        ):
-            return False
-    rows = len(sources[0]) if sources else 0
-    if count and (indices.min() < 0 or indices.max() >= rows):
-        raise IndexError(f"indices must be in [0, {rows})")
-    for source, out in zip(sources, destinations, strict=True):
-        np.take(source, indices, axis=0, out=out[:count], mode="clip")
-    return True
-
-
-def store_step(
-    step, obs_buffer, actions_buffer, rewards_buffer, terminated_buffer, truncated_buffer, returns, lengths,
-    episodes, num_episodes, cuts, num_cuts, num_final, obs, actions, rewards, terminated, truncated,
-):  # fmt: skip
-    """See `xcfast.Rollout.store`."""
-    rows = (obs, actions, rewards, terminated, truncated)
-    buffers = (obs_buffer, actions_buffer, rewards_buffer, terminated_buffer, truncated_buffer)
-    if not plain(*rows, *buffers, returns, lengths, episodes, cuts) or not is_float(rewards):
-        return None
-    num_envs = len(returns)
-    if not 0 <= step < len(obs_buffer) or any(x.shape != b.shape[1:] for x, b in zip(rows, buffers, strict=True)):
-        return None
-    if any(x.dtype != b.dtype for x, b in zip(rows, buffers, strict=True) if x is not rewards):
-        return None
-    if num_episodes + num_envs > len(episodes) or num_cuts + num_envs > len(cuts):
-        return None
-    cut = np.flatnonzero(truncated & ~terminated)
-    if len(cut) != num_final:
-        raise ValueError(
-            "final_obs must have one row for each env that is truncated and not terminated: "
-            f"{len(cut)} at step {step}; got {num_final}"
-        )
-    np.copyto(obs_buffer[step], obs)
-    np.copyto(actions_buffer[step], actions)
-    np.copyto(terminated_buffer[step], terminated)
-    np.copyto(truncated_buffer[step], truncated)
-    ended, ended_returns, ended_lengths = np.empty(num_envs, np.int64), np.empty(num_envs), np.empty(num_envs, np.int64)
-    count = _store(
-        step,
-        rewards,
-        terminated,
-        truncated,
-        returns,
-        lengths,
-        rewards_buffer[step],
-        ended,
-        ended_returns,
-        ended_lengths,
-    )
-    appended = episodes[num_episodes : num_episodes + count]
-    appended["step"] = step
-    appended["env"] = ended[:count]
-    appended["ret"] = ended_returns[:count]
-    appended["length"] = ended_lengths[:count]
-    cuts[num_cuts : num_cuts + len(cut)] = step * num_envs + cut
-    return count, len(cut)

@@ -1,23 +1,15 @@
-"""What it takes to act, and acting with XuanCe's arguments and results."""
+"""Acting with XuanCe's arguments and results."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch.distributions import Categorical, Independent, Normal
 
-from xcfast.normalize import ObservationNormalizer
-from xcfast.policy import ActionMap, ActorCritic, CategoricalActor
-
-
-class Player(NamedTuple):
-    """A policy, with what its observations and its actions go through."""
-
-    policy: ActorCritic
-    obs_normalizer: ObservationNormalizer
-    action_map: ActionMap
+from xcfast.policy import CategoricalActor
+from xcfast.runs.player import Player
 
 
 @torch.no_grad()

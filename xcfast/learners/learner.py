@@ -1,0 +1,82 @@
+"""What a run needs of a learner, whichever engine computes the update."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from xcfast.policy.networks import ActorCritic
+    from xcfast.rollout import Rollout
+
+
+class Learner(Protocol):
+    """An engine that turns a full rollout into new weights of a policy."""
+
+    @property
+    def name(self) -> str:
+        """Name of the engine: "torch", "native" or "cuda"."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device that computes the update."""
+
+    @property
+    def policy(self) -> ActorCritic:
+        """The policy that learns, where collectors and evaluations read its weights."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser in torch: a script's, or one that gives the saved state its form."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the next rollout may be collected during ``update``, which then leaves the policy alone."""
+
+    @property
+    def device_policy(self) -> ActorCritic | None:
+        """Copy of the policy on ``device`` for inference there; its weights change during ``update``. None: no copy."""
+
+    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        """Does one PPO iteration on a full rollout.
+
+        Args:
+            rollout: Full rollout, with ``last_obs``, of the shape that the learner was made for.
+            iteration: Number of the iteration, from 0. It decides the minibatches and the learning rates.
+
+        Returns:
+            Metrics: losses as means over all samples of the epochs that ran, ``losses/grad_norm`` as the mean over the
+            updates, ``losses/kl`` as the mean over the last epoch.
+
+        Raises:
+            NonFiniteError: A metric is NaN or infinite.
+            RuntimeError: Another thread is in an update of this learner.
+
+        Note:
+            After any exception, weights, optimiser and schedule are those from before the call.
+        """
+
+    def adopt(self) -> None:
+        """Takes in weights that others wrote into the policy, as loading a model does."""
+
+    def publish(self) -> None:
+        """Brings the newest weights into the policy. ``update`` does so itself, unless rollouts overlap with it."""
+
+    @property
+    def behaviour(self) -> Tensor | None:
+        """Flat float32 weights on the CPU that collect the next rollout; None where they are the policy's own."""
+
+    def set_behaviour(self, weights: Tensor) -> None:
+        """Restores ``behaviour``, after ``adopt``. Does nothing where the policy's own weights collect."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the optimiser in ``torch.optim``'s form, of the schedule, and of the KL penalty."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` of any learner returned.
+
+        Raises:
+            ValueError: A scheduler decided the learning rates in one of the two runs only.
+        """

@@ -1,0 +1,83 @@
+"""The optimiser of a learner: Adam, or what a script brings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from xcfast.config.schema import Config
+    from xcfast.policy.networks import ActorCritic
+
+ADAM_EPS = 1e-5
+
+_ADDED = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay", "capturable")
+
+
+def make_optimizer(
+    policy: ActorCritic, config: Config, given: torch.optim.Optimizer | None = None
+) -> torch.optim.Optimizer:
+    """Returns the script's optimiser after checking it, or else Adam for all of the policy's parameters.
+
+    Raises:
+        ValueError: The script's optimiser has parameters that are not the policy's.
+    """
+    if given is not None:
+        check_optimizer(given, policy)
+        return given
+    return torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic) -> None:
+    """Checks that an optimiser has no other parameters than a policy's; it need not have all of them.
+
+    Raises:
+        ValueError: It has other ones, of which a learner would know neither the gradients nor how to undo a step.
+    """
+    own = set(map(id, policy.parameters()))
+    found = [p for group in optimizer.param_groups for p in group["params"]]
+    foreign = sum(id(p) not in own for p in found)
+    if foreign:
+        which = "none of its parameters is" if foreign == len(found) else f"{foreign} of its parameters are not"
+        raise ValueError(
+            f"optimizer: {which} of the policy that learns; make it with the policy's parameters(), after the policy "
+            "has its final layers"
+        )
+
+
+def reason_not_flat_adam(policy: ActorCritic, optimizer: torch.optim.Optimizer | None) -> str | None:
+    """Returns why ``FlatAdam`` cannot stand for the optimiser of a policy, as the end of a sentence; None if it can.
+
+    Args:
+        policy: The policy that learns.
+        optimizer: The script's optimiser, or None for Adam with the configuration's learning rates.
+    """
+    parameters = list(policy.parameters())
+    if not all(p.requires_grad for p in parameters):
+        return "some of the policy's parameters do not require gradients"
+    return None if optimizer is None else reason_not_plain_adam(optimizer, parameters)
+
+
+def reason_not_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> str | None:
+    """Returns why an optimiser is not plain Adam for exactly these parameters, as the end of a sentence; None if it is.
+
+    Plain Adam has one learning rate for all parameters and no additions such as weight decay.
+    """
+    if type(optimizer) is not torch.optim.Adam:
+        return f"the optimizer is {type(optimizer).__name__}; it has Adam"
+    if len(optimizer.param_groups) != 1:
+        return "the optimizer has several parameter groups"
+    group = optimizer.param_groups[0]
+    if set(map(id, group["params"])) != set(map(id, parameters)):
+        return "the optimizer has not all of the policy's parameters"
+    for name in _ADDED:
+        if group.get(name):
+            return f"the optimizer's {name} is {group[name]}; it has plain Adam"
+    if "base_momentum" in group:
+        return "the scheduler moves Adam's beta1, which cycle_momentum=False would leave to it; it has fixed betas"
+    if not all(isinstance(value, float | int) for value in (group["lr"], group["eps"], *group["betas"])):
+        return "the optimizer's settings are tensors"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer has hooks"
+    return None
