@@ -20,9 +20,6 @@ namespace {
 
 using namespace xc;
 
-// How long one call of run() works before it lets Python handle signals.
-constexpr std::chrono::milliseconds kTurnTime{100};
-
 // xcfast.rollout.EPISODE_DTYPE has the layout of Episode: four columns of 8 bytes.
 static_assert(sizeof(Episode) == 32);
 
@@ -100,14 +97,16 @@ class EnvLoop {
     evaluation_ = std::make_unique<collect::Evaluation>(bound_.engine(), policy_, normalizer_, quota, bound_.pool().num_threads());
   }
 
-  // Works for about kTurnTime. Returns whether all is done; if not, the caller draws initial states for the envs that have none left and
+  // Works for about `seconds`. Returns whether all is done; if not, the caller draws initial states for the envs that have none left and
   // calls it again.
-  bool run() {
+  bool run(double seconds) {
     if (!collection_ && !evaluation_) throw std::runtime_error("there is nothing to run");
+    if (!(seconds >= 0 && seconds < 1e6)) throw std::invalid_argument("seconds must lie in [0, 1e6)");
+    const auto limit = std::chrono::duration_cast<collect::Schedule::Clock::duration>(std::chrono::duration<double>(seconds));
     bool done, failed;
     {
       const py::gil_scoped_release no_gil;
-      done = collection_ ? collection_->run(bound_.pool(), kTurnTime) : evaluation_->run(bound_.pool(), kTurnTime);
+      done = collection_ ? collection_->run(bound_.pool(), limit) : evaluation_->run(bound_.pool(), limit);
       failed = collection_ ? collection_->failed() : evaluation_->failed();
     }
     if (failed) {
@@ -174,8 +173,8 @@ void bind_collector(py::module_ &m) {
       .def("begin_collection", &EnvLoop::begin_collection, py::kw_only(), py::arg("rollout"), py::arg("tracked"), py::arg("seed"), py::arg("env_offset"),
            py::arg("counters"), py::arg("begin"), py::arg("end"), "Prepares steps [begin, end) of a rollout.")
       .def("begin_evaluation", &EnvLoop::begin_evaluation, py::arg("quota"), "Prepares `quota` episodes in each env.")
-      .def("run", &EnvLoop::run,
-           "Works for about 100 ms on what was prepared. Returns whether all is done; if not, draw initial states for the envs that have "
+      .def("run", &EnvLoop::run, py::arg("seconds"),
+           "Works for about `seconds` on what was prepared. Returns whether all is done; if not, draw initial states for the envs that have "
            "none left and run again. Releases the GIL.")
       .def("end_collection", &EnvLoop::end_collection,
            "Ends the collection. Returns episodes (bytes), final_index int64 [K], final_obs float32 [K * D], and the index t * N + env of "

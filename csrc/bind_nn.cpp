@@ -27,8 +27,8 @@ const nn::Kernels &find_kernels(const std::optional<std::string> &name) {
   throw std::invalid_argument("variant must be one of nn_variants(); got '" + *name + "'");
 }
 
-// Runs Python's signal handlers every 100 ms of a call that has released the GIL, and throws what they raise, so that Ctrl-C ends a long
-// update.
+// Lets Python run its signal handlers every 100 ms while the GIL is released, and throws what they raise, so that a second Ctrl-C ends a
+// long update.
 class SignalCheck {
  public:
   void operator()() {
@@ -59,7 +59,7 @@ class BoundLearner {
     learner_ = std::make_unique<nn::Learner>(
         make_network(layers, actor_head, critic_head, log_std, n_obs, size), memory,
         nn::LossSettings{std::get<0>(loss), std::get<1>(loss), std::get<2>(loss), kl_penalty},
-        nn::AdamSettings{std::get<0>(adam), std::get<1>(adam), std::get<2>(adam)}, max_minibatch, num_threads, find_kernels(variant));
+        nn::AdamSettings{std::get<0>(adam), std::get<1>(adam), std::get<2>(adam)}, max_minibatch, num_threads, find_kernels(variant), SignalCheck{});
   }
 
   double kl_coef() const { return learner_->loss().kl_coef; }
@@ -132,7 +132,7 @@ class BoundLearner {
     nn::UpdateSums sums;
     call([&] {
       begun_ = {};
-      sums = learner_->update(view, settings, SignalCheck{});
+      sums = learner_->update(view, settings);
     });
     const double n = double(samples * sums.epochs);
     return {sums.losses.policy / n,

@@ -33,7 +33,7 @@ static_assert(SyncWord::is_always_lock_free && sizeof(SyncWord) == 4, "a futex w
 struct SyncBlock {
   alignas(64) SyncWord sequence;  // number of commands published
   SyncWord sleeping_workers;      // how many workers are (about to be) asleep on `sequence`
-  std::uint32_t opcode;           // the command; written before, read after `sequence`
+  SyncWord opcode;                // the command; written before, read after `sequence`
   alignas(64) SyncWord remaining;  // workers that have not reported yet
   SyncWord parent_sleeping;        // 1 while the parent is (about to be) asleep on `remaining`
   SyncWord failures;               // workers that reported a failure of this command
@@ -113,7 +113,7 @@ bool wait_until(SyncWord &word, SyncWord &sleepers, Ready ready, SpinPolicy poli
 inline void publish(SyncBlock &block, std::uint32_t opcode, std::uint32_t num_workers) {
   block.failures.store(0);
   block.remaining.store(num_workers);
-  block.opcode = opcode;
+  block.opcode.store(opcode);  // atomic, because a parent that gives up replaces a command that not all workers have read
   block.sequence.fetch_add(1);
   if (block.sleeping_workers.load() > 0) detail::wake_all(block.sequence);
 }
@@ -125,7 +125,7 @@ inline std::uint32_t wait_command(SyncBlock &block, std::uint32_t &seen, SpinPol
   const auto is_new = [last](std::uint32_t value) { return value != last; };
   if (!detail::wait_until(block.sequence, block.sleeping_workers, is_new, policy, timeout)) return 0;
   ++seen;
-  return block.opcode;
+  return block.opcode.load();
 }
 
 // Worker: reports that it is through with the command. The last one wakes the parent.

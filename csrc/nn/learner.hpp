@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "kernels/gae.hpp"
@@ -67,13 +69,16 @@ struct UpdateSums {
 
 class Learner {
  public:
+  // pause: called by the calling thread after at most kChunk rows. Where it throws, the call ends; an update then leaves the weights of
+  // the minibatches so far.
   Learner(const Network &network, const Parameters &parameters, const LossSettings &loss, const AdamSettings &adam,
-          int64_t max_minibatch, int num_threads, const Kernels &kernels = best_kernels())
+          int64_t max_minibatch, int num_threads, const Kernels &kernels = best_kernels(), std::function<void()> pause = nullptr)
       : network_(network),
         kernels_(&kernels),
         parameters_(parameters),
         loss_(loss),
         adam_(adam),
+        pause_(std::move(pause)),
         pool_(num_threads),
         weights_(network_, kernels, true),
         capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)),
@@ -113,6 +118,7 @@ class Learner {
   // head's outputs, of `rows` rows.
   void evaluate(const Rows &rows, float *values, float *log_probs, float *outputs = nullptr) {
     for (int64_t start = 0; start < rows.size; start += capacity_) {
+      if (pause_) pause_();
       const int64_t size = std::min(capacity_, rows.size - start);
       const Gaussian gaussian = this->gaussian();
       run_blocks(size, [&](int64_t block, int64_t row, int64_t count) {
@@ -137,6 +143,7 @@ class Learner {
     LossSums sums;
     if (batch.size == 0) std::fill(gradient(), gradient() + network_.n_parameters, 0.0f);
     for (int64_t start = 0; start < batch.size; start += capacity_) {
+      if (pause_) pause_();
       const int64_t size = std::min(capacity_, batch.size - start);
       const int64_t blocks = run_blocks(size, [&](int64_t block, int64_t row, int64_t count) {
         gather(batch, start + row, count, row);
@@ -183,10 +190,8 @@ class Learner {
     return norm;
   }
 
-  // Makes the whole update on a full rollout. Calls between_minibatches() before each minibatch; where that throws, the update stops there
-  // and leaves the weights of the minibatches so far.
-  template <class Between>
-  UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings, Between &&between_minibatches) {
+  // Makes the whole update on a full rollout.
+  UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings) {
     begin(rollout, settings);
     const int64_t samples = rollout.num_steps * rollout.num_envs;
     UpdateSums sums;
@@ -194,7 +199,6 @@ class Learner {
       LossSums losses;
       int64_t k = sums.epochs++ * settings.n_minibatch;
       for (; k < sums.epochs * settings.n_minibatch; ++k) {
-        between_minibatches();
         const Batch batch = minibatch(rollout, settings, k);
         const AdvantageMoments moments = settings.normalize_advantages ? advantages_[size_t(k)].moments() : AdvantageMoments{};
         losses.add(compute_gradients(batch, moments));
@@ -419,6 +423,7 @@ class Learner {
   Parameters parameters_;
   LossSettings loss_;
   AdamSettings adam_;
+  std::function<void()> pause_;
   ThreadPool pool_;
   PackedWeights weights_;
   int64_t capacity_;

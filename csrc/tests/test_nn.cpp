@@ -3,7 +3,10 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <random>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "nn/learner.hpp"
@@ -88,12 +91,13 @@ struct Result {
 };
 
 Result run_update(const Network &network, const std::vector<float> &start, const Data &data, int64_t n_minibatch, int threads,
-                  const Kernels &kernels, const LossSettings &loss = {0.2, 0.25, 0.01}, double max_approx_kl = INFINITY) {
+                  const Kernels &kernels, const LossSettings &loss = {0.2, 0.25, 0.01}, double max_approx_kl = INFINITY,
+                  std::function<void()> pause = nullptr) {
   const size_t samples = size_t(data.num_steps * data.num_envs);
   Result r{start, std::vector<float>(samples), std::vector<float>(samples), std::vector<float>(samples), std::vector<float>(samples), {}};
   std::vector<float> exp_avg(start.size()), exp_avg_sq(start.size());
   const int64_t minibatch = (int64_t(samples) + n_minibatch - 1) / n_minibatch;
-  Learner learner(network, {r.parameters.data(), exp_avg.data(), exp_avg_sq.data()}, loss, {}, minibatch, threads, kernels);
+  Learner learner(network, {r.parameters.data(), exp_avg.data(), exp_avg_sq.data()}, loss, {}, minibatch, threads, kernels, std::move(pause));
   // A Gaussian's actions are far from what this network would do, so that ratios would overflow after larger steps.
   const std::vector<double> rates(size_t(2 * n_minibatch), network.categorical() ? 1e-3 : 1e-5);
   const RolloutView view{data.num_steps,
@@ -112,7 +116,7 @@ Result run_update(const Network &network, const std::vector<float> &start, const
                          r.log_probs.data(),
                          r.advantages.data(),
                          r.returns.data()};
-  r.sums = learner.update(view, {0.99, 0.95, true, 0.5, 7, 3, 2, n_minibatch, 0, rates.data(), 0, max_approx_kl}, [] {});
+  r.sums = learner.update(view, {0.99, 0.95, true, 0.5, 7, 3, 2, n_minibatch, 0, rates.data(), 0, max_approx_kl});
   return r;
 }
 
@@ -224,6 +228,31 @@ double reference_loss(const Network &network, const std::vector<double> &paramet
   return total / double(batch.size);
 }
 
+void test_a_pause_that_throws_ends_the_update(Rng &rng) {
+  const Network network = random_network(rng);
+  const std::vector<float> start = normal(rng, network.n_parameters, 0.3f);
+  const Data data(rng, network);
+  const int64_t n_minibatch = std::min<int64_t>(data.num_steps * data.num_envs, 3);
+  const auto update = [&](std::function<void()> pause) {
+    return run_update(network, start, data, n_minibatch, 2, best_kernels(), {0.2, 0.25, 0.01}, INFINITY, std::move(pause)).parameters;
+  };
+  int64_t calls = 0;
+  CHECK(same_bits(update([&] { ++calls; }), update(nullptr)));
+  CHECK(calls > 2 * n_minibatch);
+  for (const int64_t last : {int64_t(1), calls}) {
+    int64_t left = last;
+    bool thrown = false;
+    try {
+      update([&] {
+        if (--left == 0) throw std::runtime_error("stop");
+      });
+    } catch (const std::runtime_error &) {
+      thrown = true;
+    }
+    CHECK(thrown && left == 0);
+  }
+}
+
 void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
   Network network = random_network(rng);
   for (Layer &layer : network.layers)  // no kinks, so that differences are slopes
@@ -299,6 +328,7 @@ int main(int argc, char **argv) {
   for (int round = 0; round < 40 && failures == 0; ++round) {
     test_update_is_the_same_on_any_number_of_threads(rng);
     test_epochs_stop_above_the_limit(rng);
+    test_a_pause_that_throws_ends_the_update(rng);
     test_gradient_is_the_slope_of_the_loss(rng);
     test_forward_pass_of_any_number_of_rows(rng);
   }

@@ -214,6 +214,18 @@ def test_non_finite_observation_is_named(small, use_obsnorm):
         setup.collector.collect(setup.rollout)
 
 
+@pytest.mark.parametrize("use_obsnorm", [True, False])
+def test_a_final_observation_that_is_not_a_number_is_named(small, use_obsnorm):
+    setup = Setup(configuration(small, "Pendulum-v1", use_obsnorm=use_obsnorm, horizon_size=4), limit=4)
+    setup.collector.reset(0)
+    setup.collector.collect(setup.rollout, 3)
+    state = setup.envs.get_state()
+    state["envs"][3]["physics"]["state"][0] = np.nan
+    setup.envs.set_state(state)
+    with pytest.raises(NonFiniteError, match="^final observation of env 3 at step 3 of the rollout is not finite$"):
+        setup.collector.collect(setup.rollout)
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "MountainCar-v0", "Pendulum-v1"])
 def test_evaluation_scores_are_the_torch_evaluators(small, env_id):
     """Equal returns where actions are choices (none of them a tie here); up to rounding where they are numbers."""

@@ -183,12 +183,23 @@ def hopper():
 
 
 @pytest.mark.parametrize(
-    "variation", ["2 threads", "5 threads", "pieces", "queues of 1", "queues of 2, pieces, 5 threads"]
+    "variation",
+    [
+        "2 threads",
+        "5 threads",
+        "pieces",
+        "queues of 1",
+        "queues of 2, pieces, 5 threads",
+        "pauses",
+        "pauses, 5 threads",
+    ],
 )
 def test_bits_do_not_depend_on(hopper, monkeypatch, variation):
     config, expected = hopper
     if "queues" in variation:
         monkeypatch.setattr("xcfast.envs.native._DRAWN_AHEAD", int(variation[10]))
+    if "pauses" in variation:  # after every step of a block
+        monkeypatch.setattr("xcfast.collectors.native._TURN_SECONDS", 0.0)
     threads = next((n for n in (2, 5) if f"{n} threads" in variation), 1)
     setup = Setup(config, threads=threads, limit=12).lively()
     setup.collector.reset(3)
@@ -335,6 +346,25 @@ def test_non_finite_observation_is_named(small, use_obsnorm):
         setup.collector.collect(setup.rollout)
 
 
+@pytest.mark.parametrize("use_obsnorm", [True, False])
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (4, "^final observation of env 0 at step 3 of the rollout is not finite$"),
+        (100, "^observation of env 0 after the last step of the rollout is not finite$"),
+    ],
+)
+def test_infinite_observations_that_only_the_critic_sees(small, use_obsnorm, limit, message):
+    """The last observation of an episode that a time limit ends, and of a rollout. Normalisation clips infinity."""
+    setup = Setup(small(env_id="Reacher-v4", horizon_size=4, use_obsnorm=use_obsnorm), limit=limit)
+    setup.collector.reset(0)
+    setup.collector.collect(setup.rollout, 3)
+    model = setup.envs.get_attr("model")[0]
+    model.body("fingertip").pos[2] = np.inf  # the observation holds the distance to the target
+    with pytest.raises(NonFiniteError, match=message):
+        setup.collector.collect(setup.rollout)
+
+
 def test_error_of_mujoco_names_the_env(small):
     """An arena that is too small for the contacts' constraints makes MuJoCo raise an error."""
     setup = Setup(small(env_id="Ant-v4", horizon_size=50), threads=2)
@@ -425,18 +455,19 @@ def test_evaluation_scores_are_the_torch_evaluators(small, monkeypatch, env_id, 
     assert_same_trees(setup.normalizer.state_dict(), before)
 
 
-def test_evaluation_does_not_depend_on_threads(small):
+def test_evaluation_depends_neither_on_threads_nor_on_pauses(small, monkeypatch):
     config = small(env_id="Hopper-v4", vectorize="MujocoVecEnv", test_episode=10)
     setup = Setup(config).lively()
     scores = []
-    for threads in (1, 2, 5):
+    for threads, turn in (1, 0.1), (2, 0.1), (5, 0.1), (2, 0.0):
+        monkeypatch.setattr("xcfast.collectors.native._TURN_SECONDS", turn)
         evaluator = Evaluator(
             replace(config, num_threads=threads), Player(setup.policy, setup.normalizer, setup.action_map)
         )
         scores.append(evaluator(1))
         evaluator.close()
-    np.testing.assert_array_equal(scores[0], scores[1])
-    np.testing.assert_array_equal(scores[0], scores[2])
+    for others in scores[1:]:
+        np.testing.assert_array_equal(scores[0], others)
 
 
 def test_checkpoints_hold_its_state(hopper, tmp_path):

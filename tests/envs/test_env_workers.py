@@ -1,22 +1,18 @@
 """Workers that raise, die, hang or lose their parent: a typed error in time, and nothing stays behind."""
 
-import contextlib
 import gc
 import os
 import pickle
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_envs import LambdaInInfo, Slow, Toy, wait_until_gone
+from toy_envs import LambdaInInfo, Toy, wait_until_gone
+from user_scripts import read_pids, start_script
 
 from xcfast.envs import SubprocVecEnv, WorkerDiedError, WorkerError, WorkerTimeoutError, worker_pool
 
@@ -152,94 +148,6 @@ def test_worker_hangs(trouble: str, where: str, capfd: pytest.CaptureFixture[str
     envs.close()
 
 
-@pytest.mark.parametrize(
-    "trouble, warning",
-    [
-        ("sleep", r"closing the environments failed: no answer within 0\.5 s from worker 1 .*environment 3"),
-        ("raise", "environment 3 raised in close: ValueError: toy trouble in close"),
-        ("exit", "closing the environments failed: worker 1 .* exited with status 3 in environment 3"),
-    ],
-)
-def test_close_warns_of_an_environment_that_cannot_be_closed(trouble: str, warning: str) -> None:
-    envs = SubprocVecEnv(toys(trouble=trouble, where="close"), 2, timeout=0.5)
-    pids = envs.get_attr("pid")
-    with pytest.warns(RuntimeWarning, match=warning):
-        envs.close()
-    assert wait_until_gone(pids, 0.0) == []
-
-
-def test_every_worker_gets_its_time_to_close(tmp_path: Path) -> None:
-    env_fns = [partial(Slow, "close", 0.4 * worker, str(tmp_path)) for worker in range(4)]
-    envs = SubprocVecEnv(env_fns, 4)
-    envs.close()
-    assert len(list(tmp_path.iterdir())) == 4
-
-
-def test_close_after_a_worker_was_killed_closes_the_others(tmp_path: Path) -> None:
-    envs = SubprocVecEnv([partial(Slow, "close", 0.3, str(tmp_path))] * 3, 3)
-    os.kill(envs.get_attr("pid")[1], signal.SIGKILL)
-    with pytest.warns(RuntimeWarning, match=r"worker 1 .* was killed by SIGKILL"):
-        envs.close()
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_close_after_an_interrupted_step_closes_the_environments(tmp_path: Path) -> None:
-    envs = SubprocVecEnv([partial(Slow, "step", 0.6, str(tmp_path))] * 2, 2)
-    envs.reset(seed=0)
-    with pytest.raises(InterruptedStep), interrupt_after(0.3):
-        envs.step(ACTIONS[:2])
-    envs.close()
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-class InterruptedStep(Exception):
-    pass
-
-
-@contextlib.contextmanager
-def interrupt_after(seconds: float) -> Any:
-    def interrupt(number: int, frame: Any) -> None:
-        raise InterruptedStep
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-@pytest.mark.parametrize("where", ["step", "reset", "close"])
-def test_the_time_limit_counts_for_each_environment(where: str) -> None:
-    limit, start = 1.0, time.monotonic()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        envs = SubprocVecEnv([partial(Slow, where, 0.5)] * 4, 1, timeout=limit)
-        envs.reset(seed=0)
-        envs.step(ACTIONS)
-        envs.close()
-    assert time.monotonic() - start > limit, "this took no longer than the limit: the test shows nothing"
-
-
-def test_one_environment_that_is_too_slow_is_named_with_the_key() -> None:
-    envs = SubprocVecEnv([Toy, Toy, Toy, partial(Slow, "step", 100.0)], 2, timeout=0.5)
-    envs.reset(seed=0)
-    with pytest.raises(WorkerTimeoutError, match=r"environment 3.*; the key env_timeout sets") as caught:
-        envs.step(ACTIONS)
-    assert caught.value.env_index == 3
-
-
-def test_an_environment_that_raised_is_not_late_while_others_advance() -> None:
-    slow = partial(Slow, "step", 0.5)
-    envs = SubprocVecEnv([partial(Toy, trouble="raise"), Toy, slow, slow, slow], 2, timeout=1.0)
-    envs.reset(seed=0)
-    with pytest.raises(WorkerError, match="toy trouble in step") as caught:
-        envs.step(np.zeros((5, 1), np.float32))
-    assert type(caught.value) is WorkerError
-    envs.close()
-
-
 def test_garbage_collection_closes() -> None:
     envs = SubprocVecEnv([Toy] * 4, 2)
     pids = envs.get_attr("pid")
@@ -279,36 +187,6 @@ def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What follows runs a user's script, without a main guard, in a process of its own.
-
-
-def start_script(body: str) -> "subprocess.Popen[str]":
-    script = textwrap.dedent(
-        """
-        import os, signal, sys, time
-        sys.path[:0] = PATH
-        from functools import partial
-        import numpy as np
-        from toy_envs import Toy
-        from xcfast.envs import SubprocVecEnv
-        actions = np.zeros((4, 1), np.float32)
-        def show(*words): print(*words, flush=True)
-        """
-    ).replace("PATH", repr(sys.path)) + textwrap.dedent(body)
-    return subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    )
-
-
-def read_pids(process: "subprocess.Popen[str]") -> list[int]:
-    assert process.stdout is not None
-    pids = [int(word) for word in process.stdout.readline().split()]
-    assert len(set(pids)) == 2, process.communicate(timeout=10)
-    return pids
 
 
 IDLE = """

@@ -167,9 +167,12 @@ class Slow(Toy):
 
 
 class Simulator(Toy):
-    """Starts a process of its own, by exec or by fork, and may terminate it when it closes."""
+    """Starts a process of its own, by exec or by fork, and may terminate it when it closes.
 
-    def __init__(self, terminates: bool, forks: bool = False, **trouble: Any) -> None:
+    It leaves a file with the number of that process as its name in `folder`, if there is one.
+    """
+
+    def __init__(self, terminates: bool, forks: bool = False, folder: str = "", **trouble: Any) -> None:
         self.terminates, self.forks = terminates, forks
         self.child: Any = None
         if forks:
@@ -178,6 +181,8 @@ class Simulator(Toy):
         else:
             self.child = subprocess.Popen(["sleep", "1000"])
         self.child_pid = self.child.pid
+        if folder:
+            Path(folder, str(self.child_pid)).touch()
         super().__init__(**trouble)
 
     def _visit(self, where: str) -> None:

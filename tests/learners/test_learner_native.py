@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from native_core import make_core, make_policy, spaces
+from signals_in_time import Interrupted, interrupted_after
 from small_config import SMALL
 
 from xcfast import RewardNormalizer, Rollout, _core, load_config
@@ -620,6 +622,16 @@ def test_non_finite_update_restores_weights_and_optimiser(small):
 
 
 @pytest.mark.parametrize("cls", [TorchLearner, NativeLearner])
+def test_a_signal_handler_ends_an_update(small):
+    """An update of 4,000 epochs takes many seconds."""
+    config = small(horizon_size=256, n_epochs=4000, n_minibatch=1, running_steps=10**6)
+    learner, rollout = new_learner(NativeLearner, config)
+    start = time.monotonic()
+    with pytest.raises(Interrupted), interrupted_after(0.3):
+        learner.update(rollout, 0)
+    assert time.monotonic() - start < 1.3
+
+
 def test_a_second_thread_is_refused_and_disturbs_nothing(small, cls):
     config = small(representation_hidden_size=[512], actor_hidden_size=[512], n_epochs=30)
     alone, rollout = new_learner(cls, config)

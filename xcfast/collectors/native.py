@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from xcfast.policy.networks import ActorCritic
     from xcfast.rollout import Rollout
 
+_TURN_SECONDS = 0.1  # how long native code works before Python may handle signals
+
 
 def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
     """Returns why native code cannot run this policy in these environments, as a phrase; None if it can."""
@@ -100,7 +102,7 @@ class EnvLoop:
             begin=rollout.step,
             end=rollout.step + num_steps,
         )
-        self._envs.drive(self._core.run)
+        self._envs.drive(lambda: self._core.run(_TURN_SECONDS))
         episodes, final_index, final_obs, not_finite = self._core.end_collection()
         if not_finite >= 0:
             step, env = divmod(not_finite, self._envs.num_envs)
@@ -134,7 +136,7 @@ class EnvLoop:
         def run() -> bool:
             nonlocal stopped
             stopped = should_stop is not None and should_stop()
-            return stopped or self._core.run()
+            return stopped or self._core.run(_TURN_SECONDS)
 
         self._envs.drive(run)
         return None if stopped else self._core.end_evaluation()

@@ -130,14 +130,14 @@ def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
                 answer(channel, ("ok", infos))
         elif command == MESSAGE:
             method, args = channel.receive()
-            if method is None:  # the request concerns other workers only
-                message: tuple[str, Any] = ("ok", None)
-            else:
-                try:
-                    message = "ok", getattr(env_slice, method)(*args)
-                except BaseException as error:
-                    message = failure(int(env_slice.progress[0]), error)
-                    env_slice.progress[0] = -1  # the answer holds the index; the parent reads it here after steps only
+            if method == "close":
+                channel.send(("closing", None))
+            message: tuple[str, Any]
+            try:
+                message = "ok", getattr(env_slice, method)(*args)
+            except BaseException as error:
+                message = failure(int(env_slice.progress[0]), error)
+                env_slice.progress[0] = -1  # the answer holds the index; the parent reads it here after steps only
             sync.finish(False)
             answer(channel, message)
             if method == "close":

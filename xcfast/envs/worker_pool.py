@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
@@ -27,9 +28,9 @@ WORKER_SPIN_SECONDS = 1e-3
 _SLICE_SECONDS = 0.1  # a wait is interrupted this often, to run signal handlers and see whether the workers live
 _START_SECONDS = 60.0  # the least time for the imports of a worker, and for one constructor
 _EXIT_SECONDS = 5.0  # for a worker to end by itself once its environments are closed
-_INTERRUPTED_SECONDS = 5.0  # for an interrupted step to end before the environments are closed
+_INTERRUPTED_SECONDS = 5.0  # for what was interrupted to advance before the environments are closed
 
-Request = tuple[str | None, tuple[Any, ...]]  # a method of EnvSlice (None: do nothing) and its arguments
+Request = tuple[str, tuple[Any, ...]]  # a method of EnvSlice and its arguments
 
 
 class WorkerPool:
@@ -66,6 +67,7 @@ class WorkerPool:
         self._stepping = False  # whether a step was published and its end not yet seen
         self._owing: list[int] = []  # workers whose answer is still to come
         self._ended = ""  # why there are no workers any more
+        self._not_closed: list[str] = []  # a text for each environment, or worker, whose close failed
 
     def build(self) -> dict[str, Any]:
         """Starts the workers, which make the environments; returns the description of the first environment."""
@@ -143,6 +145,8 @@ class WorkerPool:
         try:
             for worker, request in enumerate(packed):
                 self._send_packed(worker, request, self._timeout)
+        except WorkerError as error:
+            raise self._lost(error, [worker]) from None
         except BaseException:  # some workers know of the request, some do not
             self._end("a request was interrupted")
             raise
@@ -153,45 +157,60 @@ class WorkerPool:
         """Closes the environments of all workers that live, and ends the workers in any case.
 
         Returns:
-            What failed, one text for each failure.
+            One text for each environment that could not be closed. It also reports those that an earlier error made
+            this pool close.
         """
-        try:
-            return self._close_envs() if self._sync is not None else []
-        finally:
-            self._end("closed")
+        self._shut_down("closed", range(len(self.slices)))
+        failures, self._not_closed = self._not_closed, []
+        return failures
 
-    def _close_envs(self) -> list[str]:
+    def _lost(self, error: WorkerError, workers: Sequence[int]) -> WorkerError:
+        """Ends all workers because some died or hang, and closes the environments of the others; returns the error."""
+        for worker in workers:
+            self._processes[worker].kill()
+        self._shut_down(str(error), [worker for worker in range(len(self.slices)) if worker not in workers])
+        return error
+
+    def _shut_down(self, reason: str, workers: Sequence[int]) -> None:
         try:
-            self._finish_interrupted(min(self._timeout, _INTERRUPTED_SECONDS))
-        except (WorkerDiedError, WorkerTimeoutError) as error:
-            return [f"environments may not have been closed: {error}"]
-        failures: list[str] = []
+            if self._sync is not None:  # else these workers do not serve requests yet, or they have ended
+                self._close_envs(workers)
+        finally:
+            self._end(reason)
+
+    def _close_envs(self, workers: Sequence[int]) -> None:
+        """Has these workers close their environments, each as soon as it is through with what it is at work on.
+
+        The answers to an interrupted call come first and are dropped: a worker announces that it begins to close.
+        """
         self._sync.publish(MESSAGE, len(self.slices))
         request = Channel.pack(("close", ()))
-        owing = list(range(len(self.slices)))
-        patience = Patience(self._progress, self._timeout)
-        for worker in owing.copy():
-            try:
+        patience = Patience(self._progress, min(self._timeout, _INTERRUPTED_SECONDS))
+        waiting, closing = list(workers), set()
+        for worker in workers:
+            with suppress(WorkerError):  # a worker that is gone is noticed below
                 self._send_packed(worker, request, self._timeout)
-            except WorkerError as error:
-                failures.append(f"closing the environments failed: {error}")
-                owing.remove(worker)
-        while owing:
-            for worker in owing.copy():
+        while waiting:
+            for worker in waiting.copy():
                 try:
                     message = self._receive(worker, patience)
                 except WorkerError as error:
-                    message = "ok", [f"closing the environments failed: {error}"]
+                    self._not_closed.append(f"closing the environments failed: {error}")
                     self._processes[worker].kill()
+                    waiting.remove(worker)
+                    continue
                 if message is None:
                     continue
-                owing.remove(worker)
                 status, answer = message
-                failures += [str(self._raised(worker, answer))] if status == "error" else answer or []
+                if status == "closing":
+                    closing.add(worker)
+                    patience.renew(worker, self._timeout)
+                elif worker in closing:
+                    self._not_closed += [str(self._raised(worker, answer))] if status == "error" else answer
+                    waiting.remove(worker)
         deadline = time.monotonic() + _EXIT_SECONDS
-        for process in self._processes:
-            process.wait(deadline - time.monotonic())
-        return failures
+        for worker in workers:
+            self._processes[worker].wait(deadline - time.monotonic())
 
     def _end(self, reason: str) -> None:
         """Ends the workers at once, with all that their environments started, and releases what belongs to them."""
@@ -226,14 +245,20 @@ class WorkerPool:
         while not (finished := self._sync.wait_finished(_SLICE_SECONDS)):
             for worker, process in enumerate(self._processes):
                 if process.ended():
-                    raise self._lost(self._died(worker))
-            at_work = self._progress >= 0
-            late = patience.late()
-            hung = np.flatnonzero(late & at_work) if at_work.any() else np.arange(late.size) if late.all() else ()
-            # A worker that has failed keeps its place in `progress`; its answer is there, while others are at work.
-            if hung := [worker for worker in map(int, hung) if not self._processes[worker].channel.has_message()]:
-                raise self._lost(self._timed_out(hung, timeout))
+                    raise self._lost(self._died(worker), [worker])
+            if hung := self._hung(patience.late()):
+                raise self._lost(self._timed_out(hung, timeout), hung)
         return finished
+
+    def _hung(self, late: NDArray[np.bool_]) -> list[int]:
+        """Returns the workers that keep a step from its end and are late."""
+        if not late.any():
+            return []
+        # A worker that has failed keeps its place in `progress`; its answer is there already.
+        silent = [worker for worker, process in enumerate(self._processes) if not process.channel.has_message()]
+        at_work = [worker for worker in silent if self._progress[worker] >= 0]
+        # Where none is at work, one has not begun, and which one cannot be told.
+        return [worker for worker in at_work if late[worker]] if at_work else silent if late[silent].all() else []
 
     def _answers(self, timeout: float) -> list[Any]:
         """Receives an answer from each worker that owes one; raises the first error among them.
@@ -248,7 +273,7 @@ class WorkerPool:
                 try:
                     message = self._receive(worker, patience)
                 except WorkerError as error:
-                    raise self._lost(error) from None
+                    raise self._lost(error, [worker]) from None
                 if message is not None:
                     answers[worker] = message
                     self._owing.remove(worker)
@@ -268,14 +293,14 @@ class WorkerPool:
         ended = process.ended()  # asked before the look at the channel: a worker may answer and end
         try:
             while (message := process.channel.receive(_SLICE_SECONDS))[0] == "building":
-                patience.renew(worker)
+                patience.renew(worker, patience.limits[worker])
             return message
         except pickle.UnpicklingError as error:
             return failure(-1, error)
         except TimeoutError:
             if not ended:
                 if patience.late()[worker]:
-                    raise self._timed_out([worker], patience.limit) from None
+                    raise self._timed_out([worker], patience.limits[worker]) from None
                 return None
         except (EOFError, ConnectionError):
             pass
@@ -308,11 +333,6 @@ class WorkerPool:
             raise self._died(worker) from None
 
     # --- errors
-
-    def _lost(self, error: WorkerError) -> WorkerError:
-        """Ends all workers because of an error that leaves no way on; returns it."""
-        self._end(str(error))
-        return error
 
     def _raised(self, worker: int, report: dict[str, Any]) -> WorkerError:
         index = self._env_index(worker, report["env"])
@@ -363,24 +383,28 @@ class Patience:
     Args:
         progress: int32 [K], the index of the environment that each worker is at work on, which the workers write.
         limit: Seconds that a worker may take for one environment.
+
+    Attributes:
+        limits: float [K], the limit of each worker.
     """
 
     def __init__(self, progress: NDArray[np.int32], limit: float) -> None:
-        self.limit = limit
+        self.limits = np.full(progress.size, limit)
         self._progress = progress
         self._seen = progress.copy()
         self._since = np.full(progress.size, time.monotonic())
 
-    def renew(self, worker: int) -> None:
-        """Notes that a worker goes on with another environment."""
+    def renew(self, worker: int, limit: float) -> None:
+        """Notes that a worker goes on with another environment, for which it may take `limit` seconds."""
         self._since[worker] = time.monotonic()
+        self.limits[worker] = limit
 
     def late(self) -> NDArray[np.bool_]:
         """Returns bool [K], True for workers that have not gone on to another environment within the limit."""
         moved = self._progress != self._seen
         self._seen[moved] = self._progress[moved]
         self._since[moved] = time.monotonic()
-        return time.monotonic() - self._since > self.limit
+        return time.monotonic() - self._since > self.limits
 
 
 def _load_core() -> Any:
