@@ -220,7 +220,7 @@ def test_a_final_observation_that_is_not_a_number_is_named(small, use_obsnorm):
     setup.collector.reset(0)
     setup.collector.collect(setup.rollout, 3)
     state = setup.envs.get_state()
-    state["envs"][3]["physics"]["state"][0] = np.nan
+    state["envs"][3]["physics"][0] = np.nan
     setup.envs.set_state(state)
     with pytest.raises(NonFiniteError, match="^final observation of env 3 at step 3 of the rollout is not finite$"):
         setup.collector.collect(setup.rollout)

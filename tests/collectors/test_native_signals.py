@@ -15,7 +15,7 @@ from xcfast.runs.evaluation import EvaluationStopped, Evaluator
 from xcfast.runs.player import Player
 from xcfast.runs.signals import StopRequest
 
-ENDLESS = 10**12  # episodes
+ENDLESS = 10**6  # episodes of each environment, which take one thread many seconds
 SOON = 1.0  # seconds, of which a loaded machine takes its part
 
 

@@ -621,7 +621,6 @@ def test_non_finite_update_restores_weights_and_optimiser(small):
     assert after["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
 
 
-@pytest.mark.parametrize("cls", [TorchLearner, NativeLearner])
 def test_a_signal_handler_ends_an_update(small):
     """An update of 4,000 epochs takes many seconds."""
     config = small(horizon_size=256, n_epochs=4000, n_minibatch=1, running_steps=10**6)
@@ -632,6 +631,7 @@ def test_a_signal_handler_ends_an_update(small):
     assert time.monotonic() - start < 1.3
 
 
+@pytest.mark.parametrize("cls", [TorchLearner, NativeLearner])
 def test_a_second_thread_is_refused_and_disturbs_nothing(small, cls):
     config = small(representation_hidden_size=[512], actor_hidden_size=[512], n_epochs=30)
     alone, rollout = new_learner(cls, config)

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -211,7 +212,10 @@ def _without_deprecation_noise(env_id: str, spec: EnvSpec | None) -> Iterator[No
 
 
 def _is_mujoco_task(env_id: str, spec: EnvSpec | None) -> bool:
-    """Returns whether the environment's class is one of Gymnasium's MuJoCo tasks, or derived from one."""
+    """Returns whether the environment's class is one of Gymnasium's MuJoCo tasks, or derived from one.
+
+    A function that makes environments does not tell their class: it counts where MuJoCo has been imported.
+    """
     try:
         module, _, name = env_id.rpartition(":")
         if spec is None and module:
@@ -222,7 +226,9 @@ def _is_mujoco_task(env_id: str, spec: EnvSpec | None) -> bool:
             creator = load_env_creator(creator)
     except Exception:  # gymnasium.make raises it again, and says what is wrong
         return False
-    return any(base.__module__.startswith(_MUJOCO_TASKS) for base in getattr(creator, "__mro__", ()))
+    if isinstance(creator, type):
+        return any(base.__module__.startswith(_MUJOCO_TASKS) for base in creator.__mro__)
+    return creator is not None and "mujoco" in sys.modules
 
 
 def _drop_deprecation(message: str) -> None:
