@@ -221,9 +221,8 @@ def _is_mujoco_task(env_id: str, spec: EnvSpec | None) -> bool:
         if spec is None and module:
             importlib.import_module(module)  # registers the id
         spec = spec or gymnasium.registry.get(name)
-        creator = None if spec is None else spec.entry_point
-        if isinstance(creator, str):
-            creator = load_env_creator(creator)
+        entry_point = None if spec is None else spec.entry_point
+        creator: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     except Exception:  # gymnasium.make raises it again, and says what is wrong
         return False
     if isinstance(creator, type):
