@@ -234,7 +234,7 @@ def test_a_failed_update_leaves_optimizer_and_scheduler_where_they_were(make_age
 
 
 def test_wrong_parts_are_one_sentence(make_agent, small):
-    args = arguments(small())
+    args = arguments(small(policy="Gaussian_AC"))
     envs = make_envs(args)
     policy = by_hand(args, envs)
     other = adam(by_hand(args, envs).parameters())
