@@ -85,7 +85,7 @@ def test_masks_of_continuous_actions_are_refused(small):
     with pytest.raises(EnvError, match=r"Discrete actions; the action space is Box"):
         vec_env("DummyVecEnv", "RewardOne")
     with pytest.raises(ConfigError, match=r"use_actions_mask.*allowed: False with policy Gaussian_AC"):
-        small(use_actions_mask=True)
+        small(policy="Gaussian_AC", use_actions_mask=True)
 
 
 def test_masks_that_were_not_asked_for_are_not_there():

@@ -397,3 +397,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"xcfast {__version__}\n"
+
+
+def test_a_reader_that_leaves_early_ends_a_dry_run_quietly() -> None:
+    command = [sys.executable, "-m", "xcfast.train", "CartPole-v1", "device=cpu", "--dry-run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == 0, errors
+    assert "Traceback" not in errors
+    assert "BrokenPipe" not in errors
+    process.stderr.close()

@@ -79,7 +79,7 @@ def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
     try:
         if args.dry_run:
             table = describe(config, mode)
-            print(_resolved(config), table, sep="\n")
+            _print_to_pipe(f"{_resolved(config)}\n{table}")
         else:
             run(config, mode=mode, resume=args.resume)
     except (ConfigError, EnvError, CheckpointError) as error:  # what the configuration names does not exist or not fit
@@ -98,7 +98,9 @@ def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
 
 def _prepare_process() -> None:
     """Lets the installed command find modules in the working folder, and print any text on any terminal."""
-    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):  # python -m has put the folder there
+    if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()} & set(
+        sys.path
+    ):  # python -m has put the folder there
         sys.path.append(os.getcwd())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -241,6 +243,14 @@ def _split_positionals(words: Sequence[str], config_path: str | None) -> tuple[s
 def _bad_config(error: Exception) -> int:
     print(f"xcfast: {error}", file=sys.stderr)
     return 2
+
+
+def _print_to_pipe(text: str) -> None:
+    """Prints a text to stdout, whose reader may have left early, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the interpreter flushes once more as it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _resolved(config: Config) -> str:

@@ -391,6 +391,12 @@ def test_errors(
     ("text", "words"),
     [
         ("gamma: [0.9", "broken YAML"),
+        ('project_name: "\\Uffffffff"', r"broken YAML: an escape \U names no character"),
+        ("seed: !!timestamp x", "line 1: seed: broken YAML: no value for the tag timestamp; given: x"),
+        ("gamma: 0.9\nseed: !!int 1:30", "line 2: seed: a number in base 60; given: 1:30"),
+        ("gamma: 0.9\nenv_kwargs: {a: {b: 1, b: 2}}", "line 2: env_kwargs: b is given twice"),
+        ("gamma: 0.9\nactor_hidden_size: [" + "1, " * 6000 + "]", "line 2: broken YAML: more than 5000 entries"),
+        ("env_kwargs: " + "{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
         ("gamma: 0.9\n\tseed: 1", "line 2: broken YAML"),
         ("gamma: !!python/object/apply:os.system ['true']", "broken YAML"),
         ("a: 1\n---\nb: 2", "broken YAML"),
@@ -494,6 +500,17 @@ def loads_or_refuses(path: Path | None, overrides: Sequence[str] = ()) -> None:
 @example(name="project_name", text="\ud800")
 @example(name="gamma", text='"\\ud800"')
 @example(name="project_name", text='"\\U00110000"')
+@example(name="project_name", text='"\\Uffffffff"')
+@example(name="seed", text="!!timestamp x")
+@example(name="project_name", text="!!timestamp x")
+@example(name="env_kwargs", text="{a: !!timestamp x}")
+@example(name="env_kwargs", text="{? [1] : 2}")
+@example(name="env_kwargs", text="!!omap [a: 1]")
+@example(name="env_kwargs", text="{a: .nan}")
+@example(name="actor_hidden_size", text="!!set {1}")
+@example(name="actor_hidden_size", text="[" + "1," * 49_000 + "]")
+@example(name="project_name", text="\n" * 90_000 + "x")
+@example(name="seed", text="!!int ''")
 @example(name="env_kwargs", text="&a {b: *a}")
 @example(name="env_kwargs", text="{a: 9" + "9" * 300 + "}")
 @example(name="env_wrappers", text="[{a:b: [1]}]")

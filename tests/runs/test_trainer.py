@@ -392,7 +392,8 @@ def test_resume_refuses_another_configuration_or_network(small):
     done = run(config, mode="train", quiet=True)
     with pytest.raises(ConfigError, match=r"cannot change: .*horizon_size 32 -> 16"):
         run(replace(config, horizon_size=16), resume=done.log_dir, quiet=True)
-    assert json.loads((Path(done.log_dir) / "config.json").read_text()) == config.to_dict()  # not the refused one
+    kept = json.loads((Path(done.log_dir) / "config.json").read_text())
+    assert kept == config.to_dict() | {"policy": "Gaussian_AC"}
     newest = RunFolders.find(Path(done.log_dir)).newest_checkpoint()
     state = ckpt.load_checkpoint(newest)
     state["policy"]["actor.logstd"] = torch.zeros(3)

@@ -234,7 +234,7 @@ def test_a_failed_update_leaves_optimizer_and_scheduler_where_they_were(make_age
 
 
 def test_wrong_parts_are_one_sentence(make_agent, small):
-    args = arguments(small())
+    args = arguments(small(policy="Gaussian_AC"))
     envs = make_envs(args)
     policy = by_hand(args, envs)
     other = adam(by_hand(args, envs).parameters())
@@ -258,7 +258,7 @@ def test_wrong_parts_are_one_sentence(make_agent, small):
     refused(ValueError, "policy takes observations of 7 values; the environment has 4", policy=wide)
     assert not Path(args.log_dir).exists()
     envs.close()
-    discrete = arguments(small(), env_id="CartPole-v1", env_name="Classic Control")
+    discrete = arguments(small(policy="Gaussian_AC"), env_id="CartPole-v1", env_name="Classic Control")
     envs = make_envs(discrete)
     for parts in ({}, {"policy": policy}):  # the YAML's, or one by hand
         with pytest.raises(ConfigError, match=r"does not fit the Discrete actions of CartPole-v1.*Categorical_AC"):

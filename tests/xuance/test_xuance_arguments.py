@@ -83,6 +83,18 @@ def test_three_layers_of_arguments(tmp_path):
     assert unknown.env_name == "Classic Control"
 
 
+def test_only_an_id_that_the_call_names_imports_its_module(tmp_path, monkeypatch):
+    module = tmp_path / "named_module.py"
+    module.write_text("import gymnasium, pathlib\npathlib.Path(__file__).with_suffix('.imported').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text("env_id: named_module:CartPole-v1\n")
+    assert get_arguments("ppo", config_path=path).policy == "auto"
+    assert not module.with_suffix(".imported").exists()
+    assert get_arguments("ppo", env_id="named_module:CartPole-v1", config_path=path).policy == "Categorical_AC"
+    assert module.with_suffix(".imported").exists()
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -256,7 +268,7 @@ def test_get_runner(tmp_path, monkeypatch, call):
         summary = get_runner(algo="ppo", **where).run(mode="benchmark", running_steps=128, test_episodes=3)
         assert (Path(summary.log_dir) / "test_scores.csv").read_text().startswith("step,return_episode_0")
     assert summary.steps == (128 if call == "run(mode)" else 256)
-    assert Path(summary.model_dir).parent == Path("models/InvertedPendulum-v4")
+    assert Path(summary.model_dir).parent == tmp_path / "models" / "InvertedPendulum-v4"
     assert (Path(summary.model_dir) / "final_train_model.pth").is_file()
     scores = get_runner(method="ppo", **where, is_test=True).run()
     assert len(scores) == 2

@@ -148,7 +148,7 @@ def test_the_policy_follows_the_actions_where_nobody_gave_one(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("policy: Gaussian_AC\n")
     assert get_arguments("ppo", env_id="toys:toy/Choice-v0", config_path=path).policy == "Gaussian_AC"
-    assert get_arguments("ppo", env_id="Nowhere-v0").policy == "Gaussian_AC"  # make_envs says what is wrong
+    assert get_arguments("ppo", env_id="Nowhere-v0").policy == "auto"  # make_envs says what is wrong
     runner = get_runner("ppo", env_id="toys:toy/Choice-v0", parser_args={"parallels": 2, "vectorize": "DummyVecEnv"})
     assert runner.envs.action_space.n == 3 and runner.config.policy == "Categorical_AC"
     runner.envs.close()

@@ -16,7 +16,8 @@ Layer = dict[str, tuple[Any, str | None]]
 """Key -> (value, where it was given)."""
 
 _MAX_BYTES = 100_000  # ten times a file with every key and a comment on each
-_MAX_NODES, _MAX_DEPTH = 20_000, 50
+_MAX_NODES, _MAX_DEPTH = 5_000, 50
+_TOO_MANY = f"more than {_MAX_NODES} entries"
 _LONGEST_NUMBER = 400  # digits
 _TAG = "tag:yaml.org,2002:"
 
@@ -35,6 +36,13 @@ class _Loader(yaml.SafeLoader):
         if self.flow_level > _MAX_DEPTH:
             raise RecursionError
         super().fetch_flow_collection_start(token_class)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Reads one node, but stops after as many as a configuration may have: reading all of them takes seconds."""
+        self._num_nodes = getattr(self, "_num_nodes", 0) + 1
+        if self._num_nodes > _MAX_NODES:
+            raise yaml.MarkedYAMLError(problem=_TOO_MANY, problem_mark=self.get_mark())
+        return super().compose_node(parent, index)
 
 
 _WHOLE = r"(0|[1-9][0-9]*(_[0-9]+)*)"
@@ -123,14 +131,16 @@ def _compose(text: str, where: str, key: str | None = None) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         if key is not None:
-            raise ConfigError("broken YAML", key=key, given=text, where=where) from None
+            raise ConfigError(
+                _TOO_MANY if reason == _TOO_MANY else "broken YAML", key=key, given=text, where=where
+            ) from None
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"broken YAML: {reason}", where=where + line) from None
-    except ValueError as error:  # an escape beyond Unicode
-        raise ConfigError(f"broken YAML: {error}", key=key, where=where) from None
+    except (ValueError, OverflowError):
+        raise ConfigError(r"broken YAML: an escape \U names no character", key=key, where=where) from None
     except RecursionError:
         raise ConfigError("lists or mappings are nested too deeply", key=key, where=where) from None
 
@@ -142,26 +152,28 @@ def _check_node(root: yaml.Node, where: str, key: str | None = None) -> None:
         ConfigError: If aliases make it endless or very large, a number is in base 60 or of hundreds of digits, or a
             mapping below the first level repeats a key.
     """
-    todo, count = [(root, 0)], 0
+    todo, count = [(root, 0, key)], 0
     while todo:
-        node, depth = todo.pop()
+        node, depth, key = todo.pop()
         count += 1
         if depth > _MAX_DEPTH:
             raise ConfigError("lists or mappings are nested too deeply", key=key, where=where)
         if count > _MAX_NODES:
-            raise ConfigError(f"has more than {_MAX_NODES} entries", key=key, where=where)
+            raise ConfigError(_TOO_MANY, key=key, where=where)
         if isinstance(node, yaml.ScalarNode):
             if node.tag in (_TAG + "int", _TAG + "float") and (":" in node.value or len(node.value) > _LONGEST_NUMBER):
                 problem = "a number in base 60" if ":" in node.value else "a number of too many digits"
                 raise ConfigError(problem, key=key, given=node.value, where=_line(where, node))
         elif isinstance(node, yaml.SequenceNode):
-            todo += [(entry, depth + 1) for entry in node.value]
+            todo += [(entry, depth + 1, key) for entry in node.value]
         elif isinstance(node, yaml.MappingNode):
             names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
             if depth > 0 and len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ConfigError(f"{twice} is given twice", key=key, where=_line(where, node))
-            todo += [(part, depth + 1) for pair in node.value for part in pair]
+            for name, value in node.value:
+                below = name.value if key is None and isinstance(name, yaml.ScalarNode) else key
+                todo += [(name, depth + 1, below), (value, depth + 1, below)]
 
 
 def _merged(node: yaml.MappingNode, where: str) -> Iterator[yaml.MappingNode]:
@@ -188,8 +200,17 @@ def _name(node: yaml.Node, place: str) -> str:
 def _construct(node: yaml.Node, name: str, where: str) -> Any:
     try:
         return _Loader("").construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:  # an unknown tag, ...
-        reason = getattr(error, "problem", None) or error
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # An unknown tag, or a tag such as !!timestamp on a value that PyYAML does not expect.
+        reason = getattr(error, "problem", None) or f"no value for the tag {node.tag.removeprefix(_TAG)}"
         given = node.value if isinstance(node.value, str) else "a list or a mapping"
         raise ConfigError(f"broken YAML: {reason}", key=name, given=given, where=where) from None
 

@@ -119,7 +119,10 @@ def get_arguments(
     if name.lower().endswith("kl") and _todays_agent(given["agent"]) != "PPO_KL":
         print(f"agent is {given['agent']}, as the configuration has it, not {name}", file=sys.stderr)
     if "policy" not in given and "env_id" in given:
-        given |= _fitting_policy(str(with_own_environment(given)["env_id"]))
+        own = str(with_own_environment(given)["env_id"])
+        # An id that only the file names may not import its module here; the policy then stays "auto".
+        if ":" not in str(given["env_id"]) or given["env_id"] in (env_id, on_line.get("env_id")):
+            given |= _fitting_policy(own)
     values = Config().to_dict() | given
     if is_test:
         values["test_mode"] = True
