@@ -381,6 +381,20 @@ def test_returns_that_share_memory_are_refused(implementation):
 
 
 @each_implementation
+@pytest.mark.parametrize("tensors", [False, True])
+def test_an_output_whose_elements_share_memory_is_refused(implementation, tensors):
+    case = Case(10, (6, 3))
+    case.final_values[...] = 0
+    arguments = {k: v for k, v in vars(case).items() if k != "next_values"}
+    out = [np.lib.stride_tricks.as_strided(np.zeros(8), (6, 3), (8, 8)), np.zeros((6, 3))]
+    if tensors:
+        arguments, out = {k: torch.from_numpy(v) for k, v in arguments.items()}, [torch.from_numpy(x) for x in out]
+    with forced(implementation), pytest.raises(ValueError, match=r"out \(advantages\) must have memory of its own"):
+        case.gae(**arguments, out=tuple(out))
+    assert not out[0].any()
+
+
+@each_implementation
 def test_neighbouring_memory_is_not_shared(implementation):
     case = Case(10, (6, 3))
     memory = np.zeros((3, 6, 3))
@@ -512,6 +526,13 @@ GOOD = {"rewards": X, "values": X, "terminated": FLAGS, "last_values": X[0]}
             ValueError,
             "cannot tell truncation from termination",
         ),
+        ({"rewards": None}, TypeError, r"rewards must be float \[T, N\]; got None"),
+        ({"values": None}, TypeError, r"values must be float \[T, N\]; got None"),
+        ({"last_values": X[0] * 1j}, TypeError, r"last_values must be real numbers; got .*complex64 \[2\]"),
+        ({"out": ()}, ValueError, r"out must be \(advantages, returns\); got 0 arrays"),
+        ({"out": (X.copy(), X.copy(), X.copy())}, ValueError, r"out must be \(advantages, returns\); got 3 arrays"),
+        ({"out": np.zeros((2, 4, 2), np.float32)}, TypeError, r"out must be \(advantages, returns\); got float32 \[2"),
+        ({"out": 3}, TypeError, r"out must be \(advantages, returns\); got int"),
         ({"gamma": 1.5}, ValueError, r"gamma must be in \[0, 1\]; got 1.5"),
         ({"gae_lambda": np.nan}, ValueError, r"gae_lambda must be in \[0, 1\]; got nan"),
         ({"out": (X.copy(), X[:3].copy())}, ValueError, r"out \(returns\) must be .*\[4, 2\]; got float32 \[3, 2\]"),

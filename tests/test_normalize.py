@@ -110,7 +110,7 @@ def test_start_and_state(implementation):
     assert copy.count == rms.count == 18
     np.testing.assert_array_equal(copy.mean, rms.mean)
     np.testing.assert_array_equal(copy.var, rms.var)
-    with pytest.raises(ValueError, match=r"'mean' must be \[3\]; got float64 \[2\]"):
+    with pytest.raises(ValueError, match=r"'mean' must be float64 \[3\]; got float64 \[2\]"):
         RunningMeanStd((3,)).load_state_dict(rms.state_dict())
 
 
@@ -341,6 +341,10 @@ def test_where_epsilon_is_added(implementation, outside):
         {"var": [1.0]},
         {"mean": ["a", "b", "c"]},
         {"count": -1},
+        {"count": 2.5},
+        {"count": np.nan},
+        {"count": 2**70},
+        {"epsilon_outside": "False"},
     ],
 )
 def test_a_state_that_is_none_changes_nothing(change):
@@ -350,6 +354,34 @@ def test_a_state_that_is_none_changes_nothing(change):
     with pytest.raises(ValueError, match="state"):
         rms.load_state_dict({**RunningMeanStd((3,)).state_dict(), **change})
     assert repr(rms.state_dict()) == before
+
+
+def test_incomplete_state_names_the_entry():
+    with pytest.raises(ValueError, match="state lacks 'var'"):
+        RunningMeanStd(()).load_state_dict({"mean": 0.0, "count": 0})
+
+
+@pytest.mark.parametrize("count", [2.5, np.nan, "1", -1, 2**62, 2**70])
+def test_number_of_samples_that_is_none_changes_nothing(count):
+    """A sum of counts beyond int64 would become negative."""
+    rms = RunningMeanStd(())
+    rms.update_from_moments(1.0, 1.0, 2**61)
+    before = repr(rms.state_dict())
+    with pytest.raises(ValueError, match="count must be"):
+        rms.update_from_moments(0.0, 1.0, count)
+    with pytest.raises(ValueError, match=r"count of all samples must be in \[0, 2\*\*62\)"):
+        rms.update_from_moments(0.0, 1.0, 2**61)
+    assert repr(rms.state_dict()) == before
+
+
+@pytest.mark.parametrize("bad", [-1e-8, np.nan, np.inf])
+def test_epsilon_and_clip_must_be_bounds(bad):
+    with pytest.raises(ValueError, match="epsilon must be finite and >= 0"):
+        RunningMeanStd((), bad)
+    rms = RunningMeanStd(())
+    if bad != np.inf:
+        with pytest.raises(ValueError, match="clip must be > 0, or None"):
+            rms.normalize([1.0], bad)
 
 
 # --- observations ---
@@ -407,6 +439,43 @@ def test_non_finite_observation_is_named(implementation, enabled, bad):
         normalizer.normalize_and_track(obs)
         normalizer.commit()
     assert normalizer.rms.count == (3 if enabled else 0)
+
+
+@each_implementation
+@pytest.mark.parametrize("values", [(1e300, 1e300), (1e150, -1e150), (1e140, 1e140)])
+def test_observation_that_would_overflow_the_moments_is_named(implementation, values):
+    """Finite, but their squares are not: the variance would be NaN for good."""
+    with forced(implementation):
+        normalizer = ObservationNormalizer((2,), num_envs=2)
+        for value in values:
+            normalizer.normalize_and_track([[0.0, 0.0], [0.0, value]])
+        with pytest.raises(NonFiniteError, match=r"env 1 has a value that is at least 1e\+140 .*, element \[1\]"):
+            normalizer.commit()
+        assert normalizer.rms.count == 0 and (normalizer.rms.var == 1).all()
+        normalizer.discard()
+        for value in (9e139, -9e139):
+            normalizer.normalize_and_track([[0.0, 0.0], [0.0, value]])
+        normalizer.commit()
+    # four samples of the second component: 0, 0 and the two large ones
+    np.testing.assert_allclose(normalizer.rms.var, [0, 9e139**2 / 2], rtol=8 * EPS)
+
+
+@pytest.mark.parametrize("change", [{"counts": [-1, 0]}, {"counts": [0.5, 0]}, {"m2s": [[-1.0], [0.0]]}])
+def test_tracked_state_that_is_none_changes_nothing(change):
+    normalizer = ObservationNormalizer((1,), num_envs=2)
+    normalizer.normalize_and_track([[1.0], [2.0]])
+    before = repr(normalizer.state_dict())
+    with pytest.raises(ValueError, match="state 'counts'"):
+        normalizer.load_state_dict({**normalizer.state_dict(), **change})
+    assert repr(normalizer.state_dict()) == before
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_reward_state_that_is_none_changes_nothing(bad):
+    normalizer = RewardNormalizer(2)
+    with pytest.raises(ValueError, match="state 'returns' must be finite"):
+        normalizer.load_state_dict({**normalizer.state_dict(), "returns": [0.0, bad]})
+    assert (normalizer.returns == 0).all()
 
 
 @each_implementation

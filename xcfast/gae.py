@@ -66,8 +66,8 @@ def compute_gae(
     Raises:
         ValueError: A shape, a device, a flag, a combination of arguments, gamma or gae_lambda is wrong, or an output
             shares memory with another argument. The message says which.
-        TypeError: A number is not floating point, a flag is neither bool nor a number, or an argument is a masked
-            array.
+        TypeError: `rewards` or `values` is None, a number is not floating point, a flag is neither bool nor a number,
+            an argument is a masked array, or `out` is neither a tuple nor a list.
 
     Note:
         The function is fastest with aligned C-contiguous numpy arrays, bool flags and `out`; everything else is
@@ -76,7 +76,8 @@ def compute_gae(
     Source: Schulman et al. 2016, equation 16; time limits as in Pardo et al. 2018.
     """
     if (
-        out is not None
+        type(out) is tuple
+        and len(out) == 2
         and time_major
         and episode_starts is None
         and last_done is None
@@ -160,6 +161,8 @@ def _general(
             raise ValueError(f"{name} must be in [0, 1]; got {factor}")
     _check_combination(arrays, flags, ends)
     names = _OUTPUTS[kernel]
+    if out is not None and not isinstance(out, tuple | list):
+        raise TypeError(f"out must be ({', '.join(names)}); got {describe(out)}")
     if out is not None and len(out) != len(names):
         raise ValueError(f"out must be ({', '.join(names)}); got {len(out)} arrays")
     outputs = {} if out is None else {f"out ({name})": x for name, x in zip(names, out, strict=True)}
@@ -198,6 +201,8 @@ def _through_kernel(
     step_shape = floats["rewards"].shape[1:]
     last_values = ends["last_values"]
     if last_values is not None:
+        if np.asarray(last_values).dtype.kind not in "fiub":
+            raise TypeError(f"last_values must be real numbers; got {describe(np.asarray(last_values))}")
         last_values = np.require(last_values, dtype, ["C", "A", "E"]).reshape(step_shape)
     if "episode_starts" in bools:
         last_done = flag_array("last_done", ends["last_done"]).reshape(1, *step_shape)
@@ -228,7 +233,10 @@ def _through_kernel(
 
 
 def _check_combination(arrays: dict[str, Any], flags: dict[str, Any], ends: dict[str, Any]) -> None:
-    """Raises a ValueError where an argument is missing or excludes another one."""
+    """Raises an error where an argument is missing or excludes another one."""
+    for name in ("rewards", "values"):
+        if name in arrays and arrays[name] is None:
+            raise TypeError(f"{name} must be float [T, N]; got None")
     if (ends["last_values"] is None) == (arrays["next_values"] is None):
         raise ValueError("give exactly one of last_values and next_values")
     if arrays["next_values"] is not None and arrays["final_values"] is not None:

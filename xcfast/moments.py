@@ -1,6 +1,7 @@
 """Running mean and variance of samples."""
 
 import math
+import operator
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ class RunningMeanStd:
 
     Args:
         shape: Shape of one sample.
-        epsilon: Small number that keeps the deviation away from 0.
+        epsilon: Small number, >= 0, that keeps the deviation away from 0.
         epsilon_outside: Where `epsilon` is added. False: the deviation is ``sqrt(var + epsilon)``. True: it is
             ``sqrt(var) + epsilon``, as in XuanCe.
 
@@ -41,6 +42,8 @@ class RunningMeanStd:
     def __init__(self, shape: tuple[int, ...] = (), epsilon: float = 1e-8, epsilon_outside: bool = False) -> None:
         self.shape = tuple(shape)
         self.epsilon = float(epsilon)
+        if not 0 <= self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be finite and >= 0; got {epsilon}")
         self.epsilon_outside = bool(epsilon_outside)
         self.mean: Float64 = np.zeros(self.shape)
         self.var: Float64 = np.ones(self.shape)
@@ -84,20 +87,21 @@ class RunningMeanStd:
         Args:
             mean: float [*shape], their mean.
             var: float [*shape], their population variance.
-            count: Number of samples; 0 changes nothing.
+            count: Number of samples, an int; 0 changes nothing.
 
         Raises:
             NonFiniteError: `mean` or `var` has a value that is not finite, or too large (see `update`).
-            ValueError: A shape is wrong, or `var` or `count` is negative. Nothing has changed.
+            ValueError: A shape is wrong, `var` is negative, `count` is no int >= 0, or there would be 2**62 samples or
+                more. Nothing has changed.
         """
+        count = _whole("count", count)
         if count == 0:
             return
         check_unmasked({"mean": mean, "var": var})
         means, variances = np.array(mean, np.float64, ndmin=0), np.array(var, np.float64, ndmin=0)
-        if means.shape != self.shape or variances.shape != self.shape or count < 0:
+        if means.shape != self.shape or variances.shape != self.shape:
             raise ValueError(
-                f"mean and var must be {list(self.shape)}, count >= 0; "
-                f"got {list(means.shape)}, {list(variances.shape)}, {count}"
+                f"mean and var must be {list(self.shape)}; got {list(means.shape)}, {list(variances.shape)}"
             )
         _check_usable("mean", means)
         _check_usable("var", variances, LARGEST**2)
@@ -105,6 +109,7 @@ class RunningMeanStd:
             raise ValueError(f"var must be >= 0; got {variances.min()}")
         rows = np.array([count], np.int64), means[None], np.ascontiguousarray(variances[None] * count)
         with self.lock:
+            _whole("count of all samples", self.count + count)
             self.check_accepted(kernels.impl.merge_tracked(*rows, self.mean, self.var, self.count_array))
 
     def merge(self, other: "RunningMeanStd") -> None:
@@ -117,7 +122,7 @@ class RunningMeanStd:
 
         Args:
             x: float [B, *shape], or one sample [*shape].
-            clip: Bound of the absolute value; None for no bound.
+            clip: Bound of the absolute value, > 0; None for no bound.
             out: float32, shape of `x`, for the result. It must not share memory with `x`, `mean` or `var`.
         """
         return self._apply("normalize", x, clip, out)
@@ -144,15 +149,18 @@ class RunningMeanStd:
         Raises:
             ValueError: The state does not fit, or is not one of moments. Nothing has changed.
         """
-        mean, var = (state_array(name, state[name], getattr(self, name)) for name in ("mean", "var"))
-        count = int(state["count"])
-        if not np.isfinite(mean).all() or not np.isfinite(var).all() or (var < 0).any() or count < 0:
-            raise ValueError("state must have a finite 'mean', a finite 'var' >= 0 and a 'count' >= 0")
+        mean, var = (state_array(state, name, getattr(self, name)) for name in ("mean", "var"))
+        if not np.isfinite(mean).all() or not np.isfinite(var).all() or (var < 0).any():
+            raise ValueError("state must have a finite 'mean' and a finite 'var' >= 0")
+        count = _whole("state 'count'", state.get("count"))
+        outside = state.get("epsilon_outside", False)
+        if not isinstance(outside, bool | np.bool_):
+            raise ValueError(f"state 'epsilon_outside' must be a bool; got {outside!r}")
         with self.lock:
             self.mean[...] = mean
             self.var[...] = var
             self.count_array[0] = count
-            self.epsilon_outside = bool(state.get("epsilon_outside", False))
+            self.epsilon_outside = bool(outside)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what copying and pickling take along: everything except the lock."""
@@ -165,6 +173,8 @@ class RunningMeanStd:
 
     def _apply(self, kernel: str, x: Any, clip: float | None, out: Float32 | None) -> Float32:
         limit = math.inf if clip is None else clip
+        if not limit > 0:
+            raise ValueError(f"clip must be > 0, or None for no bound; got {clip}")
         if out is None:
             out = np.empty(np.shape(x), np.float32)
         call = getattr(kernels.impl, kernel)
@@ -221,9 +231,23 @@ def within(x: npt.NDArray[Any], largest: float = LARGEST) -> npt.NDArray[np.bool
     return np.isfinite(x) if x.dtype == np.float32 else np.abs(x) < largest
 
 
-def state_array(name: str, value: Any, target: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns an entry of a state as an array; raises a ValueError where it does not fit `target`."""
-    given = np.asarray(value)
-    if given.shape != target.shape or given.dtype.kind not in "fiub":
-        raise ValueError(f"state {name!r} must be {list(target.shape)}; got {describe(given)}")
+def _whole(name: str, value: Any) -> int:
+    """Returns a number of samples as an int; raises where it is none, or does not fit an int64."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an int; got {value!r}") from None
+    if not 0 <= number < 2**62:
+        raise ValueError(f"{name} must be in [0, 2**62); got {number}")
+    return number
+
+
+def state_array(state: Mapping[str, Any], name: str, target: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns an entry of a state as an array; raises a ValueError where it is missing or does not fit `target`."""
+    if name not in state:
+        raise ValueError(f"state lacks {name!r}")
+    given = np.asarray(state[name])
+    kinds = "fiub" if target.dtype.kind == "f" else "iu"
+    if given.shape != target.shape or given.dtype.kind not in kinds:
+        raise ValueError(f"state {name!r} must be {target.dtype} {list(target.shape)}; got {describe(given)}")
     return given

@@ -86,7 +86,7 @@ class ObservationNormalizer:
         """Normalises one vector step and adds it to each env's own moments, which `commit` merges.
 
         Args:
-            obs: float [N, *shape]. A value that is not finite makes the next `commit` fail.
+            obs: float [N, *shape]. A value that is not finite, or too large, makes the next `commit` fail.
             out: float32 [N, *shape], for the result. It must not share memory with `obs`.
         """
         if out is None:
@@ -107,16 +107,23 @@ class ObservationNormalizer:
         """Merges what was tracked into `rms`, env by env, and forgets it.
 
         Raises:
-            NonFiniteError: An observation since the last commit was not finite. Nothing is merged or forgotten.
+            NonFiniteError: An observation since the last commit was NaN, infinite, or so large that the moments would
+                overflow (from 1e140 in absolute value, where observations are normalised). Nothing is merged or
+                forgotten.
         """
         with self.rms.lock:
             tracked = [self._counts, self._means, self._m2s]
             if self._join is not None:
                 tracked = [np.ascontiguousarray(self._join(x)) for x in tracked]
-            finite = np.isfinite(tracked[1]) & np.isfinite(tracked[2])
-            if not finite.all():
-                env, *element = np.argwhere(~finite)[0].tolist()
-                raise NonFiniteError(f"observation of env {env} has a value that is not finite, element {element}")
+            counts, means, m2s = tracked
+            most = LARGEST**2 * counts.reshape(-1, *[1] * len(self.rms.shape))  # of values below LARGEST
+            usable = (np.abs(means) < LARGEST) & (m2s <= most)
+            if not usable.all():
+                env, *element = np.argwhere(~usable)[0].tolist()
+                index = (env, *element)
+                finite = np.isfinite(means[index]) and np.isfinite(m2s[index])
+                fault = f"at least {LARGEST:g} in absolute value" if finite else "not finite"
+                raise NonFiniteError(f"observation of env {env} has a value that is {fault}, element {element}")
             if self.enabled:
                 rms = self.rms
                 rms.check_accepted(kernels.impl.merge_tracked(*tracked, rms.mean, rms.var, rms.count_array))
@@ -155,10 +162,12 @@ class ObservationNormalizer:
         """Restores a state that `state_dict` returned, in place.
 
         Raises:
-            ValueError: The state does not fit. Nothing has changed.
+            ValueError: The state does not fit, or has negative counts or sums of squares. Nothing has changed.
         """
         targets = {"counts": self._counts, "means": self._means, "m2s": self._m2s}
-        arrays = {name: state_array(name, state[name], target) for name, target in targets.items()}
+        arrays = {name: state_array(state, name, target) for name, target in targets.items()}
+        if (arrays["counts"] < 0).any() or (arrays["m2s"] < 0).any():
+            raise ValueError("state 'counts' and 'm2s' must be >= 0")
         with self.rms.lock:
             self.rms.load_state_dict(state["rms"])
             for name, target in targets.items():
@@ -309,9 +318,11 @@ class RewardNormalizer:
         """Restores a state that `state_dict` returned, in place.
 
         Raises:
-            ValueError: The state does not fit. Nothing has changed.
+            ValueError: The state does not fit, or a return is not finite. Nothing has changed.
         """
-        returns = state_array("returns", state["returns"], self.returns)
+        returns = state_array(state, "returns", self.returns)
+        if not np.isfinite(returns).all():
+            raise ValueError("state 'returns' must be finite")
         with self.rms.lock:
             self.rms.load_state_dict(state["rms"])
             self.returns[...] = returns

@@ -21,7 +21,7 @@ def check_unmasked(arguments: Mapping[str, Any]) -> None:
 
 
 def check_memory(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Raises a ValueError where the memory of an output overlaps that of another output or of an input.
+    """Raises a ValueError where the memory of an output overlaps that of another output, of an input, or itself.
 
     Args:
         outputs: Arrays and tensors that are written, by name. Anything else has no memory that could be shared.
@@ -31,9 +31,30 @@ def check_memory(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         return
     everything = {**inputs, **outputs}
     for name, out in outputs.items():
+        if _overlaps_itself(out):
+            raise ValueError(f"{name} must have memory of its own for each element; several elements share theirs")
         for other_name, other in everything.items():
             if other_name != name and _overlap(out, other):
                 raise ValueError(f"{name} must not share memory with {other_name}; give separate arrays")
+
+
+def _overlaps_itself(x: Any) -> bool:
+    """Returns whether elements may share memory, as those of a broadcast array do."""
+    if isinstance(x, np.ndarray):
+        strides, itemsize = x.strides, x.itemsize
+    elif hasattr(x, "data_ptr"):  # a tensor; torch is not imported for it
+        itemsize = x.element_size()
+        strides = tuple(stride * itemsize for stride in x.stride())
+    else:
+        return False
+    reach = itemsize  # bytes that the axes of smaller strides take
+    for stride, length in sorted((abs(stride), length) for stride, length in zip(strides, x.shape, strict=True)):
+        if length == 0:
+            return False
+        if length > 1 and stride < reach:
+            return True
+        reach += stride * (length - 1)
+    return False
 
 
 def _overlap(x: Any, y: Any) -> bool:

@@ -76,6 +76,9 @@ def advantages(
     for name, x in inputs.items():
         if not x.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating point; got {x.dtype} {list(x.shape)}")
+    last_values = ends["last_values"]
+    if last_values is not None and last_values.dtype.is_complex:
+        raise TypeError(f"last_values must be real numbers; got {last_values.dtype} {list(last_values.shape)}")
     shape = check_rollout_shapes(inputs, flags, ends, time_major)
     dtype = inputs["rewards"].dtype
     for x in inputs.values():
