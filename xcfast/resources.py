@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 
 
 def available_cpus() -> int:
-    """CPUs this process may run on: its affinity, cut to its cgroup's quota (rounded down), at least one."""
+    """Returns the number of CPUs that this process may run on, at least one.
+
+    That is its affinity, cut to its cgroup's quota (rounded down).
+    """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
 def update_threads(config: Config, sharing: int = 1) -> int:
-    """Threads of the update: ``num_threads``, or this process's part of its CPUs, up to OMP_NUM_THREADS.
+    """Returns the number of threads of the update.
+
+    That is ``num_threads``, or this process's part of its CPUs, limited by OMP_NUM_THREADS.
 
     Args:
-        config: of the run.
-        sharing: number of processes that share the CPUs.
+        config: The run's configuration.
+        sharing: Number of processes that share the CPUs.
     """
     if config.num_threads:
         return config.num_threads
@@ -40,11 +45,11 @@ def update_threads(config: Config, sharing: int = 1) -> int:
 
 
 def training_device(config: Config, local_rank: int | None = None) -> torch.device:
-    """The device that trains. ``auto`` is CUDA where there is one.
+    """Returns the device that trains. ``auto`` is CUDA where there is one.
 
     Args:
-        config: of the run.
-        local_rank: number of this rank on its node, where several ranks train; each has a GPU of its own.
+        config: The run's configuration.
+        local_rank: Number of this rank on its node, where several ranks train. Each has a GPU of its own.
     """
     import torch
 
@@ -74,18 +79,18 @@ def check_gpus(num_ranks: int) -> None:
 
 
 def page_locked(shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """Zeros in page-locked memory, which a CUDA device reads without waiting. Needs such a device."""
+    """Allocates zeros in page-locked memory, which a CUDA device reads without waiting. Needs such a device."""
     import torch
 
     return torch.zeros(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True).numpy()
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """The tightest CPU quota, in CPUs, over this process's cgroups (version 1 and 2); None without one.
+    """Returns the tightest CPU quota of this process's cgroups (version 1 and 2), in CPUs; None without one.
 
     Args:
-        root: where the cgroup file systems are mounted.
-        membership: the file that names this process's cgroups, one "id:controllers:path" a line.
+        root: Folder in which the cgroup file systems are mounted.
+        membership: File that names this process's cgroups, one "id:controllers:path" a line.
     """
     quotas = []
     for line in _read(membership).splitlines():

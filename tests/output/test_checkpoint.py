@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from xcfast import load_config
 from xcfast.errors import CheckpointError
 from xcfast.output import checkpoint as ckpt
 from xcfast.output.checkpoint import load_checkpoint, save_checkpoint
+from xcfast.output.folders import RunFolders
 
 NEEDED = {
     "config": {},
@@ -131,3 +133,13 @@ def test_prune_keeps_the_latest_by_step(tmp_path):
     names = [path.name for path in ckpt.periodic_checkpoints(tmp_path)]
     assert names == ["checkpoint_300.pth", "checkpoint_2000.pth", "checkpoint_10000.pth"]
     assert (tmp_path / ckpt.BEST_MODEL).exists()
+
+
+def test_folders_do_not_follow_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = RunFolders.create(load_config(overrides={"log_dir": "logs", "model_dir": "models"}), "train")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ckpt.save_checkpoint(folders.model_dir / "model.pth", {})
+    assert (tmp_path / "models" / "Ant-v4" / folders.model_dir.name / "model.pth").is_file()
+    assert RunFolders.find(folders.log_dir) == folders

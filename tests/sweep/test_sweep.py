@@ -369,3 +369,14 @@ def test_an_env_id_stands_for_the_shipped_file(base, monkeypatch):
     monkeypatch.setattr("xcfast.sweep.command._run", lambda settings, *rest: (seen.extend(settings), (seen, 0))[1])
     assert main(["Hopper-v5", "--seeds", "1"]) == 0
     assert seen[0].config.env_id == "Hopper-v5" and (Path("sweeps") / "Hopper-v5" / "all" / "config.json").is_file()
+
+
+def test_points_that_are_equal_are_one_setting(base, monkeypatch, capsys):
+    base()
+    seen = []
+    monkeypatch.setattr("xcfast.sweep.command._run", lambda settings, *rest: (seen.extend(settings), (seen, 0))[1])
+    assert main(["base.yaml", "--seeds", "1", "--grid", "learning_rate=1e-3,0.001,2e-3"]) == 0
+    assert [setting.values["learning_rate"] for setting in seen] == [0.001, 0.002]
+    assert "learning_rate=0.001: named twice, trained once" in capsys.readouterr().out
+    assert main(["base.yaml", "--seeds", "1", "--grid", "n_epochs=1", "--grid", "n_epochs=2"]) == 2
+    assert "n_epochs: given twice" in capsys.readouterr().err

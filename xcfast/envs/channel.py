@@ -1,4 +1,4 @@
-"""Messages between the parent and a worker over a socket pair: for all that is rare. Steps go through shared memory."""
+"""Messages between the parent and a worker over a socket pair, for everything rare. Steps use shared memory."""
 
 import pickle
 import socket
@@ -8,7 +8,7 @@ _LENGTH = 8
 
 
 class Channel:
-    """Whole pickled objects over one end of a socket pair.
+    """One end of a socket pair that carries whole pickled objects.
 
     Both ends belong to processes of one program, so the pickles are as trustworthy as the program itself.
     """
@@ -19,31 +19,31 @@ class Channel:
 
     @staticmethod
     def pack(message: Any) -> bytes:
-        """One object as `send_packed` takes it; raises what pickle raises, which may be anything."""
+        """Returns an object in the form that `send_packed` takes. Raises what pickle raises, which may be anything."""
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         return len(data).to_bytes(_LENGTH, "little") + data
 
     def send(self, message: Any, timeout: float | None = None) -> None:
-        """Packs and sends one object; raises as `pack` and `send_packed` do."""
+        """Packs and sends an object. Raises as `pack` and `send_packed` do."""
         self.send_packed(self.pack(message), timeout)
 
     def send_packed(self, packed: bytes, timeout: float | None = None) -> None:
         """Sends what `pack` returned.
 
         Raises:
-            TimeoutError: the other side did not take it within `timeout` seconds.
-            ConnectionError: the other side is gone.
+            TimeoutError: The other side did not take it within `timeout` seconds.
+            ConnectionError: The other side is gone.
         """
         self._socket.settimeout(timeout)
         self._socket.sendall(packed)
 
     def receive(self, timeout: float | None = None) -> Any:
-        """Waits for one object; a partly received one is kept for the next call.
+        """Waits for an object. A partly received object is kept for the next call.
 
         Raises:
-            TimeoutError: none came within `timeout` seconds.
-            EOFError: the other side is gone.
-            UnpicklingError: it came, and cannot be unpickled here; the next call receives the next one.
+            TimeoutError: No object came within `timeout` seconds.
+            EOFError: The other side is gone.
+            UnpicklingError: The object cannot be unpickled here. The next call receives the next one.
         """
         self._socket.settimeout(timeout)
         self._fill(_LENGTH)

@@ -133,7 +133,7 @@ class MujocoVecEnv(NativeVecEnv):
 
     @property
     def warning_counts(self) -> dict[str, int]:
-        """MuJoCo's warnings since this was made, over all envs, by name; only those that occurred.
+        """The number of MuJoCo's warnings so far, over all environments, by name; only those that occurred.
 
         BADQPOS, BADQVEL and BADQACC say that physics became unstable and MuJoCo reset the simulation.
         """

@@ -1,4 +1,4 @@
-"""Builds the native engine: addresses of MuJoCo's functions and arrays, and what its arithmetic must know of numpy."""
+"""Builds the native engine: the addresses of MuJoCo's functions and arrays, and how this numpy computes."""
 
 import ctypes
 import functools
@@ -28,18 +28,18 @@ _HANDLERS = {
 def build_engine(
     task: Task, base: Any, datas: Sequence[Any], arrays: dict[str, Any], config: dict[str, int], pool: Any
 ) -> Any:
-    """The engine (`_core.EnvEngine`) for the simulations `datas` on one model.
+    """Builds the engine (`_core.EnvEngine`) of several simulations on one model.
 
     Args:
-        task: of `base`.
-        base: the environment whose model and keyword arguments count.
-        datas: mjData of each env.
-        arrays: the engine's memory by name, see `NativeVecEnv` and `MujocoVecEnv`.
-        config: see `NativeVecEnv`.
-        pool: `_core.ThreadPool`.
+        task: The task of `base`.
+        base: The environment that determines the model and the keyword arguments.
+        datas: The mjData of each environment.
+        arrays: The engine's memory by name, see `NativeVecEnv` and `MujocoVecEnv`.
+        config: The engine's sizes, see `NativeVecEnv`.
+        pool: The thread pool, `_core.ThreadPool`.
 
     Raises:
-        NotNativeError: this MuJoCo or this model is not one that the engine can step.
+        NotNativeError: The engine cannot step this model, or not with this MuJoCo.
     """
     from xcfast import _core
 
@@ -86,7 +86,7 @@ def build_engine(
 
 @functools.cache
 def functions() -> dict[str, int]:
-    """Addresses of MuJoCo's functions, 0 for a handler that this version does not have."""
+    """Returns the addresses of MuJoCo's functions, 0 for a handler that this version lacks."""
     import mujoco
 
     folder, names = Path(mujoco.__file__).parent, ("libmujoco*.so*", "libmujoco*.dylib", "mujoco.dll")
@@ -107,7 +107,7 @@ def functions() -> dict[str, int]:
 
 @functools.cache
 def numpy_fuses() -> tuple[bool, bool]:
-    """Whether np.linalg.norm of three numbers, and np.einsum, use fused multiply-add here: that depends on the CPU."""
+    """Returns whether np.linalg.norm of three numbers, and np.einsum, use fused multiply-add on this CPU."""
     rng = np.random.default_rng(0)
 
     def agree(ours: Any, numpys: Any) -> int:

@@ -1,4 +1,4 @@
-"""What the native vector environments share: envs stepped by threads in C++, with Gymnasium's numbers bit for bit."""
+"""What the native vector environments share: environments that C++ threads step, bit for bit like Gymnasium."""
 
 import functools
 import threading
@@ -25,7 +25,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def exclusive(method: Method) -> Method:
-    """Lets one Python thread at a time into a method of a NativeVecEnv; another gets an error."""
+    """Lets one Python thread at a time into a method of a NativeVecEnv. Another thread gets an error."""
 
     @functools.wraps(method)
     def guarded(self: "NativeVecEnv", *args: Any, **kwargs: Any) -> Any:
@@ -40,24 +40,27 @@ def exclusive(method: Method) -> Method:
 
 
 class NativeVecEnv(VecEnv):
-    """N environments in C++. Env 0 is also made by Gymnasium: its keyword arguments and attributes are Gymnasium's.
+    """N environments in C++.
+
+    Gymnasium makes environment 0 as well, so keyword arguments and attributes are Gymnasium's.
 
     Args:
         env_id: Gymnasium's id.
-        num_envs: N.
-        num_threads: threads that step; None or 0: as many as this process may use.
-        infos: whether to deliver the envs' own infos too.
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
+        num_envs: The number of environments, N.
+        num_threads: The number of threads that step; None or 0 for as many as this process may use.
+        infos: Whether to deliver the environments' own infos too.
+        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
+            overwrites.
         autoreset_mode: "same_step" or "next_step", see `VecEnv`.
         episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
-        env_kwargs: for `gymnasium.make`.
+        env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Attributes:
-        num_threads: threads that step.
+        num_threads: The number of threads that step.
 
     Raises:
-        NotNativeError: the engine cannot step it, or not as Gymnasium does.
-        EnvError: Gymnasium cannot make it.
+        NotNativeError: The engine cannot step the environment, or not as Gymnasium does.
+        EnvError: Gymnasium cannot make the environment.
     """
 
     def __init__(
@@ -102,10 +105,10 @@ class NativeVecEnv(VecEnv):
     # What a kind of native environment adds.
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
-        """Finds out what `self._base` is; returns the numbers of an initial state and how they are drawn.
+        """Finds out what `self._base` is; returns the size of an initial state and the function that draws it.
 
         Raises:
-            NotNativeError: the engine does not know it.
+            NotNativeError: The engine does not know the environment.
         """
         raise NotImplementedError
 
@@ -113,7 +116,7 @@ class NativeVecEnv(VecEnv):
         raise NotImplementedError
 
     def _draw_with(self, options: dict[str, Any] | None) -> Draw | None:
-        """How the next initial state is drawn with these options of `reset`; None: as always."""
+        """Returns how `reset` draws the next initial state with these options; None: as without options."""
         return None
 
     def _step_info(self, index: int) -> dict[str, Any]:
@@ -123,14 +126,14 @@ class NativeVecEnv(VecEnv):
         raise NotImplementedError
 
     def _get_physics(self, index: int) -> dict[str, Any]:
-        """The part of an env's state that is the kind's, as env_state.get_state has it."""
+        """Returns the part of an environment's state that this kind adds, in the form of env_state.get_state."""
         raise NotImplementedError
 
     def _set_physics(self, index: int, state: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def _attribute(self, name: str) -> list[Any] | None:
-        """An attribute of each env; None: there is none of that name."""
+        """Returns an attribute of each environment; None if there is none of that name."""
         raise NotImplementedError
 
     def _picture(self, index: int) -> Any:
@@ -138,7 +141,7 @@ class NativeVecEnv(VecEnv):
         raise NotImplementedError
 
     def probes(self, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """Physics of states that are worth a step in the comparison with Gymnasium, besides those of episodes."""
+        """Returns further states from which one step is compared with Gymnasium's."""
         return []
 
     _attributes: tuple[str, ...]
@@ -264,35 +267,35 @@ class NativeVecEnv(VecEnv):
         return buffers.obs, buffers.rewards, buffers.terminated, buffers.truncated, infos
 
     def _check_choices(self) -> None:
-        """Raises ValueError where the actions are not among those of a Discrete space, which starts with 0."""
+        """Raises ValueError where an action is not in a Discrete space, which starts with 0."""
         space, actions = self.single_action_space, self._buffers.actions
         assert isinstance(space, Discrete)
         if (actions < 0).any() or (actions >= space.n).any():
             raise ValueError(f"actions must be in [0, {space.n}); got {actions.tolist()}")
 
     def _deliver(self) -> None:
-        """Hands out the engine's observations where the env's have another type."""
+        """Copies the engine's observations to arrays of the environment's own type, where that differs."""
         if self._rows.obs is not self._buffers.obs:
             np.copyto(self._buffers.obs, self._rows.obs, casting="same_kind")
 
     @property
     def engine(self) -> Any:
-        """`_core.EnvEngine`, for native code that steps the envs itself; see `drive`."""
+        """The `_core.EnvEngine`, for native code that steps the environments itself; see `drive`."""
         return self._engine
 
     @property
     def observations(self) -> NDArray[np.float64]:
-        """float64 [N, *obs_shape], the current observations: the engine's array."""
+        """The current observations float64 [N, *obs_shape]: the engine's array."""
         return self._rows.obs
 
     @exclusive
     def drive(self, run: Callable[[], bool]) -> None:
-        """Lets native code step the envs: calls run() until it returns True.
+        """Lets native code step the environments: calls run() until it returns True.
 
-        Where it returns False, an env has no initial state left; some are drawn before it is called again.
+        Where it returns False, an environment has used up its initial states. New ones are drawn before the next call.
 
         Raises:
-            SimulationError: MuJoCo raised an error; the envs need a `reset`.
+            SimulationError: MuJoCo raised an error. The environments need a `reset`.
         """
         if self.closed or self._phase is not Phase.RUNNING:
             raise self._not_ready("step")
@@ -304,7 +307,7 @@ class NativeVecEnv(VecEnv):
         self._phase = Phase.RUNNING
 
     def _env_infos(self) -> dict[str, Any]:
-        """Infos of the step just done; resets the envs whose episode ended, which the engine has left to this."""
+        """Returns the infos of the step just done, and resets the environments whose episode ended."""
         done = np.flatnonzero(self._buffers.terminated | self._buffers.truncated).tolist()
         envs: StepInfos = [(self._step_info(index), None) for index in range(self.num_envs)]
         if done:
@@ -380,7 +383,7 @@ class NativeVecEnv(VecEnv):
 
 
 def _bare(env: gymnasium.Env) -> tuple[Any, int | None]:
-    """The environment below the wrappers, and its time limit (None: no limit)."""
+    """Returns the environment below the wrappers, and its time limit (None: no limit)."""
     limits = []
     while isinstance(env, gymnasium.Wrapper):
         if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
@@ -396,7 +399,7 @@ def _bare(env: gymnasium.Env) -> tuple[Any, int | None]:
 
 
 def _as_type(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """The array itself if it is of that type, else room for its numbers."""
+    """Returns the array itself if it has that type, else an array with room for its numbers."""
     return array if array.dtype == dtype else np.zeros(array.shape, dtype)
 
 

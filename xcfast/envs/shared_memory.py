@@ -1,4 +1,4 @@
-"""The arrays that envs and their user exchange at every step, laid out in one block of memory."""
+"""The arrays that environments and their user exchange at every step, laid out in one block of memory."""
 
 import mmap
 import os
@@ -13,7 +13,7 @@ ALIGNMENT = 64  # a cache line: what two processes write does not share one
 
 
 class Buffers(NamedTuple):
-    """One vector step of N environments."""
+    """The arrays of one vector step of N environments."""
 
     obs: NDArray[Any]  # [N, *obs_shape], the env's dtype
     final_obs: NDArray[Any]  # like obs; row i is valid where the episode of env i ended in this step
@@ -24,7 +24,7 @@ class Buffers(NamedTuple):
     action_masks: NDArray[np.bool_] | None  # [N, number of actions], of obs; None where they are not asked for
 
     def rows(self, start: int, stop: int) -> "Buffers":
-        """The views of environments start to stop - 1."""
+        """Returns the views of environments start to stop - 1."""
         return Buffers._make(None if array is None else array[start:stop] for array in self)
 
 
@@ -39,12 +39,12 @@ def buffers_in(
     """Lays the buffers out in `memory` from byte `offset` on.
 
     Args:
-        memory: writable buffer, or None to only learn the size.
-        offset: first byte to use.
-        num_envs: N.
-        observation_space: space of one env, with a shape and a dtype.
-        action_space: likewise.
-        action_masks: whether there is room for them; the action space is then Discrete.
+        memory: A writable buffer, or None to learn the size only.
+        offset: First byte to use.
+        num_envs: The number of environments, N.
+        observation_space: Space of one environment's observations, with a shape and a dtype.
+        action_space: Space of one environment's actions, likewise.
+        action_masks: Whether there is room for action masks. The action space is then Discrete.
 
     Returns:
         The buffers (empty arrays of size 0 without memory) and the first byte behind them.
@@ -64,7 +64,7 @@ def buffers_in(
 
 
 def array_in(memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> tuple[NDArray[Any], int]:
-    """One aligned array in `memory` at or behind byte `offset`, and the first byte behind it."""
+    """Returns an aligned array in `memory` at or behind byte `offset`, and the first byte behind it."""
     dtype = np.dtype(dtype)
     start = -(-offset // ALIGNMENT) * ALIGNMENT
     count = int(np.prod(shape, dtype=np.int64))
@@ -73,7 +73,7 @@ def array_in(memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> tu
 
 
 def create_memory() -> int:
-    """A descriptor of new, empty, anonymous shared memory; it has no name, so nothing can be left behind."""
+    """Returns a descriptor of new, empty, anonymous shared memory. It has no name, so nothing can be left behind."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("xcfast", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:

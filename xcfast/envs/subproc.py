@@ -1,4 +1,4 @@
-"""SubprocVecEnv: the environments in worker processes, with everything a step exchanges in shared memory."""
+"""SubprocVecEnv: environments in worker processes, which exchange all data of a step in shared memory."""
 
 import math
 import os
@@ -19,25 +19,27 @@ from xcfast.resources import available_cpus
 class SubprocVecEnv(VecEnv):
     """Steps N environments in K worker processes, each with a contiguous slice of them.
 
-    Gives the same trajectories as DummyVecEnv, bit for bit. Workers are fresh interpreters (a script needs no main
-    guard) that end with this process, however it ends.
+    The trajectories are those of DummyVecEnv, bit for bit. Workers are fresh interpreters, so a script needs no main
+    guard. They end with this process, however it ends.
 
     Args:
-        env_fns: constructors of the N environments, anything that cloudpickle can pickle.
-        num_workers: K, at most N; None for as many as this process may use CPUs.
-        timeout: seconds that a step, a reset or any other request may take (an env's constructor: at least
-            a minute).
-        copy: whether `reset` and `step` return copies; else the internal arrays, which the next step overwrites.
-        infos: whether to deliver the envs' own infos, as Gymnasium does; they are pickled at every step, which is slow.
-        action_masks: whether to deliver the masks of allowed actions in the attribute `action_masks`; they come
-            through the shared memory.
+        env_fns: Constructors of the N environments, anything that cloudpickle can pickle.
+        num_workers: The number of workers, K, at most N; None for as many as this process may use CPUs.
+        timeout: Seconds that a step, a reset or any other request may take (an environment's constructor: at least a
+            minute).
+        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
+            overwrites.
+        infos: Whether to deliver the environments' own infos, as Gymnasium does. They are pickled at every step, which
+            is slow.
+        action_masks: Whether to deliver the masks of allowed actions in the attribute `action_masks`, through the
+            shared memory.
         autoreset_mode: "same_step" or "next_step", see `VecEnv`.
         episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
 
     Raises:
-        EnvError: a space is of a kind that is not supported, or the compiled core is missing.
-        WorkerError: a constructor raised; the message holds the worker's traceback.
-        WorkerDiedError, WorkerTimeoutError: a worker ended or did not answer; also raised by all methods.
+        EnvError: A space has a kind that is not supported, or the compiled core is missing.
+        WorkerError: A constructor raised. The message holds the worker's traceback.
+        WorkerDiedError, WorkerTimeoutError: A worker ended or did not answer. All methods raise them.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class SubprocVecEnv(VecEnv):
         return [item for answer in self._pool.request(requests) for item in answer or ()]
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Closes the envs and ends the workers."""
+        """Closes the environments and ends the workers."""
         self._closer()
         del self._buffers
 

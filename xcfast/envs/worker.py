@@ -28,7 +28,7 @@ _REPORT_SECONDS = 0.5  # the least time between two reports that the constructio
 
 
 def ignore_signals() -> None:
-    """Leaves Ctrl-C and SIGTERM, which may go to the whole process group, to the parent: the worker ends with it."""
+    """Leaves Ctrl-C and SIGTERM, which may go to the whole process group, to the parent. The worker ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):  # the parent starts workers with SIGINT blocked
@@ -38,7 +38,7 @@ def ignore_signals() -> None:
 
 
 def failure(env: int, error: BaseException) -> tuple[str, dict[str, Any]]:
-    """The answer that reports an exception: the local index of the env at work (or -1), and the traceback as text."""
+    """Returns the answer that reports an exception: local index of the environment at work (or -1), and traceback."""
     return "error", {
         "env": env,
         "traceback": "".join(traceback.format_exception(error)),
@@ -48,7 +48,7 @@ def failure(env: int, error: BaseException) -> tuple[str, dict[str, Any]]:
 
 
 def answer(channel: Channel, message: tuple[str, Any]) -> None:
-    """Sends an answer; where it cannot be pickled (a lambda, an open file), the failure that says so."""
+    """Sends an answer, or the failure that says why it cannot be pickled (a lambda, an open file)."""
     try:
         packed = channel.pack(message)
     except Exception as error:
@@ -59,7 +59,7 @@ def answer(channel: Channel, message: tuple[str, Any]) -> None:
 
 
 def reporting(channel: Channel, env_fns: Sequence[EnvFn]) -> Iterator[EnvFn]:
-    """The constructors; tells the parent now and then that they advance, so that it waits for thousands of them."""
+    """Yields the constructors, and tells the parent now and then that they advance."""
     reported = time.monotonic()
     for env_fn in env_fns:
         yield env_fn
@@ -94,7 +94,7 @@ def build(channel: Channel) -> EnvSlice | None:
 
 
 def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
-    """Runs commands until the parent says close."""
+    """Runs commands until the parent sends `close`."""
     while True:
         command = sync.wait_command(_IDLE_SECONDS)
         if command == STEP:

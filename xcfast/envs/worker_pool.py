@@ -40,14 +40,14 @@ Request = tuple[str | None, tuple[Any, ...]]  # a method of EnvSlice (None: do n
 
 
 class WorkerPool:
-    """K worker processes with a contiguous slice of the environments each.
+    """K worker processes, each with a contiguous slice of the environments.
 
     Args:
-        env_fns: constructors of all environments.
+        env_fns: Constructors of all environments.
         slices: (start, stop) of each worker's environments.
-        timeout: seconds that a request may take.
-        infos: whether steps answer with the envs' infos.
-        action_masks: whether steps write them.
+        timeout: Seconds that a request may take.
+        infos: Whether steps answer with the environments' infos.
+        action_masks: Whether steps write action masks.
         next_step: Whether an environment whose episode ended is reset by the next step instead of the same one.
     """
 
@@ -137,14 +137,14 @@ class WorkerPool:
         return buffers
 
     def step(self) -> list[Any] | None:
-        """One step of all environments; returns the workers' infos if these are wanted."""
+        """Steps all environments; returns the workers' infos if these are wanted."""
         self._finish_interrupted()
         self._stepping = True
         self._sync.publish(STEP, len(self.slices))
         return self._step_answers()
 
     def request(self, requests: Sequence[Request]) -> list[Any]:
-        """Has every worker run its request; returns the answers."""
+        """Lets every worker run its request; returns the answers."""
         self._finish_interrupted()
         packed = [Channel.pack(request) for request in requests]  # what cannot be pickled raises before anybody waits
         self._sync.publish(MESSAGE, len(self.slices))
@@ -202,7 +202,7 @@ class WorkerPool:
             time.sleep(0.002)
 
     def _kill(self, reason: str) -> None:
-        """Ends the workers at once and lets go of all that belongs to them."""
+        """Ends the workers at once and releases everything that belongs to them."""
         self._ended = self._ended or reason
         for process in self._processes:
             if process.poll() is None:
@@ -240,10 +240,10 @@ class WorkerPool:
         return finished
 
     def _answers(self, timeout: float) -> list[Any]:
-        """Receives one answer from each worker that owes one; raises the first error among them.
+        """Receives an answer from each worker that owes one; raises the first error among them.
 
         Args:
-            timeout: seconds that each worker has; anew from each report that its construction goes on.
+            timeout: Seconds that each worker has, counted anew from each report that its construction advances.
         """
         deadlines = dict.fromkeys(self._owing, time.monotonic() + timeout)
         answers: dict[int, Any] = {}
@@ -269,7 +269,7 @@ class WorkerPool:
         return [answer for _, (_, answer) in sorted(answers.items())]
 
     def _finish_interrupted(self) -> None:
-        """Waits for what an interrupted call (by KeyboardInterrupt, say) left running; its result is of no use."""
+        """Waits for what an interrupted call (by KeyboardInterrupt, say) has left running, and drops its result."""
         if self._ended:
             raise WorkerError(f"the workers are gone: {self._ended}")
         if self._stepping or self._owing:

@@ -1,4 +1,4 @@
-"""Checkpoints: one self-contained file each, written atomically, read without executing anything from it."""
+"""Checkpoints: self-contained files, written atomically, read without executing anything from them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _PERIODIC = re.compile(r"checkpoint_(\d+)\.pth")
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` to ``path``: to a temporary name first, flushed to the disk, then renamed.
+    """Writes a checkpoint to a temporary name, flushes it to the disk, then renames it.
 
     Args:
-        path: where to; its folder must exist.
-        state: nested dicts and lists of tensors, numpy arrays, numbers, strings, booleans and None.
+        path: The file to write. Its folder must exist.
+        state: Nested dicts and lists of tensors, numpy arrays, numbers, texts, booleans and None.
 
     Raises:
-        CheckpointError: the file cannot be written; what was at ``path`` before is still there.
+        CheckpointError: The file cannot be written. What was at ``path`` before is still there.
     """
     data = io.BytesIO()  # first into memory: torch would hide the file system's error behind one of its own
     torch.save({"format": FORMAT, "version": VERSION, **_plain(state)}, data)
@@ -51,10 +51,10 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What ``torch.save`` wrote, on the CPU. Nothing is made of it but tensors, numbers, texts and containers.
+    """Reads what ``torch.save`` wrote onto the CPU: tensors, numbers, texts and containers, and nothing else.
 
     Raises:
-        CheckpointError: missing, truncated, damaged, no such file at all, or it asks for objects of any other kind.
+        CheckpointError: The file is missing, truncated or damaged, is no such file, or asks for other objects.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -100,24 +100,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_path(model_dir: Path, step: int) -> Path:
-    """Name of the periodic checkpoint of that step."""
+    """Returns the path of the periodic checkpoint of a step."""
     return model_dir / f"checkpoint_{step}.pth"
 
 
 def periodic_checkpoints(model_dir: Path) -> list[Path]:
-    """The periodic checkpoints in a folder, oldest step first."""
+    """Returns the periodic checkpoints in a folder, the oldest step first."""
     found = [(int(match[1]), path) for path in model_dir.glob("*.pth") if (match := _PERIODIC.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
 def prune_checkpoints(model_dir: Path, keep: int) -> None:
-    """Delete all but the last ``keep`` periodic checkpoints."""
+    """Deletes all but the last ``keep`` periodic checkpoints."""
     for path in periodic_checkpoints(model_dir)[:-keep]:
         path.unlink(missing_ok=True)
 
 
 def set_aside_after(model_dir: Path, step: int) -> list[Path]:
-    """Rename the checkpoints of later steps, which a run that goes on from ``step`` leaves behind; the new names."""
+    """Renames the checkpoints of later steps when a run goes on from ``step``; returns the new names."""
     kept = checkpoint_path(model_dir, step)
     paths = periodic_checkpoints(model_dir)
     later = paths[paths.index(kept) + 1 :] if kept in paths else []
@@ -135,7 +135,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy arrays as tensors and numpy scalars as numbers: what ``weights_only`` loading admits."""
+    """Turns numpy arrays into tensors and numpy scalars into numbers, which ``weights_only`` loading admits."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -13,7 +13,13 @@ from xcfast.output.summary import Summary
 
 
 def say(text: str, quiet: bool = False, error: bool = False) -> None:
-    """Print without tearing a progress bar."""
+    """Prints a line without tearing a progress bar.
+
+    Args:
+        text: The line.
+        quiet: Whether to print nothing.
+        error: Whether to print to stderr.
+    """
     if not quiet:
         with suppress(OSError):  # the reader of a pipe may be gone; the run goes on
             tqdm.write(text, file=sys.stderr if error else sys.stdout)
@@ -21,7 +27,7 @@ def say(text: str, quiet: bool = False, error: bool = False) -> None:
 
 
 def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
-    """Report MuJoCo's warnings, by name and number, those of several processes together."""
+    """Prints the names and numbers of MuJoCo's warnings, those of several processes added up."""
     total: Counter[str] = Counter()
     for one in counts:
         total.update(one)
@@ -31,7 +37,15 @@ def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
 
 
 class ProgressBar:
-    """Env steps done, steps/s, time left and recent returns; silent when stdout is no terminal."""
+    """A bar with environment steps, steps per second, time left and recent returns.
+
+    It is silent where stdout is no terminal.
+
+    Args:
+        total: Environment steps at the end.
+        initial: Environment steps at the start.
+        enabled: Whether to show it.
+    """
 
     def __init__(self, total: int, initial: int, enabled: bool = True) -> None:
         self._bar = tqdm(
@@ -45,7 +59,7 @@ class ProgressBar:
         )
 
     def update(self, step: int, recent_returns: Collection[float]) -> None:
-        """Move to ``step`` and show the mean of the recent returns."""
+        """Moves the bar to ``step`` and shows the mean of the recent returns."""
         if self._bar.disable:
             return
         if recent_returns:
@@ -65,7 +79,7 @@ class ProgressBar:
 
 
 def end_table(summary: Summary, stopped_by: str | None) -> str:
-    """Scores, where the time went, and where the files are."""
+    """Returns the table of scores, of where the time went, and of where the files are."""
     rows = [("stopped by", f"{stopped_by}; continue with --resume {summary.log_dir}")] if stopped_by else []
     rows.append(("steps", f"{summary.steps:,} ({summary.steps_per_second:,.0f} per second of training)"))
     if summary.best_mean is not None:

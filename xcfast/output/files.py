@@ -16,7 +16,7 @@ _PACKAGES = ("xcfast", "torch", "numpy", "gymnasium", "mujoco")
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
+    """Returns the versions of Python and of the packages that decide results."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -27,7 +27,7 @@ def package_versions() -> dict[str, str]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically; a disk that is full costs the file, with a warning, not the run."""
+    """Writes a JSON file atomically. A full disk costs the file, with a warning, and not the run."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -22,7 +22,13 @@ Mode = Literal["benchmark", "train", "test"]
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where a run writes: logs and results, and models; and the mode that it runs in."""
+    """The folders of a run, and its mode.
+
+    Attributes:
+        log_dir: Folder of logs and results.
+        model_dir: Folder of checkpoints and models.
+        mode: Mode of the run.
+    """
 
     log_dir: Path
     model_dir: Path
@@ -30,18 +36,20 @@ class RunFolders:
 
     @classmethod
     def create(cls, config: Config, mode: Mode, below_env: bool = True) -> RunFolders:
-        """New folders ``<dir>/<env_id>/seed_<seed>_<time>``; a second run in the same second gets a suffix.
+        """Creates folders ``<dir>/<env_id>/seed_<seed>_<time>``. A second run in the same second gets a suffix.
 
         Args:
-            config: its log_dir, model_dir, env_id and seed are read.
-            mode: of the run.
-            below_env: whether there is a folder ``<env_id>`` between.
+            config: The run's configuration; log_dir, model_dir, env_id and seed are read.
+            mode: Mode of the run.
+            below_env: Whether there is a folder ``<env_id>`` in between.
         """
         env = env_folder(config.env_id) if below_env else ""
         stamp = f"seed_{config.seed}_{time.strftime('%Y_%m%d_%H%M%S')}"
         for attempt in itertools.count(1):
             name = stamp if attempt == 1 else f"{stamp}_{attempt}"
-            folders = cls(Path(config.log_dir) / env / name, Path(config.model_dir) / env / name, mode)
+            # Absolute, since an environment may change the working directory.
+            log_dir, model_dir = (Path(parent).resolve() / env / name for parent in (config.log_dir, config.model_dir))
+            folders = cls(log_dir, model_dir, mode)
             try:
                 folders.model_dir.mkdir(parents=True)
             except FileExistsError:
@@ -53,7 +61,7 @@ class RunFolders:
 
     @classmethod
     def find(cls, path: Path) -> RunFolders:
-        """The folders of an existing run, from its log folder, its model folder or a checkpoint in it.
+        """Finds the folders of an existing run from its log folder, its model folder, or a checkpoint in it.
 
         Raises:
             CheckpointError: ``path`` is none of these.
@@ -72,20 +80,20 @@ class RunFolders:
         return found
 
     def discard_unused(self) -> None:
-        """Remove those of the two folders in which nothing was written."""
+        """Removes those of the two folders in which nothing was written."""
         for folder in {self.log_dir, self.model_dir}:
             if [path.name for path in folder.glob("*")] == ["run.json"]:
                 (folder / "run.json").unlink()
                 folder.rmdir()
 
     def in_mode(self, mode: Mode) -> RunFolders:
-        """The same folders, of a run in another mode."""
+        """Returns the same folders for a run in another mode."""
         folders = replace(self, mode=mode)
         folders._write_pointers()
         return folders
 
     def _write_pointers(self) -> None:
-        """Let each of the two folders name both, and the mode, so that either leads to the run."""
+        """Writes into each of the two folders where both are, and the mode, so that either leads to the run."""
         for folder in {self.log_dir, self.model_dir}:
             pointer = {
                 "log_dir": os.path.relpath(self.log_dir, folder),
@@ -95,10 +103,10 @@ class RunFolders:
             write_json(folder / "run.json", pointer)
 
     def newest_checkpoint(self) -> Path:
-        """The checkpoint of the latest step.
+        """Returns the checkpoint of the latest step.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: There is none.
         """
         checkpoints = periodic_checkpoints(self.model_dir)
         if not checkpoints:
@@ -107,15 +115,15 @@ class RunFolders:
 
 
 def env_folder(env_id: str) -> str:
-    """The env id as a folder name."""
+    """Returns an env id as a folder name."""
     return env_id.replace("/", "_").replace(":", "_")
 
 
 def find_model(config: Config) -> Path:
-    """The best model (or else the final one) of the newest run with the configured env id and seed.
+    """Returns the best model, or else the final one, of the newest run with the configured env id and seed.
 
     Raises:
-        CheckpointError: there is none; the message says where it was looked for, and which seeds are there.
+        CheckpointError: There is none. The message says where it was looked for, and which seeds are there.
     """
     folder = Path(config.model_dir) / env_folder(config.env_id)
     runs = sorted(folder.glob(f"seed_{config.seed}_*"), key=lambda run: run.stat().st_mtime, reverse=True)
@@ -129,10 +137,10 @@ def find_model(config: Config) -> Path:
 
 
 def model_file(path: Path) -> Path:
-    """The model file itself, or the best model (or else the final one) of a run, from either of its folders.
+    """Returns a model file: the path itself, or the best model (or else the final one) of a run's folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: There is none.
     """
     if path.suffix == ".pth":
         return path

@@ -1,7 +1,8 @@
 """Log files that survive a full disk and a resumed run.
 
-A file is kept at whole records: what a failed write left behind is cut off before anything follows, and the records
-that did not fit are tried again with the next write. For a resumed run, a file is cut back to the checkpoint's step.
+A file consists of whole records. What a failed write has left behind is cut off before anything follows, and the
+records that did not fit are tried again with the next write. For a resumed run, a file is cut back to the checkpoint's
+step.
 """
 
 import contextlib
@@ -21,11 +22,11 @@ _MAX_PENDING = 100_000  # records kept for a disk that may have room again
 
 
 class RecordFile:
-    """An append-only file of records, of which a failed write leaves only whole ones.
+    """An append-only file that holds whole records, even after a write that failed.
 
     Args:
-        path: The file; it is created when the first record is written.
-        good_size: Length of the part to keep, in bytes; what follows is cut off.
+        path: The file. It is created when the first record is written.
+        good_size: Length of the part to keep, in bytes. The rest is cut off.
     """
 
     def __init__(self, path: Path, good_size: int = 0) -> None:
@@ -38,14 +39,14 @@ class RecordFile:
         self._warned = False
 
     def append(self, record: bytes) -> None:
-        """Adds a record to those that the next flush writes; after many, that flush is now."""
+        """Adds a record to those that the next flush writes. After many records it flushes at once."""
         self._pending.append(record)
         self._unflushed += 1
         if self._unflushed >= _FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> bool:
-        """Writes what is pending; False, with one warning in the file's life, if the disk refused."""
+        """Writes what is pending. Returns False where the disk refuses, and warns the first time."""
         self._unflushed = 0
         if not self._pending and not self._dirty:
             return True
@@ -78,7 +79,7 @@ class RecordFile:
             self._dirty = False
 
     def close(self) -> None:
-        """Flushes and closes; what still does not fit is lost."""
+        """Flushes and closes. What still does not fit is lost."""
         self.flush()
         self._pending.clear()
         if self._file is not None:
@@ -88,7 +89,7 @@ class RecordFile:
 
 
 def event_files(log_dir: str | os.PathLike[str]) -> list[Path]:
-    """The event files of a folder, oldest first."""
+    """Returns the event files of a folder, the oldest first."""
     return sorted(path for path in Path(log_dir).glob(f"{EVENT_PREFIX}*") if not path.name.endswith(".tmp"))
 
 
@@ -149,14 +150,14 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def csv_line(values: Sequence[Any]) -> bytes:
-    """`values` as one line of CSV."""
+    """Returns `values` as one line of CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue().encode()
 
 
 def csv_lines(path: Path) -> list[bytes]:
-    """The complete lines of a file; none if it does not exist."""
+    """Returns the complete lines of a file; an empty list if it does not exist."""
     if not path.is_file():
         return []
     lines = path.read_bytes().splitlines(keepends=True)
@@ -164,7 +165,7 @@ def csv_lines(path: Path) -> list[bytes]:
 
 
 def event_record(payload: bytes) -> bytes:
-    """One record of the TFRecord format: length, its checksum, payload, its checksum."""
+    """Returns a record of the TFRecord format: length, its checksum, payload, its checksum."""
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     length = struct.pack("<Q", len(payload))
@@ -172,7 +173,7 @@ def event_record(payload: bytes) -> bytes:
 
 
 def event_records(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """The sound records of an event file and their payloads, up to the first damaged one."""
+    """Yields the sound records of an event file with their payloads, up to the first damaged one."""
     content = path.read_bytes()
     start = 0
     while start + 12 <= len(content):

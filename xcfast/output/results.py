@@ -32,7 +32,15 @@ def _benchmark(running_steps: int, eval_interval: int, test_episodes: int) -> di
 
 
 class ResultFiles:
-    """XuanCe's result files of benchmark mode, in its names and columns, kept up to date during the run."""
+    """XuanCe's result files of benchmark mode, with its names and columns, kept up to date during the run.
+
+    Args:
+        folders: Folders of the run.
+        config: The run's configuration.
+        mode: Mode of the run.
+        device: Device that trains, for the record.
+        resume_step: Step that a resumed run goes on from; later rows are cut off. None in a new run.
+    """
 
     def __init__(
         self, folders: RunFolders, config: Config, mode: Mode, device: str, resume_step: int | None = None
@@ -62,7 +70,7 @@ class ResultFiles:
             self._keep(config.test_episode)
 
     def keep(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
-        """Begin the files of benchmark mode, unless they have begun."""
+        """Begins the files of benchmark mode, unless they have begun."""
         if not self._csv:
             self._meta["benchmark"] = _benchmark(running_steps, eval_interval, test_episodes)
             self._keep(test_episodes)
@@ -74,10 +82,10 @@ class ResultFiles:
             self._csv[name] = CsvLog(self._log_dir / name, ["step", *header])
 
     def add_scores(self, step: int, scores: np.ndarray, elapsed_seconds: float) -> None:
-        """One evaluation, if results are kept.
+        """Adds an evaluation, where results are kept.
 
-        Into ``learning_curve.csv``, with the run's age into ``elapsed.csv``, and with ``test_episode`` scores into
-        ``test_scores.csv``.
+        ``learning_curve.csv`` gets the mean, ``elapsed.csv`` the age of the run, and ``test_scores.csv`` the scores of
+        all episodes, if there are ``test_episode`` of them.
         """
         if "learning_curve.csv" in self._csv:
             if len(scores) == len(self._csv["test_scores.csv"].columns) - 1:
@@ -86,17 +94,17 @@ class ResultFiles:
             self._csv["learning_curve.csv"].write([step, float(scores.mean())])
 
     def new_best(self, mean: float, std: float, step: int) -> None:
-        """A new best model: ``best_model_info.json``."""
+        """Writes ``best_model_info.json`` for a new best model."""
         self._times["best_model_time"] = _now()
         write_json(self._log_dir / "best_model_info.json", {"mean": mean, "std": std, "step": step})
 
     def stamp(self, elapsed_seconds: float) -> None:
-        """Write the time stamps; the seconds are those of all parts of a resumed run."""
+        """Writes the time stamps. The seconds are those of all parts of a resumed run."""
         self._meta["timestamps"] = {**self._times, "end_time": _now(), "elapsed_seconds": round(elapsed_seconds, 3)}
         self._write_meta()
 
     def close(self) -> None:
-        """Close the files."""
+        """Closes the files."""
         for log in self._csv.values():
             log.close()
 
@@ -109,7 +117,7 @@ def _now() -> str:
 
 
 def _earlier_times(path: Path) -> dict[str, Any]:
-    """Start and best-model time from the meta data of the run's earlier part."""
+    """Reads start time and best-model time from the meta data of the run's earlier part."""
     try:
         times = json.loads(path.read_text(encoding="utf-8"))["timestamps"]
         return {key: times[key] for key in ("start_time", "best_model_time")}

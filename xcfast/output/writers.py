@@ -36,7 +36,7 @@ __all__ = [
 
 
 class Writer(Protocol):
-    """Where scalars go."""
+    """The interface of a log writer, which takes scalars."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Logs `values` (tag -> number) at environment step `step`."""
@@ -127,7 +127,7 @@ class WandbWriter:
 
 
 class NullWriter:
-    """`logger: none`: result files only."""
+    """The writer of `logger: none`, which writes nothing."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Does nothing."""
@@ -188,12 +188,12 @@ class CsvLog:
 
 
 def make_writer(config: "Config", log_dir: str | os.PathLike[str], resume_step: int | None = None) -> Writer:
-    """The writer that the key `logger` names.
+    """Makes the writer that the key `logger` names.
 
     Args:
-        config: The configuration.
+        config: The run's configuration.
         log_dir: Folder of the run.
-        resume_step: For a resumed run: the checkpoint's step, to which the event files are cut back.
+        resume_step: Checkpoint's step of a resumed run, to which the event files are cut back.
     """
     if config.logger == "none":
         return NullWriter()

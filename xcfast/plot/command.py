@@ -33,10 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_groups(words: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
-    """What the command line names: env id -> label -> runs.
+    """Reads the runs that the command line names.
 
     Args:
-        words: folders, or LABEL=FOLDER, whose runs of one env are then one line of that name.
+        words: Folders, or LABEL=FOLDER, whose runs of one environment are one line with that label.
+
+    Returns:
+        Env id -> label -> runs.
 
     Raises:
         CurveError: A folder has no run.

@@ -1,4 +1,4 @@
-"""Learning curves of runs: found below folders, read from their result files (XuanCe's too), averaged over seeds."""
+"""Learning curves of runs: finding them in folders, reading their result files (XuanCe's too), averaging over seeds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TIMES = ("time/collection_seconds", "time/update_seconds", "time/evaluation_sec
 
 
 class CurveError(ValueError):
-    """Nothing to read at a path, or what is there is damaged."""
+    """There is no run at a path, or its files are damaged."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,15 @@ class Run:
     """The curve of one run.
 
     Attributes:
-        source: who made it, with the algorithm: ``xcfast PPO``, ``XuanCe PPO_Clip``.
-        settings: the keys that decide how it learns.
+        folder: Log folder of the run.
+        source: Program and algorithm: ``xcfast PPO``, ``XuanCe PPO_Clip``.
+        env_id: Env id of the task.
+        seed: Seed of the run.
+        settings: Values of the keys that decide how it learns.
         kind: ``evaluation``, or ``training`` where only returns of training episodes were logged.
-        steps: float64 [K], environment steps, increasing.
-        returns: float64 [K].
-        seconds: float64 [K], wall clock since the start, evaluations included; None where it is not known.
+        steps: Environment steps, float64 [K], increasing.
+        returns: Returns, float64 [K].
+        seconds: Wall-clock seconds since the start, evaluations included, float64 [K]; None where they are unknown.
     """
 
     folder: Path
@@ -56,7 +59,7 @@ class Run:
 
 
 def find_runs(path: Path) -> list[Run]:
-    """The run at a folder (of logs or models), or all runs with a curve below it.
+    """Finds the run at a folder of logs or models, or all runs with a curve below a folder.
 
     Raises:
         CurveError: There is none, or one is damaged.
@@ -77,11 +80,11 @@ def find_runs(path: Path) -> list[Run]:
 
 
 def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs of one env by what they have in common, the seeds of one setting together.
+    """Groups the runs of one environment: the seeds of one setting belong together.
 
     Returns:
-        Label -> runs. The label is the source, and the keys in which settings of that source differ. Of several runs
-        with the same seed the newest counts: they repeat each other, and would feign a narrower interval.
+        Label -> runs. The label is the source, with the keys in which settings of that source differ. Of several runs
+        with the same seed the newest counts, since repeated runs would feign a narrower interval.
     """
     sources: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in sorted(runs, key=lambda run: (run.folder / "meta_data.json").stat().st_mtime):
@@ -98,13 +101,13 @@ def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def mean_and_interval(values: npt.ArrayLike) -> tuple[Float64, Float64, Float64]:
-    """Mean over the first axis (seeds), and the two ends of its 95 % interval by Student's t.
+    """Returns the mean over the first axis (seeds), and the two ends of its 95 % interval by Student's t.
 
-    The interval is mean ± t(n - 1) s / sqrt(n): of the mean, for scores that spread about normally. Unlike a bootstrap
-    of a handful of seeds it is not too narrow. With one seed the ends are NaN.
+    The interval is mean ± t(n - 1) s / sqrt(n), for scores that spread about normally. Unlike a bootstrap of a handful
+    of seeds, it is not too narrow. With one seed the ends are NaN.
 
     Args:
-        values: float [n, ...], n >= 1.
+        values: Scores, float [n, ...], n >= 1.
     """
     array = np.asarray(values, np.float64)
     mean = array.mean(0)
@@ -114,9 +117,9 @@ def mean_and_interval(values: npt.ArrayLike) -> tuple[Float64, Float64, Float64]
 
 
 def t_quantile(freedom: int) -> float:
-    """The 0.975 quantile of Student's t, within 0.2 %.
+    """Returns the 0.975 quantile of Student's t, within 0.2 %.
 
-    Exact for 1 and 2 degrees of freedom; above, the expansion about the normal quantile.
+    It is exact for 1 and 2 degrees of freedom. Above that it is the expansion about the normal quantile.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
     """
@@ -135,7 +138,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def _read_run(folder: Path) -> Run | None:
-    """The run in a folder; None if it has no curve (yet)."""
+    """Reads the run in a folder; None if it has no curve yet."""
     try:
         meta = _read_json(folder / "meta_data.json")
         config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -159,7 +162,7 @@ def _read_run(folder: Path) -> Run | None:
 
 
 def _seconds(folder: Path, steps: Float64, meta: dict[str, Any]) -> Float64 | None:
-    """Wall-clock seconds at each evaluation; XuanCe only noted the run's, which is spread evenly over the steps."""
+    """Returns the wall-clock seconds at each evaluation. XuanCe's total is spread evenly over the steps."""
     noted = _read_columns(folder / "elapsed.csv", "step", "seconds")
     if all(step in noted for step in steps):
         return np.array([noted[step] for step in steps])
@@ -168,7 +171,7 @@ def _seconds(folder: Path, steps: Float64, meta: dict[str, Any]) -> Float64 | No
 
 
 def _training_curve(folder: Path) -> Float64:
-    """Rows (step, mean return of the iteration's episodes, seconds) of the TensorBoard events; none without them."""
+    """Reads rows (step, mean return of the iteration's episodes, seconds) from TensorBoard's event files."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     rows = []
@@ -183,7 +186,7 @@ def _training_curve(folder: Path) -> Float64:
 
 
 def _read_columns(path: Path, x: str, y: str) -> dict[float, float]:
-    """Column ``y`` by column ``x``, in the order of ``x``; a last line that is being written does not count."""
+    """Returns column ``y`` by column ``x``, in the order of ``x``. A last line that is being written does not count."""
     rows = csv.DictReader(line.decode() for line in csv_lines(path))
     return dict(sorted((float(row[x]), float(row[y])) for row in rows))
 
@@ -196,5 +199,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def short_text(value: Any) -> str:
-    """A key's value for a legend or a table."""
+    """Returns a key's value as text for a legend or a table."""
     return f"{value:.6g}" if isinstance(value, float) else str(value).replace(" ", "")

@@ -15,14 +15,14 @@ _POINTS = 200  # at which runs are averaged over seconds, which no two of them s
 
 
 def plot(groups: dict[str, dict[str, list[Run]]], output: Path) -> list[str]:
-    """Draws the file.
+    """Draws the curves into a file.
 
     Args:
-        groups: env id -> label -> runs, as from `read_groups`.
-        output: where to; its suffix is the format: .png, .pdf or .svg.
+        groups: Env id -> label -> runs, as from `read_groups`.
+        output: The file to write. Its suffix is the format: .png, .pdf or .svg.
 
     Returns:
-        Remarks: what could not be drawn whole, and why.
+        Remarks about what could not be drawn whole, and why.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -59,11 +59,11 @@ def plot(groups: dict[str, dict[str, list[Run]]], output: Path) -> list[str]:
 
 
 def average(curves: Sequence[tuple[Float64, Float64]], points: int | None = None) -> tuple[Float64, Float64]:
-    """Several curves at the same places, in the range that all of them cover; between its points a curve is straight.
+    """Interpolates several curves linearly at the same places, in the range that all of them cover.
 
     Args:
-        curves: x and y, float64 [K] each, x increasing.
-        points: how many places, evenly; None: those of all curves.
+        curves: Pairs of x and y, float64 [K] each, x increasing.
+        points: Number of evenly spaced places. None: the places of all curves.
 
     Returns:
         The places, float64 [P] (P = 0 if the curves have no range in common), and values, float64 [n, P].
@@ -84,7 +84,7 @@ def _draw(
     remarks: list[str],
     points: int | None = None,
 ) -> None:
-    """One line, and its band if there are several curves."""
+    """Draws one line, and its band if there are several curves."""
     if not curves:
         return
     places, values = curves[0][0], curves[0][1][None]  # as it is, if it is the only one
@@ -100,7 +100,7 @@ def _draw(
 
 
 def _scale(panel: Any, returns: list[Float64]) -> None:
-    """Lets the runs fill the height: the band of two or three seeds goes far beyond, and is cut."""
+    """Lets the runs fill the height. The band of two or three seeds goes far beyond, and is cut."""
     low, high = min(one.min() for one in returns), max(one.max() for one in returns)
     if low < high:
         panel.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))

@@ -126,22 +126,25 @@ def make_learner(
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: LRScheduler | None = None,
 ) -> tuple[Learner, str]:
-    """The learner that ``config.learner_backend`` and the device ask for, and the reason for the choice.
+    """Makes the learner of a run.
 
     Args:
-        config: the run's configuration.
-        policy: to train.
-        rollout: of the shape that will be learned from.
-        reward_normalizer: scales its rewards.
-        num_threads: of the update.
-        ranks: those that learn together.
-        device: where to train; default: the CPU.
-        optimizer: the caller's, instead of Adam as the configuration has it.
-        scheduler: of that optimiser: stepped once per update, it decides the learning rates.
+        config: The run's configuration; `learner_backend` and `precision` decide.
+        policy: The policy to train.
+        rollout: A rollout of the shape that will be learned from.
+        reward_normalizer: Scales the rewards of a rollout.
+        num_threads: Number of threads of the update.
+        ranks: The ranks that learn together.
+        device: The device to train on. Default: the CPU.
+        optimizer: An optimizer of the policy's parameters, instead of Adam with the configuration's settings.
+        scheduler: A scheduler of that optimizer, stepped once per update. It decides the learning rates.
+
+    Returns:
+        The learner, and the reason for the choice.
 
     Raises:
-        ConfigError: ``native``, or a precision, is forced and cannot serve.
-        ValueError: optimizer, scheduler and policy do not belong together.
+        ConfigError: A forced backend or precision cannot serve.
+        ValueError: Optimizer, scheduler and policy do not belong together.
     """
     if optimizer is not None:
         check_optimizer(optimizer, policy)

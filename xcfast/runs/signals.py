@@ -1,4 +1,4 @@
-"""Stopping on request: the first SIGINT, SIGTERM or SIGHUP ends the run soon, saved; a second SIGINT at once."""
+"""Stopping on request: the first SIGINT, SIGTERM or SIGHUP lets a run save and end; a second SIGINT ends it at once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 
 
 class StopRequest:
-    """While active, SIGINT, SIGTERM and SIGHUP are noted and do not kill; inert outside the main thread.
+    """Notes SIGINT, SIGTERM and SIGHUP while active, instead of letting them end the process.
+
+    It does nothing outside the main thread.
 
     Attributes:
-        signal_name: of the first one that came, or None.
-        number: its number.
+        signal_name: Name of the first signal that came, or None.
+        number: Number of that signal.
     """
 
     def __init__(self) -> None:
@@ -41,7 +43,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def take_effect(self) -> None:
-        """Once inactive again: give the signal that came the effect that it would have had."""
+        """Gives the signal that came its usual effect. To be called once this is inactive again."""
         if self.number is not None:
             signal.raise_signal(self.number)
 

@@ -1,7 +1,7 @@
 """``python -m xcfast.sweep CONFIG --seeds 5 [--grid key=v1,v2] [--study N --search key=low:high[:log]]``.
 
-Trains seeds of one or several settings side by side, one process per job on CPUs of its own. The same command again
-continues: finished jobs are skipped, interrupted ones resumed, failed ones tried again. Ctrl-C stops all jobs, saved.
+Trains the seeds of one or several settings side by side, in one process per job on CPUs of its own. The same command
+continues: it skips finished jobs, resumes interrupted ones, and tries failed ones again. Ctrl-C stops and saves all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def _sweep(args: argparse.Namespace) -> int:
             settings: Iterator[Setting] = map(_noted, study.settings(make))
             ended = study.ended
         else:
-            settings = iter([_noted(make(values)) for values in grid_points(args.grid)])
+            settings = iter([_noted(setting) for setting in _distinct(map(make, grid_points(args.grid)))])
         print(f"{folder}: {slots.size} jobs at a time, {threads} CPU{'s' * (threads > 1)} each", flush=True)
         done, failed = _run(settings, slots, stop, ended)
     _report(done, folder)
@@ -100,7 +100,7 @@ def _sweep(args: argparse.Namespace) -> int:
 def _run(
     settings: Iterator[Setting], slots: Slots, stop: StopRequest, ended: Callable[[Setting], None] | None
 ) -> tuple[list[Setting], int]:
-    """Keeps the places busy until all is done or a stop is requested; returns the settings and the failed jobs."""
+    """Keeps the slots busy until all is done or a stop is requested; returns settings and number of failed jobs."""
     all_settings: list[Setting] = []
     todo: deque[Job] = deque()
     of: dict[Path, Setting] = {}
@@ -140,7 +140,7 @@ def _run(
 
 
 def _report(settings: Sequence[Setting], folder: Path) -> None:
-    """The table, printed and as ``table.csv``: mean over the finished seeds with its 95 % interval."""
+    """Prints the table and writes ``table.csv``: means over the finished seeds with their 95 % intervals."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
     header = ["setting", *keys, "seeds"]
     header += [f"{score}{suffix}" for score in _SCORES for suffix in ("", "_low", "_high")] + ["steps_per_second"]
@@ -179,17 +179,27 @@ def _base(word: str, overrides: Sequence[str]) -> tuple[str | Path | None, list[
     return path, [f"env_id={env_id}", *family, *overrides]
 
 
+def _distinct(settings: Iterable[Setting]) -> list[Setting]:
+    """Returns the settings without those that repeat an earlier one, as 1e-3 and 0.001 do."""
+    found: dict[str, Setting] = {}
+    for setting in settings:
+        if setting.name in found:
+            print(f"{setting.name}: named twice, trained once")
+        found.setdefault(setting.name, setting)
+    return list(found.values())
+
+
 def _name(values: Mapping[str, Any]) -> str:
-    """A folder name for a point of the grid."""
+    """Returns a folder name for a point of the grid."""
     words = [f"{key}={value}" for key, value in values.items()]
     return re.sub(r"[^\w.=+,-]", "", ",".join(words)) or "all"
 
 
 def _noted(setting: Setting) -> Setting:
-    """Writes the setting's config.json; it must not differ from what is noted there already.
+    """Writes the setting's config.json, which must not differ from one that is there.
 
     Raises:
-        ConfigError: it does: the folder holds another sweep.
+        ConfigError: It differs, so the folder holds another sweep.
     """
     path, wanted = setting.jobs[0].folder / "config.json", setting.config.to_dict()
     if path.is_file():
@@ -205,7 +215,7 @@ def _noted(setting: Setting) -> Setting:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[int]:
-    """Keeps a second sweep out of the folder, as long as this one or any of its jobs lives; yields the descriptor."""
+    """Keeps a second sweep out of the folder while this one or any of its jobs lives; yields the descriptor."""
     import fcntl
 
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -223,7 +233,7 @@ def _locked(folder: Path) -> Iterator[int]:
 
 
 def _holders(lock: Path) -> list[int]:
-    """The other processes that have the file open, as far as /proc tells."""
+    """Returns the other processes that have the file open, as far as /proc tells."""
     found = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):

@@ -28,8 +28,9 @@ class Job:
     """One seed of one setting.
 
     Attributes:
-        folder: the setting's folder, with its config.json; runs go below, under ``logs`` and ``models``.
-        name: for messages.
+        folder: Folder of the setting, with its config.json. Runs are below it, under ``logs`` and ``models``.
+        seed: The seed.
+        name: Name of the job in messages.
     """
 
     folder: Path
@@ -38,11 +39,11 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the process prints."""
+        """The file with what the process prints."""
         return self.folder / f"seed_{self.seed}.log"
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of the finished run; None if there is none yet."""
+        """Returns the summary of the finished run; None if there is none yet."""
         for run in self._runs():
             if (run.model_dir / FINAL_MODEL).is_file():
                 with contextlib.suppress(OSError, ValueError):
@@ -61,7 +62,7 @@ class Job:
         return [*train, str(file), "--seed", str(self.seed), "--benchmark", "1"]
 
     def _runs(self) -> list[RunFolders]:
-        """The runs of this seed, newest first."""
+        """Returns the runs of this seed, the newest first."""
         runs = []
         for folder in (self.folder / "logs").glob(f"*/seed_{self.seed}_*"):
             with contextlib.suppress(CheckpointError):  # killed before it had written anything
@@ -70,15 +71,15 @@ class Job:
 
 
 class Slots:
-    """Places for jobs, each with its own CPUs; a context that ends with no job running.
+    """Slots for jobs, each with CPUs of its own. No job runs any more when the context ends.
 
-    A stop that is requested goes to all jobs once, as SIGTERM: they finish their iteration and save.
+    A requested stop goes to all jobs once, as SIGTERM: they finish their iteration and save.
 
     Args:
-        jobs: number of places; None: as many as there are CPUs for.
-        threads: CPUs of each; where jobs * threads is more than there are, jobs share them.
-        keep_open: descriptors that jobs inherit.
-        stop: the request to heed.
+        jobs: Number of slots. None: as many as there are CPUs for.
+        threads: Number of CPUs of each slot. Jobs share CPUs where jobs * threads is more than there are.
+        keep_open: File descriptors that jobs inherit.
+        stop: The request to stop.
     """
 
     def __init__(self, jobs: int | None, threads: int, keep_open: tuple[int, ...], stop: StopRequest) -> None:
@@ -117,19 +118,22 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Places without a job."""
+        """Number of slots without a job."""
         return self.size - self.running
 
     def start(self, job: Job) -> None:
-        """Gives a job to a free place."""
+        """Gives a job to a free slot."""
         self.running += 1
         self._todo.put(job)
 
     def wait(self) -> tuple[Job, str | None]:
-        """The next job to end, and None if its run is finished, else how it ended.
+        """Waits for the next job to end.
+
+        Returns:
+            The job, and None if its run is finished, else how it ended.
 
         Raises:
-            KeyboardInterrupt: a second Ctrl-C; leaving the context kills the jobs.
+            KeyboardInterrupt: A second Ctrl-C has come. Leaving the context kills the jobs.
         """
         while True:
             try:
@@ -153,7 +157,7 @@ class Slots:
                 process.terminate()
 
     def _work(self, cpus: set[int]) -> None:
-        """A place's thread. On Linux affinity is a thread's own, and what it starts inherits it."""
+        """Runs the jobs of a slot. On Linux, affinity belongs to a thread, and what the thread starts inherits it."""
         if cpus:
             os.sched_setaffinity(0, cpus)
         while (job := self._todo.get()) is not None:

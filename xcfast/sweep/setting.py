@@ -13,12 +13,14 @@ from xcfast.sweep.jobs import Job
 
 @dataclass
 class Setting:
-    """One point of the sweep.
+    """One point of a sweep.
 
     Attributes:
-        values: the swept keys; empty if seeds are all that differs.
-        jobs: one for each seed.
-        open: seeds that are not finished, as far as this call goes.
+        name: Name of the setting, and of its folder.
+        values: Values of the swept keys; empty if only the seeds differ.
+        config: Configuration of its jobs.
+        jobs: The jobs, one for each seed.
+        open: Seeds that have not ended yet.
     """
 
     name: str
@@ -28,6 +30,6 @@ class Setting:
     open: set[int]
 
     def scores(self, key: str) -> np.ndarray:
-        """``key`` of the summaries of the finished seeds, float64 [n]."""
+        """Returns the entry ``key`` of the summaries of the finished seeds, float64 [n]."""
         summaries = [job.summary() for job in self.jobs]
         return np.array([one[key] for one in summaries if one is not None and one[key] is not None], np.float64)

@@ -1,4 +1,4 @@
-"""What a sweep goes over, from the texts of its command line: seeds, grids, ranges."""
+"""What a sweep goes over: reads seeds, grids and ranges from the texts of its command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OWN_KEYS = {"seed": "--seeds", "env_seed": "--seeds", "log_dir": "-o", "model_d
 
 
 def seeds_of(text: str) -> list[int]:
-    """Seeds 1 to N of "N", or those of "3,7,11"."""
+    """Returns seeds 1 to N for "N", or the seeds of a list such as "3,7,11"."""
     try:
         seeds = [int(word) for word in text.split(",") if word]
     except ValueError:
@@ -32,7 +32,7 @@ def seeds_of(text: str) -> list[int]:
 
 
 def jobs_of(text: str) -> int | None:
-    """A number, at least 1; None for "auto"."""
+    """Returns a number >= 1, or None for "auto"."""
     if text == "auto":
         return None
     if not text.isdigit() or int(text) < 1:
@@ -44,7 +44,7 @@ def refuse_own_keys(keys: Iterable[str]) -> None:
     """Refuses the keys that the sweep sets itself.
 
     Raises:
-        ConfigError: one of them is given.
+        ConfigError: One of them is given.
     """
     for key in keys:
         if key in _OWN_KEYS:
@@ -52,20 +52,25 @@ def refuse_own_keys(keys: Iterable[str]) -> None:
 
 
 def grid_points(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """All combinations of ``key=v1,v2`` texts; one empty one of none.
+    """Returns all combinations of ``key=v1,v2`` texts; one empty combination for no texts.
 
     Raises:
-        ConfigError: a text is none, or its key is the sweep's own.
+        ConfigError: A text has another form, or its key is one that the sweep sets itself.
     """
-    axes = dict(_choices("--grid", text) for text in texts)
+    axes: dict[str, list[Any]] = {}
+    for key, values in (_choices("--grid", text) for text in texts):
+        if key in axes:
+            raise ConfigError("given twice; name all its values at once", key=key, where="command line")
+        axes[key] = values
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
 def search_space(texts: Sequence[str]) -> dict[str, list[Any] | Range]:
-    """Key -> choices or range, of ``key=v1,v2`` and ``key=low:high[:log]`` texts.
+    """Returns key -> choices or range for ``key=v1,v2`` and ``key=low:high[:log]`` texts.
 
     Raises:
-        ConfigError: a text is neither, its key is no key (for a range: of numbers), or is the sweep's own.
+        ConfigError: A text has another form, its key is unknown (or not of numbers, for a range), or is one that the
+            sweep sets itself.
     """
     space: dict[str, list[Any] | Range] = {}
     for text in texts:
@@ -81,7 +86,7 @@ def search_space(texts: Sequence[str]) -> dict[str, list[Any] | Range]:
 
 
 def _choices(flag: str, text: str) -> tuple[str, list[Any]]:
-    """Key and values; the values are YAML, so that a list can be one of them."""
+    """Returns key and values. The values are YAML, so that a list can be one of them."""
     key, _, values = text.partition("=")
     ((key, (found, _)),) = read_overrides([f"{key}=[{values}]"]).items()
     if not found:

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 class Study:
-    """Trials as settings of a sweep; a trial's value is the mean final score over its seeds.
+    """An Optuna study whose trials are settings of a sweep. A trial's value is its mean final score over the seeds.
 
     Args:
-        path: the journal; a study that is there is continued.
-        trials: how many there are to be in all.
-        space: key -> choices or range.
+        path: Journal file of the study. A study in it is continued.
+        trials: Number of trials in all.
+        space: Key -> choices or range.
 
     Raises:
-        ConfigError: the study in the file is over other keys, or has another kind of values for one.
+        ConfigError: The study in the file has other keys, or other kinds of values for one of them.
     """
 
     def __init__(self, path: Path, trials: int, space: Mapping[str, list[Any] | Range]) -> None:
@@ -54,7 +54,7 @@ class Study:
         self._study.sampler = optuna.samplers.TPESampler(seed=len(there), constant_liar=True)
 
     def settings(self, make: Callable[[Mapping[str, Any], int | None], Setting]) -> Iterator[Setting]:
-        """The trials that are there, interrupted ones among them, then new ones."""
+        """Yields the trials of the journal, interrupted ones included, then new ones."""
         trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.state in (TrialState.RUNNING, TrialState.COMPLETE):
@@ -64,7 +64,7 @@ class Study:
             yield from self._setting(new.number, new.params, make)
 
     def ended(self, setting: Setting) -> None:
-        """Notes a trial's value; one with a failed seed has none."""
+        """Notes a trial's value. A trial with a failed seed has none."""
         scores = setting.scores("final_mean")
         complete = len(scores) == len(setting.jobs)
         self._tell(int(setting.name.removeprefix("trial_")), float(scores.mean()) if complete else None)
@@ -76,7 +76,7 @@ class Study:
     def _setting(
         self, number: int, params: Mapping[str, Any], make: Callable[[Mapping[str, Any], int | None], Setting]
     ) -> Iterator[Setting]:
-        """The trial as a setting; none, and the trial fails, if its values cannot be run together."""
+        """Yields the trial as a setting; or fails the trial, if its values cannot be run together."""
         values = {key: json.loads(value) if isinstance(value, str) else value for key, value in params.items()}
         try:
             if set(values) != set(self._space):
@@ -97,7 +97,7 @@ def _distribution(key: str, values: list[Any] | Range) -> BaseDistribution:
 
 
 def _check_space(space: Mapping[str, BaseDistribution], trials: list[optuna.trial.FrozenTrial]) -> None:
-    """Refuse to go on with trials over other keys or choices; the bounds of a range may change."""
+    """Refuses to continue trials over other keys or choices. The bounds of a range may change."""
     known = {key for trial in trials for key in trial.params}
     if known and known != set(space):
         raise ConfigError(
@@ -118,7 +118,7 @@ def _check_space(space: Mapping[str, BaseDistribution], trials: list[optuna.tria
 
 
 def _text(distribution: BaseDistribution) -> str:
-    """As on the command line."""
+    """Returns a distribution as it is written on the command line."""
     if isinstance(distribution, CategoricalDistribution):
         values = [json.loads(str(choice)) for choice in distribution.choices]
         return ",".join(value if isinstance(value, str) else json.dumps(value) for value in values)

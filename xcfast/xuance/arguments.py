@@ -1,4 +1,4 @@
-"""Reading the arguments of a XuanCe script, and making a ``Config`` of them."""
+"""Reads the arguments of a XuanCe script, and makes a ``Config`` of them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _FALLEN_BACK: set[str] = set()
 
 
 def load_yaml(file_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+    """Reads the keys and values of a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, or has a key that no PPO run knows, which is most likely misspelt. With an
+        ConfigError: The file cannot be read, or has a key that no PPO run knows, which is most likely misspelt. With an
             `env_name` of ``REGISTRY_ENV`` such a key may be the environment's.
     """
     layer = read_file(file_dir)
@@ -50,12 +50,12 @@ def load_yaml(file_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def get_configs(file_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The name that ``load_yaml`` had until XuanCe 1.4.3."""
+    """Does the same as ``load_yaml``, under its name until XuanCe 1.4.3."""
     return load_yaml(file_dir)
 
 
 def recursive_dict_update(basic_dict: Mapping[str, Any], target_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of ``basic_dict`` with the values of ``target_dict``; dicts in both are merged."""
+    """Returns a deep copy of ``basic_dict`` with the values of ``target_dict``; dicts in both are merged."""
     merged = dict(deepcopy(basic_dict))
     for name, value in target_dict.items():
         if isinstance(value, Mapping):
@@ -75,21 +75,21 @@ def get_arguments(
     *,
     method: str | None = None,
 ) -> Namespace:
-    """All keys of a run, from three layers: what is shipped for env and env id, the given file, the command line.
+    """Returns all keys of a run from three layers: the shipped file of the task, the given file, the command line.
 
     Where no layer has a ``policy``, it is the one that fits the environment's actions.
 
     Args:
         algo: ``ppo``; ``method`` is its older name.
-        env: the family: ``mujoco``, ``classic_control``, ``box2d``; or a name of ``REGISTRY_ENV``.
+        env: The family: ``mujoco``, ``classic_control``, ``box2d``; or a name of ``REGISTRY_ENV``.
         env_id: Gymnasium's id.
-        config_path: a YAML file, relative to the current folder.
-        parser_args: what argparse returned, or a dict; a value None does not count as given.
-        is_test: make testing the mode of ``RunnerDRL.run()``.
-        method: see ``algo``.
+        config_path: A YAML file, relative to the current folder.
+        parser_args: The result of argparse, or a dict. A value None counts as not given.
+        is_test: Whether ``RunnerDRL.run()`` tests by default.
+        method: See ``algo``.
 
     Raises:
-        ConfigError: there is no such algorithm, family or file.
+        ConfigError: There is no such algorithm, family or file.
     """
     name = str(method if algo is None else algo)
     if name.lower() not in ("ppo", "ppo_clip", "ppoclip", "ppo_kl", "ppokl"):
@@ -138,14 +138,14 @@ def _fitting_policy(env_id: str) -> dict[str, str]:
 
 
 def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any) -> Config:
-    """The configuration that a script's arguments describe.
+    """Makes the configuration that a script's arguments describe.
 
     Args:
-        args: anything with the keys as attributes, or a mapping of them.
-        **changes: keys that win.
+        args: An object with the keys as attributes, or a mapping of them.
+        **changes: Keys that win over those of ``args``.
 
     Raises:
-        ConfigError: it cannot be run.
+        ConfigError: The configuration cannot be run.
     """
     if isinstance(args, Config):
         given: dict[str, Any] = args.to_dict()
@@ -165,17 +165,17 @@ def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any
 
 
 def keys_of_class(config: Namespace | Mapping[str, Any] | Config | Any, agent: str) -> dict[str, Any]:
-    """The keys that an agent's class decides, whatever the configuration says, or does not say.
+    """Returns the keys that an agent's class decides, whatever the configuration says.
 
-    Where the two contradict each other: a configuration's ``PPO`` may be no more than the default, so a line tells of
-    it; ``PPO_KL`` was asked for.
+    A configuration's ``PPO`` may be no more than the default, so a class for ``PPO_KL`` warns and wins. A
+    configuration's ``PPO_KL`` is a choice, so a class for ``PPO`` refuses it.
 
     Args:
-        config: the script's arguments.
+        config: The script's arguments.
         agent: ``PPO`` or ``PPO_KL``.
 
     Raises:
-        ConfigError: ``PPO_KL`` was asked for, of a class that clips.
+        ConfigError: The configuration says ``PPO_KL``, and the class clips.
     """
     given = _todays_agent(config.agent if isinstance(config, Config) else values_of("config", config).get("agent"))
     if (agent, given) == ("PPO", "PPO_KL"):
@@ -197,16 +197,16 @@ def _known(name: str) -> bool:
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """With today's key names, so that a later layer meets the same key of an earlier one."""
+    """Returns the values under today's key names, so that layers agree on them."""
     return {RENAMED_KEYS.get(name, name): value for name, value in values.items()}
 
 
 def get_total_iters(agent_name: str, config: Namespace | Any) -> int:
-    """Number of updates in the run, which is how often a scheduler is stepped.
+    """Returns the number of updates in the run, which is how often a scheduler is stepped.
 
     Args:
-        agent_name: XuanCe's name of the algorithm; all of PPO's count alike.
-        config: the script's arguments.
+        agent_name: XuanCe's name of the algorithm. All names of PPO count alike.
+        config: The script's arguments.
     """
     return to_config(config).num_updates
 
@@ -214,8 +214,8 @@ def get_total_iters(agent_name: str, config: Namespace | Any) -> int:
 def set_seed(seed: int) -> None:
     """Seeds the global generators of torch, numpy and Python.
 
-    A policy made by hand draws its weights from them. All else in a run has generators of its own, made from the
-    configuration's seeds.
+    A policy that a script makes draws its weights from them. Everything else in a run has generators of its own, made
+    from the configuration's seeds.
     """
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (a user's own code may draw from it)
@@ -223,7 +223,7 @@ def set_seed(seed: int) -> None:
 
 
 def set_device(expected_device: str | torch.device | None) -> torch.device:
-    """The device, or the CPU, after a line that says so, where it is not there."""
+    """Returns the device, or the CPU where the device is missing, after a line that says so."""
     name = "cpu" if expected_device is None else str(expected_device)
     name = "cuda:0" if name.lower() == "gpu" else name
     if name == "auto":
@@ -237,7 +237,7 @@ def set_device(expected_device: str | torch.device | None) -> torch.device:
 
 
 def space2shape(space: gymnasium.Space[Any] | tuple[int, ...]) -> Any:
-    """The shape of a space; of a Dict space, a dict of shapes; a tuple is one already."""
+    """Returns the shape of a space: a tuple as it is, a dict of shapes for a Dict space."""
     if isinstance(space, tuple):
         return space
     if isinstance(space, gymnasium.spaces.Dict):

@@ -1,4 +1,4 @@
-"""Loading a saved model into an agent: everything is looked at before anything is changed."""
+"""Loads a saved model into an agent. Everything is checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _OF_THE_MODEL = ("activation", "activation_action", "normalize", "use_obsnorm", 
 def check_fits(
     saved: SavedModel, policy: Mapping[str, Tensor], keys: Mapping[str, Any], obs_shape: tuple[int, ...]
 ) -> None:
-    """Whether a saved model can be loaded into a network.
+    """Checks that a saved model can be loaded into a network.
 
     Args:
-        saved: the model.
-        policy: the network's own weights.
-        keys: the configuration's keys that describe what the weights do not tell.
-        obs_shape: of one observation.
+        saved: The model.
+        policy: The network's own weights.
+        keys: Keys of the configuration that describe what the weights do not tell.
+        obs_shape: Shape of one observation.
 
     Raises:
-        CheckpointError: it is of another network, in which case the message says what was found and what was
-            expected, or holds weights that are not finite.
+        CheckpointError: The model is of another network, or holds weights that are not finite. The message says what
+            was found and what was expected.
     """
     found = {name: tuple(value.shape) for name, value in saved.policy.items()}
     expected = {name: tuple(value.shape) for name, value in policy.items()}
@@ -78,7 +78,7 @@ def load_into(saved: SavedModel, player: Player, config: Config, obs_shape: tupl
 
 
 def _moments_that_fit(saved: SavedModel, parameters: Sequence[Tensor]) -> dict[int, Any] | None:
-    """Adam's state by number of parameter, if it is of these parameters in this order, complete and finite."""
+    """Returns Adam's state by number of parameter, if it is complete, finite, and of these parameters."""
     state = None if saved.optimizer is None else saved.optimizer.get("state")
     if not isinstance(state, Mapping) or set(state) != set(range(len(parameters))):
         return None
@@ -93,12 +93,12 @@ def _moments_that_fit(saved: SavedModel, parameters: Sequence[Tensor]) -> dict[i
 
 
 def load_training(trainer: Trainer, saved: SavedModel) -> None:
-    """Gives a trainer what belongs to a policy that was loaded into its own: it was checked, so nothing fails here.
+    """Gives a trainer everything that belongs to a policy that was loaded into its own.
 
     Args:
-        trainer: its learner's copies of the weights, its action map, reward statistics and episodes are renewed;
-            Adam's moments, where they fit.
-        saved: the model.
+        trainer: The trainer. Its learner's copies of the weights, its action map, reward statistics and episodes are
+            renewed, and so are Adam's moments where they fit.
+        saved: The model, which was checked.
     """
     parts, learner = trainer.components, trainer.components.learner
     learner.adopt()
@@ -116,7 +116,7 @@ def load_training(trainer: Trainer, saved: SavedModel) -> None:
 
 
 def describe_weights(policy: Mapping[str, Tensor]) -> str:
-    """The widths of the parts, as in ``representation 27-256, actor 256-256-8, critic 256-256-1``."""
+    """Returns the widths of the parts, as in ``representation 27-256, actor 256-256-8, critic 256-256-1``."""
     parts: dict[str, list[int]] = {}
     for name, value in policy.items():
         if name.endswith("weight") and value.ndim == 2:
@@ -126,7 +126,7 @@ def describe_weights(policy: Mapping[str, Tensor]) -> str:
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """In which weights two networks of the same widths differ."""
+    """Says in which weights two networks of the same widths differ."""
     strange = [f"{name} {list(found[name])}" for name in found if name not in expected]
     missing = [f"{name} {list(expected[name])}" for name in expected if name not in found]
     reshaped = [

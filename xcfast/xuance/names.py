@@ -1,4 +1,4 @@
-"""Looking up by name, by an older one too."""
+"""A dict that also knows older names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Value = TypeVar("Value")
 
 
 class Names(dict[str, Value]):
-    """A dict that finds a value by today's name and by older ones; what it lists are today's.
+    """A dict that finds a value by today's name and by older names. It lists today's names only.
 
     Args:
-        values: by name.
-        older: older name -> today's.
+        values: Values by name.
+        older: Older name -> today's name.
     """
 
     def __init__(self, values: Mapping[str, Value], older: Mapping[str, str] | None = None) -> None:
@@ -29,5 +29,5 @@ class Names(dict[str, Value]):
         return super().__contains__(name) or name in self._older
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of that name, or ``default``."""
+        """Returns the value of a name, or ``default``."""
         return self[name] if name in self else default

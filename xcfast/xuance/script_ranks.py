@@ -1,4 +1,4 @@
-"""A script that torchrun has started several times: its processes train together, as those of the command line do."""
+"""Scripts that torchrun has started several times: their processes train together, as those of the command line do."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def script_ranks(device: Any = None) -> Ranks:
 
 
 def share(total: int, device: Any = None) -> tuple[range, int]:
-    """Which of ``total`` environments this process makes, and how many processes share its CPUs."""
+    """Returns which of ``total`` environments this process makes, and how many processes share its CPUs."""
     ranks = script_ranks(device)
     return (ranks.rows(total), ranks.sharing) if _sharing else (range(total), 1)
 
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Environments that are made in here are for this process alone, such as those of a test."""
+    """Makes environments whole for this process alone, such as those of a test, while active."""
     global _sharing
     before, _sharing = _sharing, False
     try:
