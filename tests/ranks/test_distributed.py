@@ -1,3 +1,5 @@
+"""Training on several ranks: the same learning as on one, and runs that stop, fail and resume."""
+
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +82,7 @@ def test_one_iteration_is_the_same_on_any_number_of_ranks(pool, native, learner)
 
 @pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
 def test_the_kl_divergence_is_that_of_all_ranks(pool, native, learner):
-    """Limits that the part of one rank of two, a half, would be on the other side of."""
+    """The limits are such that half the divergence, which is about one rank's part of two, would decide otherwise."""
     keys = {"learner_backend": "auto" if learner == "cuda" else learner, "compile": "off", "learning_rate": 3e-3}
     iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
 
@@ -215,7 +217,7 @@ def test_envs_that_break_on_one_rank_end_the_run_saved(pool, native):
 
 @pytest.mark.parametrize(("method", "steps"), [("iteration", 160), ("iteration", 80), ("evaluation", 80)])
 def test_a_log_that_fails_on_rank_0_ends_the_run_saved(pool, native, method, steps):
-    """Before an iteration, after the last one, and in the first evaluation, before anything was trained."""
+    """It fails before an iteration, after the last one, or in the first evaluation, when nothing is trained yet."""
     config = native(running_steps=steps, eval_interval=80, test_episode=1)
     mode = "benchmark" if method == "evaluation" else "train"
     results = good(pool(2, rank_pool.whole_run, config, break_log=method, mode=mode))
