@@ -1,6 +1,7 @@
 """Shared helpers: a small configuration that trains in a second or two."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,12 @@ from small_config import SMALL
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in its interpreter; it decides when they are imported
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A script's shell ignores SIGINT in its background jobs, and their children inherit that. Tests send SIGINT to
+    # themselves and to their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

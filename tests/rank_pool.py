@@ -1,4 +1,4 @@
-"""Processes that act as the ranks of one job after another, so that torch is imported once for a whole module."""
+"""Processes that act as the ranks of one job after another, so that each imports torch only once."""
 
 import ctypes
 import functools
@@ -67,7 +67,7 @@ class Pool:
 
 
 def good(results):
-    """The results, of which none is an exception."""
+    """Returns the results of a job after a check that no rank raised an exception."""
     for result in results:
         assert not isinstance(result, Exception), result
     return results
@@ -92,7 +92,7 @@ def _serve(pipe):
 
 
 def with_ranks(work, *args):
-    """``work(ranks, *args)`` within a process group."""
+    """Returns ``work(ranks, *args)``, called in a process group."""
     ranks = Ranks.start(cuda=False)
     try:
         return work(ranks, *args)
@@ -101,7 +101,7 @@ def with_ranks(work, *args):
 
 
 def exchange(ranks):
-    """Something of every collective operation."""
+    """Returns what every collective operation returns on this rank."""
     rows = ranks.rows(7)
     part = np.arange(7.0)[rows.start : rows.stop, None] * [1.0, np.pi]
     total = np.full(3, 10.0**ranks.rank, np.float32)
@@ -121,7 +121,7 @@ def exchange(ranks):
 
 
 def fail_later_on(ranks, failing, meet):
-    """What each rank raises in ``meet`` where some failed alone before it, and whether it began its work there."""
+    """Returns what this rank raises in ``meet`` after some ranks have deferred a failure, and whether it worked."""
     message, entered = None, []
     with ranks.deferred():
         if ranks.rank in failing:
@@ -145,7 +145,7 @@ def meet_from_main(ranks, work):
 
 
 def fail_on(ranks, failing):
-    """What each rank raises where some fail in a block; afterwards they still understand each other."""
+    """Returns what this rank raises when some ranks fail in a block, the cause, and a sum over the ranks after that."""
     message = cause = None
     try:
         with ranks.together():
@@ -157,7 +157,7 @@ def fail_on(ranks, failing):
 
 
 def compute_on_main(ranks, what):
-    """The value or failure of ``from_main``, and a sum that shows that the ranks still understand each other."""
+    """Returns what ``from_main`` returns or raises on this rank, the cause, and a sum over the ranks after that."""
 
     def compute():
         assert ranks.is_main
@@ -182,7 +182,7 @@ OPERATIONS = {
 
 
 def lose(ranks, victim, how, operation):
-    """What the ranks raise in an operation, and after how many seconds, when one of them ends after half a second."""
+    """Returns what this rank raises in an operation, and after how many seconds. One rank ends after half a second."""
     start = time.monotonic()
     if ranks.rank == victim:
         time.sleep(0.5)
@@ -199,9 +199,9 @@ def lose(ranks, victim, how, operation):
 
 
 def impatient(operations, late=(), seconds=0.0):
-    """What each rank raises in its own operation, and after how many seconds, under a time-out of two seconds.
+    """Returns what this rank raises in its own operation, and after how many seconds, with a time-out of two seconds.
 
-    Late ranks come some seconds later, which they spend in a C function that holds the interpreter's lock.
+    Late ranks first spend some seconds in a C function that holds the interpreter's lock.
     """
     group.TIMEOUT = timedelta(seconds=2)
     try:
@@ -227,14 +227,14 @@ _TIMEOUT = group.TIMEOUT
 
 
 def hold_the_lock(ranks, seconds):
-    """A sum for which rank 1 comes late, from a C function that holds the interpreter's lock."""
+    """Returns a sum over the ranks. Rank 1 comes late, out of a C function that holds the interpreter's lock."""
     if ranks.rank == 1:
         ctypes.PyDLL(None).usleep(int(1e6 * seconds))
     return float(ranks.sum_(np.ones(1))[0])
 
 
 def iterate(ranks, config, iterations=1, resume=None):
-    """The first iterations of a run: its first rollout, and what all ranks should hold at the end."""
+    """Returns the first rollout of a run, and what all ranks should hold after some iterations."""
     from xcfast.runs.trainer import Trainer
 
     trainer = Trainer(config, "train", resume, quiet=True, ranks=ranks)
@@ -274,7 +274,16 @@ def iterate(ranks, config, iterations=1, resume=None):
 
 
 def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, mode="train"):
-    """``run``, in which one rank gets a signal, or its envs break, in the third iteration; or a method of the log."""
+    """Returns the summary or the failure of a run.
+
+    Args:
+        config: The run's configuration.
+        resume: The run to resume, or None.
+        stop_on: The rank that gets a signal in the third iteration.
+        break_on: The rank whose environments fail in the third iteration.
+        break_log: The method of the log that fails.
+        mode: The mode of the run.
+    """
     from xcfast import run
     from xcfast.errors import RunFailed
     from xcfast.output.run_log import RunLog
@@ -311,7 +320,7 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
 
 
 def cuda_update(ranks, config):
-    """What ``iterate`` returns of one update by the learner for CUDA devices, which runs on the CPU as well."""
+    """Returns what ``iterate`` returns with the learner for CUDA devices, which runs on the CPU as well."""
     from xcfast.learners.cuda import CudaLearner
     from xcfast.runs import components as module
 
@@ -328,7 +337,7 @@ def cuda_update(ranks, config):
 
 
 class _Evaluate(torch.nn.Module):
-    """A policy's evaluation as a module's forward, which is what DistributedDataParallel wraps."""
+    """A module whose ``forward`` evaluates a policy's actions, since DistributedDataParallel wraps ``forward``."""
 
     def __init__(self, policy):
         super().__init__()
@@ -339,7 +348,7 @@ class _Evaluate(torch.nn.Module):
 
 
 def gradients(ranks, config):
-    """Of one minibatch, the whole rollout: ours, out of Adam's first moment, and DistributedDataParallel's."""
+    """Returns two gradients of the whole rollout: ours, from Adam's first moment, and DistributedDataParallel's."""
     import copy
 
     from xcfast.learners.loss import ppo_loss

@@ -1,4 +1,4 @@
-"""Processes that act as ranks, and a configuration whose environments they share unevenly."""
+"""Fixtures: processes that act as ranks, and a configuration whose environments they share unevenly."""
 
 import pytest
 from rank_pool import Pool
@@ -13,7 +13,7 @@ def pool():
 
 @pytest.fixture
 def native(small):
-    """The small configuration with five envs, so that shares are uneven, and the native collector."""
+    """Returns a function that makes the small configuration with five native envs, so that shares are uneven."""
 
     def make(**keys):
         uneven = {"parallels": 5, "horizon_size": 16, "n_minibatch": 3, "running_steps": 400}

@@ -1,4 +1,4 @@
-"""The process group: operations, what the ranks hear of each other's failures, and how long they wait."""
+"""The process group: operations, how ranks learn of each other's failures, and how long they wait."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from rank_pool import ENDED, good, with_ranks
 from xcfast.learners.metrics import moments_of
 from xcfast.ranks.group import ALONE, Ranks, launched, merged_moments
 
-DEADLINE = 20.0  # seconds until every rank has heard of a loss, on a loaded machine
+DEADLINE = 20.0  # seconds until every rank has noticed that one is lost, on a machine under load
 
 
 # --- operations
@@ -59,7 +59,7 @@ def test_collective_operations(pool):
         assert result["gather"] == ([{"rank": 0}, {"rank": 1}, {"rank": 2}] if rank == 0 else None)
 
 
-# --- failures that all ranks hear of and survive
+# --- failures that all ranks learn of and survive
 
 
 def test_an_exception_on_some_ranks_is_raised_on_all(pool):
@@ -106,7 +106,7 @@ def test_a_killed_rank_is_noticed_at_once(pool, operation, victim):
     results = pool(3, with_ranks, rank_pool.lose, victim, "killed", operation)
     assert results.pop(victim) == ENDED
     for raised, seconds in good(results):
-        assert raised.startswith("RankLostError: another rank has ended without a word, or does not answer: ")
+        assert raised.startswith("RankLostError: another rank has ended without a report, or does not answer: ")
         assert seconds < DEADLINE
 
 
@@ -136,7 +136,7 @@ def test_a_script_may_take_longer_than_any_time_out(pool):
 
 def test_a_rank_that_hangs_is_noticed_at_the_time_out(pool):
     (raised, waited), _ = good(pool(2, rank_pool.impatient, ["sum_"] * 2, late=[1], seconds=8.0))
-    assert raised.startswith("RankLostError: another rank has ended without a word, or does not answer: ")
+    assert raised.startswith("RankLostError: another rank has ended without a report, or does not answer: ")
     assert 1.5 < waited < 7.0
 
 

@@ -299,7 +299,7 @@ class Config:
     )
     master_port: int = key(
         12355,
-        "port on this machine at which the processes of such a run meet",
+        "accepted for XuanCe's files; the processes of such a run find a free port by themselves",
         low=1,
         high=65535,
         learning=False,

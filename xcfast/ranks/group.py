@@ -1,10 +1,10 @@
-"""The process group of several ranks that train one policy: each rank's share, and what the ranks exchange.
+"""The process group of the ranks that train one policy: each rank's share of the work, and what the ranks exchange.
 
-Every method costs nothing where there is only one rank. CPU tensors and numpy arrays travel by gloo, CUDA tensors by
-NCCL. Every rank must make the same calls in the same order.
+A single rank exchanges nothing, so every method then costs next to nothing. CPU tensors and numpy arrays travel by
+gloo, CUDA tensors by NCCL. Every rank must make the same calls in the same order.
 
-A rank that dies closes its connections. The ranks that wait for it over gloo then fail at once, and those that wait for
-them follow. Time-outs are for what closes no connection: a rank that hangs, a machine that loses power, and NCCL.
+A rank that dies closes its connections. The ranks that wait for it over gloo then fail at once, and so do those that
+wait for them. Time-outs serve where no connection closes: a rank hangs, a machine loses power, or NCCL waits.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import torch.distributed as dist
 from xcfast.errors import ConfigError, RankError, RankLostError
 from xcfast.resources import check_gpus
 
-# Every rank does the same work between two collective operations. They arrive minutes apart at most, where one rank has
-# slow environments or compiles its update. A rank that is half an hour late hangs, or its machine is gone.
+# Every rank does the same work between two collective operations, so ranks come to them at most minutes apart: one may
+# have slower environments, or compile its update. If a rank is half an hour late, it hangs or its machine is gone.
 TIMEOUT = timedelta(minutes=30)
-# An evaluation, a checkpoint on a slow disk, or a user's script may take any time. Only a lost connection ends it.
+# An evaluation, a checkpoint on a slow disk, or a user's script may take any time. Only a lost connection ends the wait
+# for it. torch needs a limit nevertheless.
 PATIENCE = timedelta(days=7)
 _MEETING_TIMEOUT = timedelta(minutes=10)
 _FAILURE_KEY = "failure"
-# A rank writes its failure into the store before it closes its connections, so the entry is there when they break.
+# A rank reports its failure in the store before it closes its connections. So the report is there when they break.
 _FAILURE_WAIT = timedelta(seconds=1)
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -50,7 +51,7 @@ class Ranks:
         sharing: The number of ranks that run on the same CPUs as this one, itself included.
     """
 
-    # The number of groups that this process has made at each store. Every group has a name of its own in the store.
+    # The number of groups that this process has joined at each store: each group has a name of its own in the store.
     _meetings: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1) -> None:
@@ -71,7 +72,7 @@ class Ranks:
             cuda: Whether the weights are on GPUs. This process then takes the GPU of number ``local_rank``.
 
         Returns:
-            The place of this process; the only rank where the environment variables are not set.
+            The place of this process. Without those environment variables it is the only rank.
 
         Raises:
             ConfigError: There are fewer GPUs than ranks on this node, or a process group exists already.
@@ -122,10 +123,11 @@ class Ranks:
         return range(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
 
     def sum_(self, x: Array) -> Array:
-        """Replaces a C-contiguous array by its sum over the ranks, with the same bits on each, and returns it.
+        """Replaces a C-contiguous array by its sum over the ranks, which has the same bits on each, and returns it.
 
         Raises:
-            RankLostError: Another rank has ended, or has not answered within ``TIMEOUT``. Every operation raises this.
+            RankLostError: Another rank has ended, or has not answered within ``TIMEOUT``. Every collective operation
+                raises this. If that rank reported why it ended, then the message quotes the report.
         """
         if self.world_size > 1:
             with self._reaching_others():
@@ -140,7 +142,7 @@ class Ranks:
         return x
 
     def join(self, part: Array, rows: range, total: int) -> Array:
-        """Puts the parts of an array together; every rank gets the same bits.
+        """Puts the parts of an array together. Every rank gets the same bits.
 
         Args:
             part: Array [len(rows), ...], this rank's part.
@@ -180,10 +182,14 @@ class Ranks:
         return flag if self.world_size == 1 else bool(self.sum_(np.array([flag], np.int64))[0])
 
     def agree(self, place: str) -> None:
-        """Checks that all ranks have come to the same place of a script. Waits for as long as the script takes.
+        """Checks that all ranks have come to the same place of a script. Waits as long as the script takes.
+
+        Args:
+            place: A description of this rank's place, for the message.
 
         Raises:
-            RankError: They have not. The message says which rank is where.
+            RankError: The ranks are in different places. The message says which rank is where.
+            RankLostError: Another rank has ended.
         """
         if self.world_size == 1:
             return
@@ -195,15 +201,15 @@ class Ranks:
             raise RankError(f"all processes must make the same calls: {listed}")
 
     def from_main(self, compute: Callable[[], T]) -> T:
-        """Calls a function on rank 0 and returns its value on every rank. The others wait for as long as it takes.
+        """Calls a function on rank 0 and returns its value on every rank. The other ranks wait as long as it takes.
 
-        A failure that rank 0 has deferred is raised instead of the call.
+        If rank 0 has deferred a failure, then that is raised and the function is not called.
 
         Args:
-            compute: The function, which makes no collective operation. Its value must be picklable.
+            compute: The function, which calls no collective operation. Its value must be picklable.
 
         Raises:
-            RankError: The function raised an exception, which is the cause on rank 0. A single rank raises the
+            RankError: The function has raised an exception, which is the cause on rank 0. A single rank raises the
                 exception itself.
             RankLostError: Another rank has ended.
         """
@@ -231,12 +237,14 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block without collective operations that may fail on some ranks; then all of them raise.
+        """Runs a block of code, and raises on all ranks if it fails on any. A single rank raises the exception itself.
 
-        Work that only rank 0 does, and which may take long, belongs in ``from_main``.
+        The block calls no collective operation. Long work that only rank 0 does belongs in ``from_main``.
 
         Raises:
-            RankError: The block failed on some of several ranks. The cause is this rank's own exception, if any.
+            RankError: The block has failed on some ranks. The message has a line for each of them. The cause is this
+                rank's own exception, if it has one.
+            RankLostError: Another rank has ended.
         """
         if self.world_size == 1:
             yield
@@ -256,9 +264,10 @@ class Ranks:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block without collective operations whose failure the next ``together`` raises on all ranks.
+        """Runs a block of code, and keeps its failure until the next ``together``, which raises it on all ranks.
 
-        So the block needs no collective operation of its own. A single rank raises at once.
+        On rank 0, ``from_main`` raises it too. So a block on one rank costs the others no collective operation. The
+        block calls none itself. A single rank raises the exception at once.
         """
         try:
             yield
@@ -272,12 +281,11 @@ class Ranks:
 
         Args:
             failure: An error that the other ranks do not know of, as "ErrorType: message". They raise a
-                ``RankLostError`` that quotes it. Without one, this rank leaves together with the others and waits for
-                as long as they take.
+                ``RankLostError`` that quotes it. None: this rank waits until the others leave as well.
 
         Raises:
-            RankError: Another rank makes other calls instead.
-            RankLostError: Another rank ended before it came here.
+            RankError: Another rank is at another call instead.
+            RankLostError: Another rank has ended without leaving.
         """
         if self._patient is None:
             return
@@ -290,8 +298,8 @@ class Ranks:
         finally:
             dist.destroy_process_group(self._patient)
             self._patient = None
-            # NCCL would first complete the operations under way, which may wait for a rank that never comes. Its
-            # connections end with this process.
+            # NCCL would first complete the operations under way, which may wait for a rank that never comes. NCCL's
+            # connections end with this process in any case.
             if not (self._cuda and failed):
                 dist.destroy_process_group()
 
@@ -299,13 +307,13 @@ class Ranks:
         return f"rank {self.rank}: {type(error).__name__}: {error}"
 
     def _report(self, failure: str) -> None:
-        """Writes this rank's failure into the store, unless it is only the consequence of another rank's."""
+        """Writes this rank's failure into the store, unless it only follows from the loss of another rank."""
         if self._store is not None and not self._others_lost:
-            with suppress(RuntimeError):  # the host of the store is gone, so the others know that something failed
+            with suppress(RuntimeError):  # the process that hosts the store has ended, which the others notice
                 self._store.compare_set(_FAILURE_KEY, "", f"rank {self.rank}: {failure}")
 
     def _reported(self) -> str | None:
-        """The failure that another rank has written into the store, or None."""
+        """Returns the failure that another rank has written into the store, or None."""
         if self._store is None:
             return None
         try:
@@ -316,7 +324,7 @@ class Ranks:
 
     @contextmanager
     def _reaching_others(self) -> Iterator[None]:
-        """Makes a ``RankLostError`` of what torch raises where another rank is out of reach."""
+        """Raises a ``RankLostError`` where torch raises an error because another rank is out of reach."""
         try:
             yield
         except RuntimeError as error:
@@ -325,7 +333,7 @@ class Ranks:
             if reported is not None:
                 raise RankLostError(f"another rank has failed: {reported}") from None
             reason = str(error).splitlines()[0]
-            raise RankLostError(f"another rank has ended without a word, or does not answer: {reason}") from None
+            raise RankLostError(f"another rank has ended without a report, or does not answer: {reason}") from None
 
 
 ALONE = Ranks()

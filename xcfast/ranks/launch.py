@@ -1,6 +1,10 @@
-"""Starts the ranks of a run on this machine through torch.distributed's launcher, as torchrun does.
+"""Starts the ranks of a run on this machine through torch.distributed's launcher, which is also what torchrun calls.
 
-Ranks are fresh interpreters, so a script needs no main guard.
+The launcher finds a port, starts fresh interpreters, sets their environment variables, forwards signals, and ends all
+ranks when one fails. What remains here is what it lacks: it returns no values from fresh interpreters, and it changes
+the process that calls it as if that process were torchrun, which does nothing else. Its other mode, a function that
+``multiprocessing`` spawns, does return values, but imports the user's script again in every rank, so every script would
+need a main guard.
 """
 
 from __future__ import annotations
@@ -10,33 +14,29 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xcfast.config import Config, ConfigError
-from xcfast.errors import RunFailed
-from xcfast.output.console import say
+from xcfast.config.schema import Config
+from xcfast.errors import ConfigError, RunFailed
 from xcfast.ranks.group import launched
 from xcfast.resources import check_gpus, training_device
 
-if TYPE_CHECKING:
-    pass
-
-# How long the launcher lets ranks end by themselves after a signal: they finish the iteration and save.
+# After a signal, a rank finishes its iteration and saves. The launcher's own limit of 30 seconds may cut that off.
 _STOP_SECONDS = "600"
+_HANDLED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")  # the signals that the launcher handles
 
 
 def ranks_to_start(config: Config) -> int:
-    """Returns how many processes a run has on this machine.
+    """Returns the number of ranks that a configuration wants on this machine.
 
     Raises:
-        ConfigError: There are too few GPUs, or there is no GPU and no number of processes.
+        ConfigError: There are fewer GPUs than ranks, or there is no GPU and ``num_ranks`` is not set.
     """
     if training_device(config).type == "cuda":
         import torch
@@ -57,10 +57,10 @@ def ranks_to_start(config: Config) -> int:
 
 
 def check_alone(config: Config) -> None:
-    """Checks that a configuration wants one process, and that this process is not one of several.
+    """Checks that a configuration wants one process, and that this process is not one of several ranks.
 
     Raises:
-        ConfigError: One of the two does not hold. The message says how several processes are started.
+        ConfigError: It is otherwise. The message says how several ranks start.
     """
     if launched():
         raise ConfigError("this is one of several processes, which a Trainer must be given as ranks", key="num_ranks")
@@ -70,25 +70,28 @@ def check_alone(config: Config) -> None:
     if num_ranks > 1:
         raise ConfigError(
             "python -m xcfast.train and get_runner(...) start several processes; "
-            f"your own script is started by torchrun --nproc-per-node={num_ranks} SCRIPT",
+            f"start a script of your own with torchrun --nproc-per-node={num_ranks} SCRIPT",
             key="num_ranks" if config.num_ranks > 1 else "distributed_training",
         )
 
 
-def launch(module: str, job: dict[str, Any], num_ranks: int, port: int) -> dict[str, Any]:
-    """Runs ``python -m MODULE JOB`` in several processes, and waits for them.
+def launch(module: str, job: dict[str, Any], num_ranks: int) -> dict[str, Any]:
+    """Starts ``python -m MODULE JOB_FILE`` in several processes, the ranks, and waits until they end.
+
+    A signal to this process stops the ranks, unless this process ignores it. Everything that the launcher changes in
+    this process is restored at the end.
 
     Args:
-        module: Module whose ``main`` reads the job with ``read_job`` and calls ``write_outcome``.
-        job: What the processes are to do, as plain data.
-        num_ranks: Number of processes.
-        port: Port at which they meet.
+        module: The name of a module whose ``main`` calls ``read_job`` with the file's path, works, and calls
+            ``write_outcome``.
+        job: What the ranks are to do, as a dictionary that JSON can hold.
+        num_ranks: The number of processes.
 
     Returns:
-        The outcome of rank 0, or of the rank that failed first.
+        The outcome that rank 0 has written. Where ranks have failed, the outcome of the rank that failed first.
 
     Raises:
-        RunFailed: A rank ended without an outcome.
+        RunFailed: That rank ended without writing an outcome.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -102,37 +105,45 @@ def launch(module: str, job: dict[str, Any], num_ranks: int, port: int) -> dict[
             max_nodes=1,
             nproc_per_node=num_ranks,
             run_id=str(uuid.uuid4()),
-            rdzv_backend="static",
-            rdzv_endpoint=f"127.0.0.1:{port}",
-            rdzv_configs={"rank": 0, "timeout": 600},
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",  # any free port, as with torchrun --standalone
+            local_addr="127.0.0.1",  # the machine's name may not resolve to an address
             max_restarts=0,
         )
-        failed = 0
-        with _environment(), _handlers():
+        # A signal that this process ignores, such as SIGHUP under nohup, must stay ignored here and in the ranks.
+        # Versions of torch that do not know this attribute handle it nevertheless.
+        handled = [name for name in _HANDLED if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+        setup.signals_to_handle = ",".join(handled)
+        failed, reason = 0, "exit status 0"
+        with _environment(), _signal_handlers():
             try:
                 elastic_launch(setup, sys.executable)("-m", module, str(path))
             except ChildFailedError as error:
-                # Where one was killed, the others have failed for want of it.
-                killed = [
-                    one for one, failure in error.failures.items() if failure.exitcode < 0 and not _read(path, one)
-                ]
+                # If a rank was killed, then the others have failed because of it.
+                killed = [rank for rank, one in error.failures.items() if one.exitcode < 0 and not _read(path, rank)]
                 failed = killed[0] if killed else error.get_first_failure()[0]
-                reason = error.failures[failed].message or f"exit status {error.failures[failed].exitcode}"
-            except SignalException as error:  # the ranks got it too, and have saved
-                reason = str(error)
+                exitcode = error.failures[failed].exitcode
+                reason = signal.Signals(-exitcode).name if exitcode < 0 else f"exit status {exitcode}"
+            except SignalException as error:  # the launcher has sent it on to the ranks, which have saved and ended
+                reason = error.sigval.name
         outcome = _read(path, failed)
     if not outcome:
-        raise RunFailed(f"rank {failed} ended without a word ({reason}); --resume goes on from the last checkpoint")
+        raise RunFailed(f"rank {failed} ended without a result ({reason}); --resume continues from the last checkpoint")
     return outcome
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """Reads the job of this rank, which ``launch`` has started."""
+    """Returns the job that ``launch`` has written for the ranks."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_outcome(path: Path, outcome: dict[str, Any]) -> None:
-    """Writes the outcome of this rank to the file in which ``launch`` looks for it."""
+    """Writes the outcome of this rank for ``launch``.
+
+    Args:
+        path: The path of the job's file.
+        outcome: The outcome, as a dictionary that JSON can hold and that is not empty.
+    """
     _outcome(path, int(os.environ["RANK"])).write_text(json.dumps(outcome), encoding="utf-8")
 
 
@@ -141,39 +152,30 @@ def _outcome(job: Path, rank: int) -> Path:
 
 
 def _read(job: Path, rank: int) -> dict[str, Any]:
+    """Returns a rank's outcome. It is empty if the rank ended before it had written all of it."""
     try:
         return json.loads(_outcome(job, rank).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # killed before it was written
+    except (OSError, ValueError):
         return {}
-
-
-def free_port(wanted: int, quiet: bool) -> int:
-    """Returns ``master_port``, or another port where that one is taken. Only the launched processes need to know it."""
-    for port in (wanted, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            if not port:
-                say(f"master_port {wanted} is taken; the processes meet at {probe.getsockname()[1]}", quiet)
-            return int(probe.getsockname()[1])
-    raise ConfigError("no port is free", key="master_port", given=wanted)
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Sets the environment variables that the launcher and the ranks need."""
+    """Sets the environment variables of the ranks and silences the launcher's log, until the block ends."""
     changed = {
+        # Ranks find the modules that this process finds, also those that a script has added to sys.path. With -m Python
+        # would otherwise search the working folder first.
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
         "PYTHONSAFEPATH": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _STOP_SECONDS),
     }
-    if sys.platform == "linux":
-        changed["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
-    before = {name: os.environ.get(name) for name in changed}
+    if sys.platform == "linux":  # gloo would look up the machine's name, but all ranks are on this machine
+        changed["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    before = {name: os.environ.get(name) for name in [*changed, "TORCHELASTIC_SIGNALS_TO_HANDLE"]}
     log = logging.getLogger("torch.distributed.elastic")
     level = log.level
     os.environ.update(changed)
-    log.setLevel(logging.CRITICAL)  # what failed is told in one place, by the exception
+    log.setLevel(logging.CRITICAL)  # the exception from launch says what failed
     try:
         yield
     finally:
@@ -186,15 +188,14 @@ def _environment() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handlers() -> Iterator[None]:
-    """Restores this process's signal handlers, which the launcher replaces for good."""
-    if threading.current_thread() is not threading.main_thread():  # where it replaces none
+def _signal_handlers() -> Iterator[None]:
+    """Restores the process's signal handlers when the block ends: the launcher replaces them in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {name: signal.getsignal(getattr(signal, name)) for name in _HANDLED}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)

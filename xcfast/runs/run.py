@@ -13,7 +13,7 @@ from xcfast.output.console import ProgressBar, end_table, say, say_warnings
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
 from xcfast.ranks.group import Ranks, launched
-from xcfast.ranks.launch import free_port, launch, ranks_to_start
+from xcfast.ranks.launch import launch, ranks_to_start
 from xcfast.resources import training_device
 from xcfast.runs.trainer import Trainer
 
@@ -154,7 +154,7 @@ def _run_in_processes(
         "quiet": quiet,
         "below_env": below_env,
     }
-    outcome = launch("xcfast.runs.rank", job, num_ranks, free_port(config.master_port, quiet))
+    outcome = launch("xcfast.runs.rank", job, num_ranks)
     if "error" not in outcome:
         return Summary(**outcome)
     known: dict[str, type[Exception]] = {one.__name__: one for one in (ConfigError, CheckpointError, EnvError)}

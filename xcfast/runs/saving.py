@@ -113,10 +113,12 @@ class Saver:
             CheckpointError: It cannot be written.
         """
         contents = self._state.gather(self._with_envs)
-        with self._ranks.together():
-            if contents is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                ckpt.save_checkpoint(path, contents)
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ckpt.save_checkpoint(path, contents or {})
+
+        self._ranks.from_main(write)
 
     def save_model(self, name: str) -> bool:
         """Writes a model file into the run's folder. A full disk is reported and does not end the run.

@@ -49,7 +49,9 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal_name, self.number = signal.Signals(number).name, number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        message = f"\n{self.signal_name}: stopping after this iteration; Ctrl-C once more stops at once\n"
+        message = f"\n{self.signal_name}: stopping after this iteration"
+        if signal.SIGINT in self._previous:  # else it is ignored, and stays so
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            message += "; Ctrl-C once more stops at once"
         with suppress(OSError):  # not print: the signal may have come in the middle of one
-            os.write(2, message.encode())
+            os.write(2, f"{message}\n".encode())

@@ -1,4 +1,4 @@
-"""Scripts that torchrun has started several times: their processes train together, as those of the command line do."""
+"""Ranks of a script that torchrun has started: its processes train together, as those of the command line do."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ _sharing = True
 
 
 def script_ranks(device: Any = None) -> Ranks:
-    """This process's place among those of the script; alone where nothing has started several. Joins them once.
+    """Returns this process's place among the script's processes, which it joins at the first call.
 
     Args:
-        device: the arguments' device, at the first call: with CUDA each process takes a GPU.
+        device: The device that the script's arguments name. With CUDA, each process takes a GPU of its own. Only the
+            first call reads it.
+
+    Returns:
+        The place of this process. It is ``ALONE`` unless torchrun has started the script.
     """
     global _joined
     if _joined is None:
@@ -31,14 +35,22 @@ def script_ranks(device: Any = None) -> Ranks:
 
 
 def share(total: int, device: Any = None) -> tuple[range, int]:
-    """Returns which of ``total`` environments this process makes, and how many processes share its CPUs."""
+    """Returns which of a number of environments this process makes, and how many processes share its CPUs.
+
+    Args:
+        total: The number of environments of all processes together.
+        device: The device that the script's arguments name.
+
+    Returns:
+        The indices of this process's environments, and the number of processes on its CPUs, itself included.
+    """
     ranks = script_ranks(device)
     return (ranks.rows(total), ranks.sharing) if _sharing else (range(total), 1)
 
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Makes environments whole for this process alone, such as those of a test, while active."""
+    """Lets ``share`` give all environments to this process while the block runs, as a test needs."""
     global _sharing
     before, _sharing = _sharing, False
     try:
@@ -48,6 +60,6 @@ def undivided() -> Iterator[None]:
 
 
 def _leave(ranks: Ranks) -> None:
-    error = getattr(sys, "last_value", None)  # what has ended the script, if anything has
-    with suppress(RuntimeError):  # others may have ended before
+    error = getattr(sys, "last_value", None)  # the exception that has ended the script, if there is one
+    with suppress(RuntimeError):  # the other processes may have ended already
         ranks.close(None if error is None else f"{type(error).__name__}: {error}")
