@@ -3,6 +3,7 @@
 import copy
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from native_core import make_core, make_policy, spaces
 from signals_in_time import Interrupted, interrupted_after
 from small_config import SMALL
+from torch.utils import _pytree as pytree
 
 from xcfast import RewardNormalizer, Rollout, _core, load_config
 from xcfast.errors import ConfigError, NonFiniteError
+from xcfast.learners.cuda import CudaLearner
 from xcfast.learners.loss import LOSSES, normalized_advantages, ppo_loss
 from xcfast.learners.native import NativeLearner
 from xcfast.learners.torch import TorchLearner
@@ -622,13 +625,48 @@ def test_non_finite_update_restores_weights_and_optimiser(small):
 
 
 def test_a_signal_handler_ends_an_update(small):
-    """An update of 4,000 epochs takes many seconds."""
+    """An update of 4,000 epochs takes many seconds; the handler ends it at once, and nothing of it is left."""
     config = small(horizon_size=256, n_epochs=4000, n_minibatch=1, running_steps=10**6)
     learner, rollout = new_learner(NativeLearner, config)
+    before = everything(learner)
     start = time.monotonic()
     with pytest.raises(Interrupted), interrupted_after(0.3):
         learner.update(rollout, 0)
     assert time.monotonic() - start < 1.3
+    assert everything(learner) == before
+
+
+def everything(learner):
+    """All that an update may change, as numbers that compare bit for bit."""
+    state = learner.policy.state_dict(), learner.state_dict(), learner._reward_normalizer.state_dict()
+    return pytree.tree_map(lambda x: x.tolist() if hasattr(x, "tolist") else x, state)
+
+
+def cuda_learner(config):
+    torchs, rollout = new_learner(TorchLearner, config)
+    return CudaLearner(torchs.policy, config, rollout, torchs._reward_normalizer, torch.device("cpu")), rollout
+
+
+@pytest.mark.parametrize("keys", [{}, {"agent": "PPO_KL", "target_kl": 0.01}, {"use_linear_lr_decay": False}], ids=str)
+@pytest.mark.parametrize(
+    "build",
+    [partial(new_learner, TorchLearner), partial(new_learner, NativeLearner), cuda_learner],
+    ids=["torch", "native", "cuda"],
+)
+def test_an_update_after_a_failed_one_is_as_if_none_had_failed(small, build, keys):
+    config = small(use_rewnorm=True, compile="off", **keys)
+    learner, rollout = build(config)
+    other, same_rollout = build(config)
+    for iteration in range(2):
+        row = rollout.obs[3, 1].copy()
+        rollout.obs[3, 1] = np.nan
+        before = everything(learner)
+        with pytest.raises(NonFiniteError):
+            learner.update(rollout, iteration)
+        assert everything(learner) == before
+        rollout.obs[3, 1] = row
+        assert learner.update(rollout, iteration) == other.update(same_rollout, iteration)
+        assert everything(learner) == everything(other)
 
 
 @pytest.mark.parametrize("cls", [TorchLearner, NativeLearner])

@@ -89,7 +89,7 @@ class CudaLearner:
         self._host_rates = host((self._on_device.updates, 2), np.float32)
         self._prepared = -1  # the iteration whose minibatches are in the page-locked table
         self._uploaded = torch.cuda.Event() if device.type == "cuda" else None  # the device has read the host's memory
-        self._guard = UpdateGuard()
+        self._guard = UpdateGuard(reward_normalizer)
         with matmul_precision(config.precision):
             self._on_device.prepare(config.compile, self._adam.betas, self._adam.eps)
         self.compile, self.fallbacks = self._on_device.mode, self._on_device.fallbacks

@@ -8,14 +8,20 @@ from threading import Lock
 from typing import TypeVar
 
 from xcfast.errors import NonFiniteError
+from xcfast.normalize import RewardNormalizer
 
 State = TypeVar("State")
 
 
 class UpdateGuard:
-    """Runs a learner's updates, one at a time, and undoes those that fail."""
+    """Runs a learner's updates, one at a time, and undoes those that fail.
 
-    def __init__(self) -> None:
+    Args:
+        reward_normalizer: Normaliser that the updates feed; the guard restores its statistics.
+    """
+
+    def __init__(self, reward_normalizer: RewardNormalizer) -> None:
+        self._reward_normalizer = reward_normalizer
         self._busy = Lock()
 
     def run(
@@ -30,7 +36,7 @@ class UpdateGuard:
         Args:
             update: Function that does the update and returns its metrics.
             iteration: Number of the iteration, for the message.
-            snapshot: Function that returns a copy of all that an update changes.
+            snapshot: Function that returns a copy of what an update changes in the learner.
             restore: Function that writes such a copy back.
 
         Raises:
@@ -40,7 +46,7 @@ class UpdateGuard:
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("another thread is in an update of this learner")
         try:
-            before = snapshot()
+            before, statistics = snapshot(), self._reward_normalizer.state_dict()
             try:
                 metrics = update()
                 bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
@@ -48,6 +54,7 @@ class UpdateGuard:
                     raise NonFiniteError(f"update of iteration {iteration}: {', '.join(bad)}")
             except BaseException:
                 restore(before)
+                self._reward_normalizer.load_state_dict(statistics)
                 raise
             return metrics
         finally:

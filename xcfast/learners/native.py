@@ -89,7 +89,7 @@ class NativeLearner:
         moments = (torch.from_numpy(exp_avg), torch.from_numpy(exp_avg_sq))
         self._adam = FlatAdam(policy, config, self._flat, *moments, optimizer, scheduler)
         self._kl = KLControl(config)
-        self._guard = UpdateGuard()
+        self._guard = UpdateGuard(reward_normalizer)
         self._scaled_rewards = np.empty(rollout.rewards.shape, np.float32)
         self._core = _core.Learner(
             **network_spec(policy, self._flat),

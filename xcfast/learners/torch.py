@@ -100,7 +100,7 @@ class TorchLearner:
         self._gradient = None if ranks.world_size == 1 else self._flat_gradient()
         self._kl = KLControl(config)
         self._old: Tensor | None = None  # with a penalty: the collecting policy's distributions [T*N, ...]
-        self._guard = UpdateGuard()
+        self._guard = UpdateGuard(reward_normalizer)
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """Does one PPO iteration; see ``Learner.update``. Fills values, log_probs, advantages and returns."""
@@ -284,16 +284,20 @@ class TorchLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         self._kl.load_state_dict(state)
 
-    def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any]], Any]:
-        state = [copy.deepcopy(self.optimizer.state.get(p, {})) for p in self._parameters]
+    def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any] | None], Any]:
+        states = self.optimizer.state
+        state = [copy.deepcopy(states[p]) if p in states else None for p in self._parameters]
         return [p.detach().clone() for p in self._parameters], state, self._schedule.snapshot()
 
     @torch.no_grad()
-    def _restore(self, snapshot: tuple[list[Tensor], list[dict[str, Any]], Any]) -> None:
+    def _restore(self, snapshot: tuple[list[Tensor], list[dict[str, Any] | None], Any]) -> None:
         values, states, schedule = snapshot
         for parameter, value, state in zip(self._parameters, values, states, strict=True):
             parameter.copy_(value)
-            self.optimizer.state[parameter] = state
+            if state is None:
+                self.optimizer.state.pop(parameter, None)
+            else:
+                self.optimizer.state[parameter] = state
         self._schedule.restore(schedule)
 
 
