@@ -16,7 +16,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 from xcfast import load_config
 from xcfast.config import ConfigError
-from xcfast.errors import RunFailed
+from xcfast.errors import RankLostError, RunFailed
 from xcfast.output import checkpoint as ckpt
 from xcfast.output.folders import RunFolders
 from xcfast.runs.run import run, train_to_the_end
@@ -323,7 +323,7 @@ def test_killed_worker_stops_the_run_with_a_saved_model(small):
 FULL_DISK = """
 import resource, sys
 from xcfast import load_config, run
-from xcfast.errors import RunFailed
+from xcfast.errors import RankLostError, RunFailed
 config = load_config(overrides={overrides!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # a checkpoint does not fit, the small files do
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -504,3 +504,22 @@ def test_torch_threads_are_given_back(small):
     torch.set_num_threads(2)
     run(small(logger="none"), mode="train", quiet=True)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("key", ["log_dir", "model_dir"])
+@pytest.mark.parametrize("above", ["file/x", "/dev/null/x", "/proc/x"])
+def test_a_folder_that_cannot_be_made_is_an_error_of_its_key(small, tmp_path, key, above):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"^{key}: the folder cannot be made \(.*\); given: .*/x/"):
+        run(small(**{key: str(tmp_path / above)}), quiet=True)
+    assert not list(tmp_path.glob("models/*/seed_*")) and not (tmp_path / "logs").exists()
+
+
+def test_a_rank_that_is_lost_before_training_is_one_sentence(small, monkeypatch):
+    def lost(*args, **kwargs):
+        raise RankLostError("another rank has failed: rank 1: ValueError: x")
+
+    monkeypatch.setattr("xcfast.runs.run.Trainer", lost)
+    with pytest.raises(RunFailed, match="^another rank has failed: rank 1: ValueError: x$") as caught:
+        run(small(), quiet=True)
+    assert caught.value.expected and not caught.value.known

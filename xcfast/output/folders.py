@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from xcfast.errors import CheckpointError
+from xcfast.errors import CheckpointError, ConfigError
 from xcfast.output.checkpoint import BEST_MODEL, FINAL_MODEL, periodic_checkpoints
 from xcfast.output.files import write_json
 
@@ -42,6 +42,9 @@ class RunFolders:
             config: The run's configuration; log_dir, model_dir, env_id and seed are read.
             mode: Mode of the run.
             below_env: Whether there is a folder ``<env_id>`` in between.
+
+        Raises:
+            ConfigError: A folder cannot be made. Neither is left behind.
         """
         env = env_folder(config.env_id) if below_env else ""
         stamp = f"seed_{config.seed}_{time.strftime('%Y_%m%d_%H%M%S')}"
@@ -51,10 +54,14 @@ class RunFolders:
             log_dir, model_dir = (Path(parent).resolve() / env / name for parent in (config.log_dir, config.model_dir))
             folders = cls(log_dir, model_dir, mode)
             try:
-                folders.model_dir.mkdir(parents=True)
+                _make(folders.model_dir, "model_dir")
             except FileExistsError:
                 continue
-            folders.log_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                _make(folders.log_dir, "log_dir", exist_ok=True)
+            except ConfigError:
+                folders.model_dir.rmdir()
+                raise
             folders._write_pointers()
             return folders
         raise AssertionError("unreachable")
@@ -112,6 +119,16 @@ class RunFolders:
         if not checkpoints:
             raise CheckpointError(f"{self.model_dir}: no checkpoint to resume from")
         return checkpoints[-1]
+
+
+def _make(folder: Path, key: str, exist_ok: bool = False) -> None:
+    """Makes a folder and the folders above it. An error names the key that holds its place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"the folder cannot be made ({error.strerror})", key=key, given=str(folder)) from None
 
 
 def env_folder(env_id: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xcfast.envs import MujocoVecEnv
-from xcfast.errors import CheckpointError, ConfigError, EnvError, RankError, RunFailed
+from xcfast.errors import CheckpointError, ConfigError, EnvError, RankError, RankLostError, RunFailed
 from xcfast.output.checkpoint import FINAL_MODEL
 from xcfast.output.console import ProgressBar, end_table, say, say_warnings
 from xcfast.output.folders import Mode
@@ -53,7 +53,10 @@ def run(
         num_ranks = ranks_to_start(config)
         if num_ranks > 1:
             return _run_in_processes(config, mode, resume, quiet, num_ranks, below_env)
-    ranks = Ranks.start(cuda=training_device(config).type == "cuda")
+    try:
+        ranks = Ranks.start(cuda=training_device(config).type == "cuda")
+    except RankLostError as error:
+        raise RunFailed(str(error)) from None
     try:
         trainer = Trainer(config, mode, resume, quiet, ranks, below_env=below_env)
         try:
@@ -67,8 +70,11 @@ def run(
         raise RunFailed(str(error), expected=error.__cause__ is None) from error.__cause__
     except BaseException as error:
         known = isinstance(error, RunFailed) and error.known
+        cause = (isinstance(error, RunFailed) and error.__cause__) or error
         with suppress(RuntimeError):  # this error is the one to report
-            ranks.close(None if known else f"{type(error).__name__}: {error}")
+            ranks.close(None if known else f"{type(cause).__name__}: {cause}")
+        if isinstance(error, RankLostError):
+            raise RunFailed(str(error), known=False) from None
         raise
     ranks.close()
     return summary
@@ -81,6 +87,7 @@ def train_to_the_end(trainer: Trainer) -> Summary:
         What was achieved.
 
     Raises:
+        ConfigError: The run's folders cannot be made.
         RunFailed: Something broke, or what had to be saved at the end could not be.
     """
     trainer.progress.start_clock()
@@ -88,7 +95,10 @@ def train_to_the_end(trainer: Trainer) -> Summary:
         try:
             _loop(trainer)
         except Exception as error:
-            raise trainer.saver.after_failure(error) from (error.__cause__ if isinstance(error, RankError) else error)
+            cause = error.__cause__ if isinstance(error, RankError) else error
+            if isinstance(cause, ConfigError):  # the folders cannot be made: nothing has begun
+                raise
+            raise trainer.saver.after_failure(error) from cause
         finally:
             with trainer.ranks.deferred():
                 if trainer.log is not None:
