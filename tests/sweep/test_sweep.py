@@ -380,3 +380,22 @@ def test_points_that_are_equal_are_one_setting(base, monkeypatch, capsys):
     assert "learning_rate=0.001: named twice, trained once" in capsys.readouterr().out
     assert main(["base.yaml", "--seeds", "1", "--grid", "n_epochs=1", "--grid", "n_epochs=2"]) == 2
     assert "n_epochs: given twice" in capsys.readouterr().err
+
+
+def test_a_grid_over_an_argument_of_the_environment(base, monkeypatch):
+    base(env_kwargs={"frame_skip": 2})
+    seen = []
+    monkeypatch.setattr("xcfast.sweep.command._run", lambda settings, *rest: (seen.extend(settings), (seen, 0))[1])
+    assert main(["base.yaml", "--seeds", "1", "--grid", "env_kwargs.reset_noise_scale=0.1,0.2,2e-1"]) == 0
+    assert [setting.values for setting in seen] == [{"env_kwargs.reset_noise_scale": scale} for scale in (0.1, 0.2)]
+    assert seen[1].config.env_kwargs == {"frame_skip": 2, "reset_noise_scale": 0.2}
+
+
+def test_a_grid_over_a_key_without_effect_is_refused(base, capsys):
+    base()
+    assert main(["base.yaml", "--seeds", "1", "--grid", "use_tensor_memory=True,False"]) == 2
+    assert "use_tensor_memory: has no effect: the engines decide" in capsys.readouterr().err
+
+
+def test_a_search_over_an_argument_of_the_environment():
+    assert search_space(["env_kwargs.reset_noise_scale=0.1:0.2"]) == {"env_kwargs.reset_noise_scale": (0.1, 0.2, False)}

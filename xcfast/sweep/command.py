@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from xcfast.config import RESUMABLE_KEYS, ConfigError, load_config
-from xcfast.config.keys import RENAMED_KEYS
+from xcfast.config import RESUMABLE_KEYS, Config, ConfigError, load_config
+from xcfast.config.keys import INERT_KEYS, RENAMED_KEYS
 from xcfast.config.shipped import file_and_env_id
 from xcfast.config.yaml_file import read_overrides
 from xcfast.output.files import write_json
@@ -71,7 +71,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     def make(values: Mapping[str, Any], trial: int | None = None) -> Setting:
         config = load_config(path, {**given, **values, "num_threads": threads})
-        typed = {key: config.to_dict()[RENAMED_KEYS.get(key, key)] for key in values}
+        typed = {key: _value(config, key) for key in values}
         name = _name(typed) if trial is None else f"trial_{trial:03d}"
         jobs = [Job(folder / name, seed, f"{name} seed {seed}") for seed in args.seeds]
         config = replace(config, log_dir=str(folder / name / "logs"), model_dir=str(folder / name / "models"))
@@ -187,6 +187,15 @@ def _distinct(settings: Iterable[Setting]) -> list[Setting]:
             print(f"{setting.name}: named twice, trained once")
         found.setdefault(setting.name, setting)
     return list(found.values())
+
+
+def _value(config: Config, key: str) -> Any:
+    """Returns the value that a configuration has for a key of the command line, of the key's own type."""
+    if key in INERT_KEYS:
+        raise ConfigError(f"has no effect: {INERT_KEYS[key]}", key=key, where="command line")
+    name, _, entry = RENAMED_KEYS.get(key, key).partition(".")
+    value = config.to_dict()[name]
+    return value[entry] if entry else value  # entry: an argument of the environment, as in env_kwargs.width
 
 
 def _name(values: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def search_space(texts: Sequence[str]) -> dict[str, list[Any] | Range]:
             space[key] = _range(key, values)
         else:
             key, space[key] = _choices("--search", text)
-        if key not in hints():
+        if key not in hints() and not key.startswith("env_kwargs."):  # those are the environment's own
             near = nearest_name(key, tuple(hints()))
             raise ConfigError("unknown key", key=key, nearest=near, where="command line")
     return space

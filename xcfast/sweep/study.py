@@ -92,7 +92,9 @@ class Study:
 def _distribution(key: str, values: list[Any] | Range) -> BaseDistribution:
     if isinstance(values, tuple):
         low, high, log = values
-        return IntDistribution(int(low), int(high), log) if hints()[key] is int else FloatDistribution(low, high, log)
+        return (
+            IntDistribution(int(low), int(high), log) if hints().get(key) is int else FloatDistribution(low, high, log)
+        )
     return CategoricalDistribution([json.dumps(value) for value in values])  # as text: a choice may be a list
 
 
