@@ -359,6 +359,7 @@ def gradients(ranks, config):
         trainer.start()
         before = copy.deepcopy(trainer.components.policy)
         trainer.components.collector.collect(trainer.components.rollout)
+        trainer.components.policy.zero_grad()  # as a script may do: it replaces the gradients by None
         trainer.components.learner.update(trainer.components.rollout, 0)
         state = trainer.components.learner.state_dict()["optimizer"]["state"]
         ours = [one["exp_avg"].numpy() / 0.1 for one in state.values()]

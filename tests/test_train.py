@@ -410,3 +410,12 @@ def test_a_reader_that_leaves_early_ends_a_dry_run_quietly() -> None:
     assert "Traceback" not in errors
     assert "BrokenPipe" not in errors
     process.stderr.close()
+
+
+def test_WORLD_SIZE_and_RANK_alone_make_no_rank(monkeypatch, tmp_path, capsys):
+    """Some clusters set them; a test must not end in silence because of that."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    folders = [f"{key}={tmp_path}" for key in ("log_dir", "model_dir")]
+    assert main(["--env-id", "Pendulum-v1", "--benchmark", "0", "--test", "1", *folders]) == 2
+    assert "no " in capsys.readouterr().err

@@ -208,7 +208,7 @@ class RunningMeanStd:
         return batch
 
     def check_accepted(self, done: bool) -> None:
-        """Raises where a kernel refused arguments that are right: then it is the moments that are not."""
+        """Raises an error that blames the moments, after a kernel has refused although the arguments were valid."""
         if not done:
             raise ValueError(
                 f"mean and var must stay writable float64 {list(self.shape)}, C-contiguous; "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from xcfast.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from xcfast.config.schema import Config
@@ -24,6 +24,22 @@ def available_cpus() -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def launched() -> bool:
+    """Returns whether torchrun, or a program that sets its environment variables, started this process as a rank.
+
+    ``WORLD_SIZE`` alone does not say so: some clusters set it for other purposes.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def module_path() -> dict[str, str]:
+    """Returns environment variables with which a child process finds exactly the modules that this process finds.
+
+    Without ``PYTHONSAFEPATH``, ``python -m`` would search the working folder first.
+    """
+    return {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path), "PYTHONSAFEPATH": "1"}
 
 
 def update_threads(config: Config, sharing: int = 1) -> int:
@@ -78,8 +94,9 @@ def check_gpus(num_ranks: int) -> None:
         )
 
 
-def page_locked(shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+def page_locked(shape: int | tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
     """Allocates zeros in page-locked memory, which a CUDA device reads without waiting. Needs such a device."""
+    import numpy as np
     import torch
 
     return torch.zeros(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True).numpy()

@@ -20,6 +20,7 @@ from xcfast.config.schema import RESUMABLE_KEYS, TESTABLE_KEYS, Config
 from xcfast.config.shipped import file_and_env_id, shipped_config, shipped_configs
 from xcfast.config.yaml_file import read_overrides
 from xcfast.errors import CheckpointError, ConfigError
+from xcfast.resources import launched
 
 if TYPE_CHECKING:
     from xcfast.output.folders import RunFolders
@@ -118,7 +119,7 @@ def _unknown_arguments(words: Sequence[str]) -> str:
 
 def _rank() -> int:
     """Returns this process's number under torchrun, else 0."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def choose_mode(benchmark: int | None, test: int | None, config: Config) -> tuple[Mode, tuple[str, ...]]:

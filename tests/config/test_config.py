@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from xcfast.config import Config, ConfigError, config_table, load_config, shipped_config, shipped_configs
 from xcfast.config.shipped import file_and_env_id
-from xcfast.policy.build import check_policy
+from xcfast.policy.build import resolve_policy
 
 TUTORIAL = Path(__file__).parents[1] / "data" / "xuance_tutorial.yaml"
 
@@ -683,18 +683,18 @@ def test_policy_must_fit_the_actions() -> None:
     from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
     gaussian, categorical = Config(policy="Gaussian_AC"), Config(policy="Categorical_AC", env_id="CartPole-v1")
-    check_policy(gaussian, Box(-1, 1, (2,)))
-    check_policy(categorical, Discrete(2))
+    resolve_policy(gaussian, Box(-1, 1, (2,)))
+    resolve_policy(categorical, Discrete(2))
     with pytest.raises(
         ConfigError, match=r"policy: does not fit the Discrete .* given: Gaussian_AC; allowed: Categorical_AC"
     ):
-        check_policy(gaussian, Discrete(2))
+        resolve_policy(gaussian, Discrete(2))
     with pytest.raises(
         ConfigError, match=r"policy: does not fit the Box .* given: Categorical_AC; allowed: Gaussian_AC"
     ):
-        check_policy(categorical, Box(-1, 1, (2,)))
+        resolve_policy(categorical, Box(-1, 1, (2,)))
     with pytest.raises(ConfigError, match="policy: no policy serves"):
-        check_policy(gaussian, MultiDiscrete([2, 2]))
+        resolve_policy(gaussian, MultiDiscrete([2, 2]))
 
 
 # The shipped files

@@ -69,7 +69,6 @@ NAN = float("nan")
         ("versions", [], "versions: found []; wanted: a dict"),
         ("versions", {1: "2"}, "versions: found 1; wanted: keys of type str"),
         ("engines", None, "engines: found None; wanted: a dict"),
-        ("mode", "play", "mode: found 'play'; wanted: 'benchmark' or 'train' or 'test'"),
         ("step", 7, "step: found 7; wanted: iteration * parallels * horizon_size = 256"),
         ("iteration", True, "iteration: found True; wanted: an integer >= 0"),
         ("config", [], "config: found []; wanted: a dict"),

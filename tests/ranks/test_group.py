@@ -6,7 +6,8 @@ import rank_pool
 from rank_pool import ENDED, good, with_ranks
 
 from xcfast.learners.metrics import moments_of
-from xcfast.ranks.group import ALONE, Ranks, launched, merged_moments
+from xcfast.ranks.group import ALONE, Ranks, merged_moments
+from xcfast.resources import launched
 
 DEADLINE = 20.0  # seconds until every rank has noticed that one is lost, on a machine under load
 

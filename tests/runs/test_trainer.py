@@ -523,3 +523,38 @@ def test_a_rank_that_is_lost_before_training_is_one_sentence(small, monkeypatch)
     with pytest.raises(RunFailed, match="^another rank has failed: rank 1: ValueError: x$") as caught:
         run(small(), quiet=True)
     assert caught.value.expected and not caught.value.known
+
+
+def test_resuming_the_best_model_sets_all_later_checkpoints_aside(small):
+    """The best model's step is between two checkpoints; the run goes on from it, not from the old course."""
+    config = small(keep_checkpoints=9)
+    done = run(config, mode="train", quiet=True)
+    models = Path(done.model_dir)
+    (models / "checkpoint_256.pth").rename(models / ckpt.BEST_MODEL)
+    resumed = run(replace(config, running_steps=384), resume=models / ckpt.BEST_MODEL, quiet=True)
+    assert resumed.steps == 384
+    assert RunFolders.find(models).newest_checkpoint().name == "checkpoint_384.pth"
+
+
+def test_a_changed_activation_is_refused_on_resume(small):
+    """It has no weights, so a checkpoint cannot tell."""
+    done = run(small(), quiet=True)
+    with pytest.raises(ConfigError, match="cannot change: activation_action"):
+        run(small(activation_action="sigmoid"), resume=done.log_dir, quiet=True)
+
+
+def test_a_checkpoint_in_the_middle_of_a_rollout_counts_no_row_twice(small):
+    config = small(use_obsnorm=True)
+    trainer = Trainer(config, "train", None, quiet=True)
+    try:
+        trainer.advance(config.horizon_size + 5)
+        assert trainer.saver.save_checkpoint()
+        folder, count = trainer.folders.model_dir, trainer.components.obs_normalizer.rms.count
+    finally:
+        trainer.close()
+    trainer = Trainer(config, "train", folder, quiet=True)
+    try:
+        trainer.advance(config.horizon_size)
+        assert trainer.components.obs_normalizer.rms.count == count + config.batch_size
+    finally:
+        trainer.close()

@@ -97,7 +97,7 @@ def _check_networks(config: Any) -> None:
             problem = f"too large a network: {weights} weights with those of representation_hidden_size"
             raise _refusal(config, name, problem, f"widths that make at most {_MAX_WEIGHTS} weights")
     if config.precision != "fp32" and config.device == "cpu":
-        raise _refusal(config, "precision", "it speeds up CUDA devices alone", "fp32 with device cpu")
+        raise _refusal(config, "precision", "has an effect on CUDA devices only", "fp32 with device cpu")
     if config.use_actions_mask and config.policy == "Gaussian_AC":
         problem = "only discrete actions have masks"
         raise _refusal(config, "use_actions_mask", problem, f"False with policy {config.policy}")

@@ -126,7 +126,7 @@ def make_env_fn(env_id: str, **kwargs: Any) -> EnvConstructor:
 
 
 def env_constructor(env_id: str, kwargs: Mapping[str, Any], wrappers: Iterable[EnvWrapper] = ()) -> EnvConstructor:
-    """Returns a constructor of the environment `env_id` that can be pickled, also by its registration here.
+    """Returns a picklable constructor of the environment `env_id`, which carries the id's registration along.
 
     Args:
         env_id: A registered id, or "module:id".
@@ -214,7 +214,8 @@ def _without_deprecation_noise(env_id: str, spec: EnvSpec | None) -> Iterator[No
 def _is_mujoco_task(env_id: str, spec: EnvSpec | None) -> bool:
     """Returns whether the environment's class is one of Gymnasium's MuJoCo tasks, or derived from one.
 
-    A function that makes environments does not tell their class: it counts where MuJoCo has been imported.
+    An entry point may be a function, which does not reveal the class. It counts as a MuJoCo task once MuJoCo has been
+    imported.
     """
     try:
         module, _, name = env_id.rpartition(":")

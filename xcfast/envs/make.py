@@ -110,9 +110,10 @@ def _make(
 def _native_if_it_serves(
     config: EnvConfig, num_envs: int, num_threads: int | None, constructor: EnvConstructor
 ) -> VecEnv | None:
-    """Makes the native vector environment, and says so where nobody named it; None: it cannot serve, with the reason.
+    """Makes the native vector environment, or returns None if the engine cannot step the task.
 
-    The reason is printed where the configuration names a native one, or where wrappers keep a task from it.
+    Prints a line if the native environment replaces the one that `vectorize` names. Prints the reason for None if
+    `vectorize` names a native environment, or if the reason is a wrapper.
     """
     env_id, vectorize = config.env_id, config.vectorize
     kind = _NATIVE.get(vectorize) or native_kind(env_id)

@@ -45,7 +45,7 @@ class MujocoVecEnv(NativeVecEnv):
         num_threads: The number of threads that step.
 
     Raises:
-        NotNativeError: It is not one of these tasks, or Gymnasium and the engine do not agree about it on this
+        NotNativeError: `env_id` is not one of these tasks, or the engine's numbers differ from Gymnasium's on this
             machine. `make_native_or_subproc` falls back to SubprocVecEnv.
         EnvError: Gymnasium cannot make it.
 

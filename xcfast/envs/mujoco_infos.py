@@ -1,4 +1,4 @@
-"""Builds the infos of Gymnasium's MuJoCo classes, for those who want them."""
+"""Builds the infos of Gymnasium's MuJoCo classes, which `infos=True` asks for."""
 
 import sys
 from collections.abc import Callable

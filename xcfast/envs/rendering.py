@@ -22,6 +22,7 @@ from gymnasium.envs.registration import load_env_creator
 from xcfast.envs.construct import EnvConstructor, make_env_fn
 from xcfast.envs.opengl import advice, first_line
 from xcfast.errors import EnvError
+from xcfast.resources import module_path
 
 _RENDERED = "xcfast: rendered"
 _NO_OPENGL = "xcfast: no OpenGL: "
@@ -87,7 +88,7 @@ def _constructor(env: EnvConstructor | str) -> EnvConstructor:
 
 
 def _has_free_tracking_camera(constructor: EnvConstructor) -> bool:
-    """Returns whether it makes a MuJoCo task with a camera "track", and nobody has chosen a camera."""
+    """Returns whether the constructor makes a MuJoCo task with a camera "track" and chooses no camera itself."""
     try:
         import mujoco
         from gymnasium.envs.mujoco import MujocoEnv
@@ -117,7 +118,7 @@ def _try_frame(constructor: bytes, render_mode: str, backend: str | None) -> tup
     Returns:
         None, or the reason why there is no frame; and whether OpenGL is to blame.
     """
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+    environ = {**os.environ, **module_path()}
     if backend is not None:
         environ["MUJOCO_GL"] = backend
     try:

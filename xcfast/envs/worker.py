@@ -29,10 +29,11 @@ _REPORT_SECONDS = 0.5  # the least time between two reports that the constructio
 
 
 def leave_signals_to_parent() -> None:
-    """Makes SIGINT and SIGTERM, which may go to all processes of a run, have no effect here: the parent decides.
+    """Gives SIGINT and SIGTERM handlers that do nothing, since the parent decides when this process ends.
 
-    They get handlers that do nothing. Ignored signals would stay ignored in the programs that an environment starts,
-    which could then not be terminated; handlers do not outlive exec, and a fork gets the usual ones back.
+    Such a signal may go to all processes of a run. The signals are not ignored, because the programs that an
+    environment starts would inherit that and could not be terminated. Handlers do not outlive exec, and a fork gets
+    the usual ones back.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _do_nothing)

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 
 from xcfast.envs.channel import Channel
+from xcfast.resources import module_path
 
 _REAP_SECONDS = 5.0  # how long a process may take to end once it was killed
 _LOOK_SECONDS = 0.002  # time between two looks at a process that is about to end
@@ -42,10 +43,7 @@ class WorkerProcess:
         self.channel = Channel(ours)
         inherited = (theirs.fileno(), memory_fd)
         command = [sys.executable, "-m", "xcfast.envs.worker", *map(str, (*inherited, os.getpid()))]
-        environ = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
-        # The worker imports this process's modules, and not those of the folder that it happens to run in.
-        environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-        environ["PYTHONSAFEPATH"] = "1"
+        environ = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), **module_path()}
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             self._process = subprocess.Popen(

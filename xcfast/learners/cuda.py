@@ -205,7 +205,7 @@ class CudaLearner:
         self._adam.schedule.restore(position)
 
     def adopt(self) -> None:
-        """Takes in weights that others wrote into the policy on the CPU; they also collect the next rollout."""
+        """Takes over weights that other code wrote into the policy on the CPU. They also collect the next rollout."""
         self._host.read()
         self._on_device.weights.copy_(torch.from_numpy(self._host.array))
         self._on_device.behaviour.copy_(self._on_device.weights)
@@ -230,10 +230,9 @@ class CudaLearner:
         return {**self._adam.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` of any learner returned, and takes in the policy's weights."""
+        """Restores what ``state_dict`` of any learner returned."""
         self._adam.load_state_dict(state)
         self._kl.load_state_dict(state)
-        self.adopt()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""What an update does about the KL divergence from the policy that collected: a penalty, or epochs that stop early."""
+"""How an update limits the KL divergence from the policy that collected: by a penalty, or by ending epochs early."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class KLControl:
 
     PPO_KL adds ``coef`` times KL(old || new) to the loss. After each update, it doubles the coefficient if the KL was
     above 1.5 ``target_kl``, and halves it if the KL was below ``target_kl`` / 1.5, within [MIN_KL_COEF, MAX_KL_COEF].
-    The KL is the mean over the samples of the last epoch, each with the weights of its minibatch: the update itself
-    comes no nearer to the divergence of its result. In an update of a single gradient step, the KL and the gradient of
-    the penalty are 0.
+    The KL is the mean over the samples of the last epoch, each with the weights at the start of its minibatch. Nothing
+    else that the update computes is nearer to the divergence of the final policy. In an update of a single gradient
+    step, the KL and the gradient of the penalty are 0.
 
     With ``early_stop_kl``, PPO ends an iteration after the first epoch whose mean approximate KL is above
     ``target_kl``.

@@ -59,7 +59,7 @@ class Learner(Protocol):
         """
 
     def adopt(self) -> None:
-        """Takes in weights that others wrote into the policy, as loading a model does."""
+        """Takes over weights that other code, such as the loading of a model, has written into the policy."""
 
     def publish(self) -> None:
         """Brings the newest weights into the policy. ``update`` does so itself, unless rollouts overlap with it."""

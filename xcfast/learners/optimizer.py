@@ -33,7 +33,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic) -> No
     """Checks that an optimiser has no other parameters than a policy's; it need not have all of them.
 
     Raises:
-        ValueError: It has other ones, of which a learner would know neither the gradients nor how to undo a step.
+        ValueError: It has a parameter that is not the policy's. A learner could neither compute its gradient nor undo
+            a step on it.
     """
     own = set(map(id, policy.parameters()))
     found = [p for group in optimizer.param_groups for p in group["params"]]
@@ -75,7 +76,7 @@ def reason_not_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[tor
         if group.get(name):
             return f"the optimizer's {name} is {group[name]}; it has plain Adam"
     if "base_momentum" in group:
-        return "the scheduler moves Adam's beta1, which cycle_momentum=False would leave to it; it has fixed betas"
+        return "the scheduler changes Adam's beta1, which must be constant here; cycle_momentum=False keeps it constant"
     if not all(isinstance(value, float | int) for value in (group["lr"], group["eps"], *group["betas"])):
         return "the optimizer's settings are tensors"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:

@@ -1,4 +1,4 @@
-"""The learning rate of each update: the configuration's line, or what a script's optimiser and scheduler say."""
+"""The learning rate of each gradient step: linear decay by the configuration, or a script's optimiser and scheduler."""
 
 from __future__ import annotations
 

@@ -97,7 +97,9 @@ class TorchLearner:
         self._scaled_rewards = np.empty((steps, envs), np.float32)
         self._final_values = np.zeros((steps, envs), np.float32)
         self._minibatch = rollout.minibatch(-(-steps * envs // config.n_minibatch))
-        self._gradient = None if ranks.world_size == 1 else self._flat_gradient()
+        # One array for all gradients, so that one operation sums them over the ranks.
+        size = sum(p.numel() for p in self._parameters)
+        self._gradient = None if ranks.world_size == 1 else torch.zeros(size, device=self.device)
         self._kl = KLControl(config)
         self._old: Tensor | None = None  # with a penalty: the collecting policy's distributions [T*N, ...]
         self._guard = UpdateGuard(reward_normalizer)
@@ -161,6 +163,7 @@ class TorchLearner:
 
     def _optimize(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         config = self._config
+        self._join_gradients()
         on_device = None if self.device.type == "cpu" else self._copy_to_device(rollout)
         minibatches: Iterable[tuple[np.ndarray, np.ndarray]] = (
             epoch_minibatches(config, rollout, self.ranks, iteration, epoch) for epoch in range(config.n_epochs)
@@ -257,16 +260,15 @@ class TorchLearner:
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def _flat_gradient(self) -> Tensor:
-        """Returns one array that all gradients are views of, so that one operation sums them over the ranks."""
-        sizes = [p.numel() for p in self._parameters]
-        flat = torch.zeros(sum(sizes), device=self.device)
-        for parameter, part in zip(self._parameters, flat.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
-        return flat
+    def _join_gradients(self) -> None:
+        """Makes the gradients views of one array. A script may have replaced them, as ``zero_grad`` does."""
+        if self._gradient is not None:
+            parts = self._gradient.split([p.numel() for p in self._parameters])
+            for parameter, part in zip(self._parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def adopt(self) -> None:
-        """Does nothing: what others write into the policy is learned from."""
+        """Does nothing: this learner trains the policy's own weights, so it uses the new ones in any case."""
 
     def publish(self) -> None:
         """Does nothing: the policy's own weights are trained."""

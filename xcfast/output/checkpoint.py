@@ -106,8 +106,7 @@ def checkpoint_path(model_dir: Path, step: int) -> Path:
 
 def periodic_checkpoints(model_dir: Path) -> list[Path]:
     """Returns the periodic checkpoints in a folder, the oldest step first."""
-    found = [(int(match[1]), path) for path in model_dir.glob("*.pth") if (match := _PERIODIC.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in _numbered(model_dir)]
 
 
 def prune_checkpoints(model_dir: Path, keep: int) -> None:
@@ -118,10 +117,15 @@ def prune_checkpoints(model_dir: Path, keep: int) -> None:
 
 def set_aside_after(model_dir: Path, step: int) -> list[Path]:
     """Renames the checkpoints of later steps when a run goes on from ``step``; returns the new names."""
-    kept = checkpoint_path(model_dir, step)
-    paths = periodic_checkpoints(model_dir)
-    later = paths[paths.index(kept) + 1 :] if kept in paths else []
+    later = [path for number, path in _numbered(model_dir) if number > step]
     return [path.rename(path.with_suffix(".pth.superseded")) for path in later]
+
+
+def _numbered(model_dir: Path) -> list[tuple[int, Path]]:
+    """Returns step and path of the periodic checkpoints in a folder, the oldest step first."""
+    return sorted(
+        (int(match[1]), path) for path in model_dir.glob("*.pth") if (match := _PERIODIC.fullmatch(path.name))
+    )
 
 
 def _sync_folder(folder: Path) -> None:

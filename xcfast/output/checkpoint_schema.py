@@ -309,7 +309,6 @@ _CHECKPOINT = _record(
             }
         ),
         "episodes": _record({"returns": _array("float64", 1, finite=False), "lengths": _array("int64", 1, low=0)}),
-        "mode": _text("benchmark", "train", "test"),
         "identity_actions": _flag,
         "engines": _mapping(str, _text()),
         "versions": _mapping(str, _text()),

@@ -100,7 +100,7 @@ class RunFolders:
         return folders
 
     def _write_pointers(self) -> None:
-        """Writes into each of the two folders where both are, and the mode, so that either leads to the run."""
+        """Writes the paths of both folders, and the mode, into each of them, so that either one identifies the run."""
         for folder in {self.log_dir, self.model_dir}:
             pointer = {
                 "log_dir": os.path.relpath(self.log_dir, folder),

@@ -100,7 +100,7 @@ def _draw(
 
 
 def _scale(panel: Any, returns: list[Float64]) -> None:
-    """Lets the runs fill the height. The band of two or three seeds goes far beyond, and is cut."""
+    """Fits the vertical axis to the runs. The wide band of two or three seeds is cut off at its limits."""
     low, high = min(one.min() for one in returns), max(one.max() for one in returns)
     if low < high:
         panel.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))

@@ -1,7 +1,7 @@
 """Policies: the networks, how a configuration builds them, and how their samples become actions."""
 
 from xcfast.policy.action_map import ActionMap
-from xcfast.policy.build import build_policy, check_policy, resolve_policy
+from xcfast.policy.build import build_policy, resolve_policy
 from xcfast.policy.networks import (
     ACTIVATIONS,
     ActorCritic,
@@ -21,7 +21,6 @@ __all__ = [
     "Critic",
     "GaussianActor",
     "build_policy",
-    "check_policy",
     "masked",
     "resolve_policy",
 ]

@@ -88,12 +88,3 @@ def resolve_policy(config: Config, action_space: Any) -> Config:
             where=config.source or None,
         )
     return config
-
-
-def check_policy(config: Config, action_space: Any) -> None:
-    """Checks that ``policy`` fits a Gymnasium action space.
-
-    Raises:
-        ConfigError: It does not, or no policy does.
-    """
-    resolve_policy(config, action_space)

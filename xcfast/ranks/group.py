@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from xcfast.errors import ConfigError, RankError, RankLostError
-from xcfast.resources import check_gpus
+from xcfast.resources import check_gpus, launched
 
 # Every rank does the same work between two collective operations, so ranks come to them at most minutes apart: one may
 # have slower environments, or compile its update. If a rank is half an hour late, it hangs or its machine is gone.
@@ -339,14 +339,6 @@ class Ranks:
 ALONE = Ranks()
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-
-
-def launched() -> bool:
-    """Returns whether torchrun, or a program that sets its environment variables, started this process as a rank.
-
-    ``WORLD_SIZE`` alone does not say so: some clusters set it for other purposes.
-    """
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def merged_moments(sums: np.ndarray) -> np.ndarray:

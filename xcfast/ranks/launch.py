@@ -1,10 +1,10 @@
 """Starts the ranks of a run on this machine through torch.distributed's launcher, which is also what torchrun calls.
 
 The launcher finds a port, starts fresh interpreters, sets their environment variables, forwards signals, and ends all
-ranks when one fails. What remains here is what it lacks: it returns no values from fresh interpreters, and it changes
-the process that calls it as if that process were torchrun, which does nothing else. Its other mode, a function that
-``multiprocessing`` spawns, does return values, but imports the user's script again in every rank, so every script would
-need a main guard.
+ranks when one fails. This module adds what the launcher lacks. The launcher returns no values from fresh interpreters.
+It also changes the process that calls it, for example its signal handlers, which this module restores. Its other
+mode, a function that ``multiprocessing`` spawns, does return values, but imports the user's script again in every rank,
+so every script would need a main guard.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from typing import Any
 
 from xcfast.config.schema import Config
 from xcfast.errors import ConfigError, RunFailed
-from xcfast.ranks.group import launched
-from xcfast.resources import check_gpus, training_device
+from xcfast.resources import check_gpus, launched, module_path, training_device
 
 # After a signal, a rank finishes its iteration and saves. The launcher's own limit of 30 seconds may cut that off.
 _STOP_SECONDS = "600"
@@ -163,10 +162,7 @@ def _read(job: Path, rank: int) -> dict[str, Any]:
 def _environment() -> Iterator[None]:
     """Sets the environment variables of the ranks and silences the launcher's log, until the block ends."""
     changed = {
-        # Ranks find the modules that this process finds, also those that a script has added to sys.path. With -m Python
-        # would otherwise search the working folder first.
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
-        "PYTHONSAFEPATH": "1",
+        **module_path(),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _STOP_SECONDS),
     }
     if sys.platform == "linux":  # gloo would look up the machine's name, but all ranks are on this machine

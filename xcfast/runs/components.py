@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Components:
     """All components of a run, made and connected.
 
-    Of several ranks, each has its share of the environments and everything else whole.
+    If several ranks train, each one steps its share of the environments and holds a full copy of everything else.
 
     Args:
         config: The run's configuration.
@@ -43,7 +43,7 @@ class Components:
             are made as the configuration says; likewise for the next three.
         policy: A policy to train in place.
         optimizer: An optimizer of the policy's parameters.
-        scheduler: A scheduler of that optimizer, stepped once after each update. It decides the learning rates.
+        scheduler: A scheduler of that optimizer, stepped after each gradient step. It sets the learning rates.
         identity_actions: Whether actions reach the environments as the policy makes them; see ``ActionMap``.
         inference: Type of device that computed the actions before a resume; see ``make_collector``.
 
@@ -187,17 +187,20 @@ class Components:
         self._connect(identity)
         self.collector.load_state_dict(noise)
 
-    def restart_episodes(self) -> None:
+    def restart_episodes(self, seeds: list[int] | None = None) -> None:
         """Starts new episodes in every environment, and drops the rows of an unfinished rollout.
 
         Needed where others have used the environments, or where other weights have collected the rows.
+
+        Args:
+            seeds: Reset seeds of this rank's environments. None: the environments' generators go on.
         """
         self.rollout.clear()
         self.rollout.episode_returns[:] = 0.0
         self.rollout.episode_lengths[:] = 0
         self.reward_normalizer.returns[:] = 0.0
         self.obs_normalizer.discard()
-        self.collector.reset(None)
+        self.collector.reset(seeds)
 
     def close(self) -> None:
         """Closes the evaluator, and the environments that were made here. A second call does nothing."""

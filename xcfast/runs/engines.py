@@ -137,7 +137,7 @@ def make_learner(
         ranks: The ranks that learn together.
         device: The device to train on. Default: the CPU.
         optimizer: An optimizer of the policy's parameters, instead of Adam with the configuration's settings.
-        scheduler: A scheduler of that optimizer, stepped once per update. It decides the learning rates.
+        scheduler: A scheduler of that optimizer, stepped once per gradient step. It sets the learning rates.
 
     Returns:
         The learner, and the reason for the choice.

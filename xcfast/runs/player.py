@@ -1,4 +1,4 @@
-"""A policy with what its observations and its actions go through, and loading one from a model file."""
+"""A policy with its observation normalizer and its action map, and the function that loads one from a model file."""
 
 from __future__ import annotations
 

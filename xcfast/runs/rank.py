@@ -14,7 +14,7 @@ from xcfast.runs.run import run
 
 
 def main() -> int:
-    """Trains, and leaves what came of it for the process that has started the ranks. Returns the exit status."""
+    """Trains, writes the outcome for the process that started the ranks, and returns the exit status."""
     path = Path(sys.argv[1])
     job = read_job(path)
     outcome: dict[str, Any]

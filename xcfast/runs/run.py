@@ -12,9 +12,9 @@ from xcfast.output.checkpoint import FINAL_MODEL
 from xcfast.output.console import ProgressBar, end_table, say, say_warnings
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
-from xcfast.ranks.group import Ranks, launched
+from xcfast.ranks.group import Ranks
 from xcfast.ranks.launch import launch, ranks_to_start
-from xcfast.resources import training_device
+from xcfast.resources import launched, training_device
 from xcfast.runs.trainer import Trainer
 
 if TYPE_CHECKING:

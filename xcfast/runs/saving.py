@@ -71,7 +71,9 @@ def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
     """
     mine, theirs = config.to_dict(), {**Config().to_dict(), **saved["config"]}  # older checkpoints have fewer keys
     if mine["policy"] == "auto":  # the run's own fits its environments
-        mine |= {key: theirs[key] for key in ("policy", "activation_action")}
+        mine["policy"] = theirs["policy"]
+        if mine["policy"] == "Categorical_AC":  # it has no mean for an activation to act on
+            mine["activation_action"] = None
     changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
     if changed:
         listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)
@@ -87,7 +89,7 @@ def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
     others = {name: then for name, then in saved.get("versions", {}).items() if then != versions.get(name)}
     if others:
         listed = ", ".join(f"{name} {then} then, {versions.get(name)} now" for name, then in others.items())
-        say(f"warning: other versions than those of the run, so its exact course may differ: {listed}", error=True)
+        say(f"warning: package versions differ from the checkpoint's, so results may differ: {listed}", error=True)
 
 
 class Saver:

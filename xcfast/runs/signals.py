@@ -40,7 +40,8 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None: C code, as of a program that embeds Python, installed the handler, which Python cannot restore.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def take_effect(self) -> None:
         """Gives the signal that came its usual effect. To be called once this is inactive again."""

@@ -14,7 +14,6 @@ from xcfast.runs.evaluation import TEST_RUN, fresh_seeds
 
 if TYPE_CHECKING:
     from xcfast.config.schema import Config
-    from xcfast.output.folders import Mode
     from xcfast.ranks.group import Ranks
     from xcfast.runs.components import Components
     from xcfast.runs.progress import Progress
@@ -27,7 +26,6 @@ class RunState:
     """Everything in a run that has a state. Networks, statistics and counters are the same on every rank."""
 
     config: Config
-    mode: Mode
     ranks: Ranks
     components: Components
     progress: Progress
@@ -57,7 +55,6 @@ class RunState:
         state = {
             **joined(shares),
             "config": self.config.to_dict(),
-            "mode": self.mode,
             "identity_actions": parts.action_map.identity,
             "spaces": {
                 "observation": space_to_data(parts.envs.single_observation_space),
@@ -96,8 +93,7 @@ class RunState:
         parts.obs_normalizer.load_state_dict(own["obs_normalizer"])
         parts.reward_normalizer.load_state_dict(own["reward_normalizer"])
         if not parts.collector.load_state_dict(own["collector"]):
-            parts.reward_normalizer.returns[:] = 0.0
-            parts.collector.reset(self._seeds_of_a_resume(rows))
+            parts.restart_episodes(self._seeds_of_a_resume(rows))
             return False
         parts.rollout.episode_returns[:] = np.asarray(own["episodes"]["returns"])
         parts.rollout.episode_lengths[:] = np.asarray(own["episodes"]["lengths"])

@@ -1,4 +1,4 @@
-"""The training loop: collect, update, log. What a loop of one's own needs; ``run.py`` has that of the command line."""
+"""The trainer: collects rollouts, updates the policy and logs. ``run.py`` or a script's own loop drives it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Trainer:
             None: they are made as the configuration says; likewise for the next three.
         policy: A policy of the form that ``config`` describes, trained in place.
         optimizer: An optimizer of the policy's parameters.
-        scheduler: A scheduler of that optimizer, stepped once after each update. It decides the learning rates.
+        scheduler: A scheduler of that optimizer, stepped after each gradient step. It sets the learning rates.
         below_env: Whether the run's folders are in one ``<env_id>``.
 
     Attributes:
@@ -129,7 +129,7 @@ class Trainer:
             ranks.broadcast_(tensor.detach())  # equal by their seed; to be sure
         self.components.learner.adopt()
         self.episodes_done = np.zeros(self.components.envs.num_envs, np.int64)
-        self._state = RunState(self.config, self.mode, ranks, self.components, self.progress)
+        self._state = RunState(self.config, ranks, self.components, self.progress)
         self.saver = Saver(self._state, lambda: self.folders, self.quiet)
         if self.components.spare is not None:
             self._background = ThreadPoolExecutor(1, thread_name_prefix="xcfast-collect")
@@ -155,7 +155,7 @@ class Trainer:
 
     @property
     def folders(self) -> RunFolders:
-        """The run's folders, created when they are first needed; of several ranks, by ``create_folders``."""
+        """The run's folders. A single rank creates them at first use; several ranks call ``create_folders`` before."""
         if self._folders is None:
             self.create_folders()
         assert self._folders is not None
@@ -265,7 +265,7 @@ class Trainer:
             RunFailed: Something broke; the last good weights are saved where possible.
         """
         if self._background is not None:
-            raise ConfigError("overlap is for whole runs", key="overlap", given=True, allowed="False")
+            raise ConfigError("advance() does not support overlap", key="overlap", given=True, allowed="False")
         rollout, num_envs = self.components.rollout, self.components.envs.num_envs
         begin = self.step + rollout.step * num_envs
         logged: dict[str, float] = {}
@@ -327,7 +327,7 @@ class Trainer:
         return self.progress.iteration > 0 and self.step // interval > (self.step - self.config.batch_size) // interval
 
     def tell_deferred(self) -> None:
-        """Raises on all ranks what rank 0 alone could not do since the last such call, as writing to its log."""
+        """Raises on all ranks a failure that rank 0 alone has had since the last call, such as one in its log."""
         with self.ranks.together():
             pass
 

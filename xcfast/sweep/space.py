@@ -114,4 +114,4 @@ def _range(key: str, values: str) -> Range:
 def _check_key(key: str) -> None:
     refuse_own_keys([key])
     if key == "num_threads":
-        raise ConfigError("is the same for all jobs; give num_threads=N", key=key, where="command line")
+        raise ConfigError("must be the same for all jobs; set it with num_threads=N", key=key, where="command line")

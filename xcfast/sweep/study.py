@@ -80,7 +80,7 @@ class Study:
         values = {key: json.loads(value) if isinstance(value, str) else value for key, value in params.items()}
         try:
             if set(values) != set(self._space):
-                raise ConfigError("was interrupted while it was drawn")
+                raise ConfigError("was interrupted before all its values were drawn")
             setting = make(values, number)
         except ConfigError as error:
             print(f"trial {number} {values}: {error}", file=sys.stderr)

@@ -50,8 +50,8 @@ class PPO_Agent:
         envs: Environments from ``make_envs``. None: the agent only acts and tests.
         policy: A policy from ``Gaussian_AC_Policy`` or ``Categorical_AC_Policy``. None: built from the arguments.
         optimizer: Any torch optimizer of the policy's parameters. None: Adam, with the arguments' settings.
-        scheduler: A scheduler of that optimizer, stepped once after each update. None: the optimizer keeps its rate;
-            without an optimizer the rate falls as the arguments say.
+        scheduler: A scheduler of that optimizer, stepped once after each gradient step. None: a given optimizer keeps
+            its learning rate; the default Adam follows the arguments' learning-rate schedule.
         device: The device, instead of the arguments' one.
         observation_space: Space of one environment's observations, where there are no ``envs``.
         action_space: Space of one environment's actions, likewise.
@@ -206,7 +206,8 @@ class PPO_Agent:
     def train(self, train_steps: int) -> dict[str, float]:
         """Trains for a number of vector steps. The next call goes on with a rollout that is not full.
 
-        After every tenth of the run, the agent writes a checkpoint that ``python -m xcfast.train --resume`` continues.
+        The agent writes a checkpoint every ``checkpoint_interval`` environment steps, by default after each tenth of
+        the run. ``python -m xcfast.train --resume`` continues from it.
         The first SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the iteration end, saves a checkpoint, and then has its usual
         effect.
 
@@ -223,8 +224,8 @@ class PPO_Agent:
         self._ranks.agree(f"train({steps})")
         trainer = self._begin()
         envs = trainer.components.envs
-        if envs.uses != self._uses:
-            say("the environments were used elsewhere: all episodes start anew", self.quiet)
+        if self._ranks.any_(envs.uses != self._uses):  # all ranks drop their rows, or none
+            say("other code has reset or stepped the environments: all episodes start anew", self.quiet)
             trainer.components.restart_episodes()
         if self._own_rates and not self._warned:
             self._warned = warn_of_the_end(trainer, steps)
@@ -303,8 +304,8 @@ class PPO_Agent:
 
         Args:
             path: A model file, the folder of a run, or a folder of runs.
-            model: Name of a file such as ``best_model.pth``, name of a run's folder, or seed of a run. None: the best
-                model, or else the final one, of the newest run with this agent's seed.
+            model: Name of a file such as ``best_model.pth``, name of a run's folder, or seed of a run. None: the newest
+                run with this agent's seed; its best model, or else its final one, or else its latest checkpoint.
 
         Raises:
             CheckpointError: There is no such model, it is damaged, or it belongs to another network. The agent is
@@ -355,8 +356,8 @@ class PPO_Agent:
         """Ends the run: saves the last weights, writes the summary, closes the log.
 
         Returns:
-            What the run achieved. None where nothing was trained, which leaves no folder, or where an error is ending
-            one of several processes.
+            The summary of the run. None if the run never began, which leaves no folder, or if an error is ending one of
+            several processes.
         """
         trainer, error = self._trainer, sys.exc_info()[1]
         if trainer is None:

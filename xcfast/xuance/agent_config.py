@@ -30,7 +30,7 @@ def agent_config(
 ) -> Config:
     """Makes the configuration of an agent.
 
-    Where an object was given, it decides, and not what the arguments say of it.
+    A policy or a device that was passed in takes precedence over the arguments that describe it.
 
     Args:
         agent: Algorithm that the agent's class stands for. None: the arguments decide.
@@ -38,7 +38,7 @@ def agent_config(
         num_envs: Number of environments of all processes, if there are any.
         policy: The policy that the agent was given.
         device: The device that the agent was given.
-        quiet: Whether to keep the notices to oneself.
+        quiet: Whether to print no notices.
     """
     changes = {} if agent is None else keys_of_class(config, agent)
     if num_envs is not None:

@@ -77,7 +77,8 @@ def get_arguments(
 ) -> Namespace:
     """Returns all keys of a run from three layers: the shipped file of the task, the given file, the command line.
 
-    Where no layer has a ``policy``, it is the one that fits the environment's actions.
+    If no layer has a ``policy``, the result names the one that fits the environment's actions. It stays ``auto`` if the
+    environment cannot be made, or if only the file names its module.
 
     Args:
         algo: ``ppo``; ``method`` is its older name.
@@ -130,7 +131,10 @@ def get_arguments(
 
 
 def _fitting_policy(env_id: str) -> dict[str, str]:
-    """The policy for the actions of an environment; nothing where it cannot be made, which is another's error."""
+    """Returns the key ``policy`` that fits an environment's actions, or {} if the environment cannot be made.
+
+    The function that makes the training environments reports that error.
+    """
     try:
         env = make_env_fn(env_id)()
     except Exception:
@@ -205,7 +209,7 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_total_iters(agent_name: str, config: Namespace | Any) -> int:
-    """Returns the number of updates in the run, which is how often a scheduler is stepped.
+    """Returns the number of gradient steps in the run. A scheduler is stepped once after each of them.
 
     Args:
         agent_name: XuanCe's name of the algorithm. All names of PPO count alike.

@@ -100,15 +100,15 @@ def observations_for(space: gymnasium.Space[Any], observations: Any) -> NDArray[
 
 
 def known_arguments(call: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    """Checks that a call got only arguments that it has.
+    """Checks that a call was given only keyword arguments that it accepts.
 
     Args:
         call: The call, for the message.
-        given: The keyword arguments that it got.
-        allowed: The names of those that it has.
+        given: The keyword arguments that were given.
+        allowed: The names of the keyword arguments that the call accepts.
 
     Raises:
-        TypeError: It got another one.
+        TypeError: A keyword argument is not in ``allowed``.
     """
     for name in given:
         if name not in allowed:

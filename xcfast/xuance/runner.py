@@ -18,7 +18,7 @@ from xcfast.errors import ConfigError
 from xcfast.output.console import say
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
-from xcfast.ranks.group import launched
+from xcfast.resources import launched
 from xcfast.runs.run import run, train_to_the_end
 from xcfast.runs.trainer import Trainer
 from xcfast.xuance.agent import PPO_Agent, PPOKL_Agent
@@ -213,7 +213,7 @@ class RunnerDRL:
             )
         elif render_mode not in (None, agent.config.render_mode):
             raise ConfigError(
-                "the agent that was passed in has another one",
+                "differs from the render_mode of the agent that was passed in",
                 key="render_mode",
                 given=render_mode,
                 allowed=agent.config.render_mode,

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from xcfast.ranks.group import ALONE, Ranks, launched
+from xcfast.ranks.group import ALONE, Ranks
+from xcfast.resources import launched
 from xcfast.xuance.arguments import set_device
 
 _joined: Ranks | None = None
