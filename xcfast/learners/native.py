@@ -15,7 +15,7 @@ from xcfast.learners.kl import KLControl
 from xcfast.learners.loss import LOSSES
 from xcfast.learners.metrics import epoch_means, joined_moments, update_metrics, value_metrics, value_moments
 from xcfast.learners.minibatches import minibatch_sizes
-from xcfast.learners.optimizer import reason_not_flat_adam
+from xcfast.learners.optimizer import check_optimizer, reason_not_flat_adam
 from xcfast.normalize import RewardNormalizer
 from xcfast.policy.flat import FlatParameters
 from xcfast.policy.native_form import network_spec, reason_not_native
@@ -70,6 +70,8 @@ class NativeLearner:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
     ) -> None:
+        if optimizer is not None:
+            check_optimizer(optimizer, policy)
         reason = self.reason_not(config, policy, optimizer)
         if reason is not None:
             raise ValueError(f"the native learner cannot serve: {reason}")
