@@ -263,6 +263,9 @@ def test_wrong_parts_are_one_sentence(make_agent, small):
     for parts in ({}, {"policy": policy}):  # the YAML's, or one by hand
         with pytest.raises(ConfigError, match=r"does not fit the Discrete actions of CartPole-v1.*Categorical_AC"):
             PPO_Agent(discrete, envs, quiet=True, **parts)
+    nobody_chose = arguments(small(), env_id="CartPole-v1", env_name="Classic Control")
+    with pytest.raises(ConfigError, match=r"does not fit the Discrete actions of CartPole-v1.*Categorical_AC"):
+        PPO_Agent(nobody_chose, envs, quiet=True, policy=policy)
     envs.close()
     with pytest.raises(TypeError, match="observation_space and action_space must be given"):
         PPO_Agent(args, quiet=True)
