@@ -230,9 +230,10 @@ class CudaLearner:
         return {**self._adam.state_dict(), **self._kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` of any learner returned."""
+        """Restores what ``state_dict`` of any learner returned, and takes over the policy's weights."""
         self._adam.load_state_dict(state)
         self._kl.load_state_dict(state)
+        self.adopt()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
