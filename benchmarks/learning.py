@@ -20,7 +20,13 @@ from pathlib import Path
 import numpy as np
 
 ENGINES = {
-    "torch": ("collector_backend=torch", "learner_backend=torch", "vectorize=SubprocVecEnv", "num_workers=1"),
+    "torch": (
+        "collector_backend=torch",
+        "learner_backend=torch",
+        "vectorize=SubprocVecEnv",
+        "native_envs=off",
+        "num_workers=1",
+    ),
     "native collector": ("collector_backend=native", "learner_backend=torch", "vectorize=MujocoVecEnv"),
     "native": ("collector_backend=native", "learner_backend=native", "vectorize=MujocoVecEnv"),
 }

@@ -100,8 +100,14 @@ def test_against_the_torch_collector(compare: Any, env_id: str) -> None:
 def test_classic_control(compare: Any, env_id: str) -> None:
     """With the shipped file's network: native against the Python environments one by one with torch."""
     functions, closers = {}, []
-    for vectorize in ("DummyVecEnv", "ClassicControlVecEnv"):
-        keys = {"vectorize": vectorize, "parallels": NUM_ENVS, "num_threads": 1, "device": "cpu"}
+    for vectorize, native_envs in (("DummyVecEnv", "off"), ("ClassicControlVecEnv", "auto")):
+        keys = {
+            "vectorize": vectorize,
+            "parallels": NUM_ENVS,
+            "num_threads": 1,
+            "device": "cpu",
+            "native_envs": native_envs,
+        }
         config = load_config(shipped_config(env_id), keys)
         envs = make_envs(config)
         obs_space, action_space = envs.single_observation_space, envs.single_action_space
