@@ -128,7 +128,7 @@ void EnvEngine::raise_errors() {
   for (int64_t i = 0; i < engine_->num_envs(); ++i) {
     const std::string message = engine_->take_error(i);
     if (index >= 0 || message.empty()) continue;
-    first = "MuJoCo raised an error in environment " + std::to_string(i) + ": " + message;
+    first = "environment " + std::to_string(i) + ": " + message;
     index = i;
   }
   const py::object type = py::module_::import("xcfast.errors").attr("SimulationError");

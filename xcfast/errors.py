@@ -73,8 +73,12 @@ class NotNativeError(EnvError):
     """An environment that the native engine cannot step. The message is the reason, as the end of a sentence."""
 
 
+class TaskError(EnvError):
+    """A task of one's own that lacks something or contradicts itself. The message says what to change."""
+
+
 class SimulationError(RuntimeError):
-    """MuJoCo raised an error in an environment of ``MujocoVecEnv``. ``reset`` starts the environments anew.
+    """MuJoCo, or a task of one's own, failed in an environment of ``MujocoVecEnv``. ``reset`` starts them anew.
 
     Attributes:
         env_index: Index of the environment.

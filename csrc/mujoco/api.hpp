@@ -13,6 +13,7 @@ namespace xc::mujoco {
 struct Api {
   using Function = void (*)(const void *model, void *data);
   Function step = nullptr, forward = nullptr, reset_data = nullptr, rne_post_constraint = nullptr;
+  void (*reset_data_keyframe)(const void *model, void *data, int key) = nullptr;
 
   // Setters of the calling thread's handlers, private symbols that MuJoCo's own bindings use: newer versions (about 3.9 on) have one
   // handler for all messages, older ones a handler for errors and one for warnings. Null where a version lacks them.
@@ -50,7 +51,7 @@ inline const char *message() { return net().message; }
 
 [[noreturn]] inline void on_error(const char *message) {
   Net &here = net();
-  std::snprintf(here.message, sizeof here.message, "%s", message ? message : "");
+  std::snprintf(here.message, sizeof here.message, "MuJoCo raised an error: %s", message ? message : "");
   longjmp(here.target, 1);
 }
 inline void on_warning(const char *) {}

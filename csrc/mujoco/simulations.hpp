@@ -9,6 +9,7 @@
 
 #include "envs/engine.hpp"
 #include "mujoco/api.hpp"
+#include "mujoco/own_task.hpp"
 #include "mujoco/task.hpp"
 
 namespace xc::mujoco {
@@ -31,15 +32,19 @@ class Simulations final : public envs::Dynamics {
     int64_t nq = 0, nv = 0, nu = 0;
     int64_t frame_skip = 1;
     int64_t num_warnings = 0, warning_stride = 0;
+    int keyframe = -1;                  // of the initial states, for all but positions and velocities; -1: the model's own
     Terms *terms = nullptr;             // [N], memory of the caller
     int64_t *warning_counts = nullptr;  // [N, kWarnings], of past episodes; likewise
   };
 
-  Simulations(const Config &config, std::unique_ptr<Task> task, std::vector<Simulation> simulations)
-      : Dynamics({int64_t(simulations.size()), task->obs_size(), config.nu, config.nq + config.nv}),
+  // own: what the simulations' fields point to, of an own task.
+  Simulations(const Config &config, std::unique_ptr<Task> task, std::vector<Simulation> simulations, std::vector<Own> own = {})
+      : Dynamics({int64_t(simulations.size()), task->obs_size(), task->action_size(), config.nq + config.nv + task->num_extra()}),
         config_(config),
         task_(std::move(task)),
         simulations_(std::move(simulations)),
+        own_(std::move(own)),
+        controls_(task_->controls()),
         wants_contact_forces_(task_->uses_contact_forces()) {}
 
   Outcome step(int64_t i, const float *action) override {
@@ -48,8 +53,11 @@ class Simulations final : public envs::Dynamics {
     const Fields &f = sim.fields;
     Memo memo;
     task_->before(f, memo);
-    for (int64_t k = 0; k < config_.nu; ++k) sim.ctrl[k] = action[k];
-    for (int64_t k = 0; k < config_.frame_skip; ++k) config_.api.step(config_.model, sim.data);
+    task_->act(f, action, sim.ctrl);
+    for (int64_t k = 0; k < config_.frame_skip; ++k) {
+      if (controls_) task_->control(f);
+      config_.api.step(config_.model, sim.data);
+    }
     if (wants_contact_forces_) config_.api.rne_post_constraint(config_.model, sim.data);
     return task_->after(f, action, memo, config_.terms[i]);
   }
@@ -58,11 +66,14 @@ class Simulations final : public envs::Dynamics {
     if (XC_MUJOCO_CAUGHT) return message();
     const Simulation &sim = simulations_[i];
     count_warnings(i);
-    config_.api.reset_data(config_.model, sim.data);
+    if (config_.keyframe < 0)
+      config_.api.reset_data(config_.model, sim.data);
+    else
+      config_.api.reset_data_keyframe(config_.model, sim.data, config_.keyframe);
     for (int64_t k = 0; k < config_.nq; ++k) sim.qpos[k] = draw[k];
     for (int64_t k = 0; k < config_.nv; ++k) sim.qvel[k] = draw[config_.nq + k];
     config_.api.forward(config_.model, sim.data);
-    return nullptr;
+    return task_->started(sim.fields, draw + config_.nq + config_.nv);
   }
 
   void observe(int64_t i, double *obs) const override { task_->observe(simulations_[i].fields, obs); }
@@ -83,7 +94,8 @@ class Simulations final : public envs::Dynamics {
   const Config config_;
   const std::unique_ptr<Task> task_;
   const std::vector<Simulation> simulations_;
-  const bool wants_contact_forces_;
+  std::vector<Own> own_;
+  const bool controls_, wants_contact_forces_;
 };
 
 }  // namespace xc::mujoco

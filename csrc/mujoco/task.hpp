@@ -14,9 +14,12 @@ namespace xc::mujoco {
 
 using envs::all_finite, envs::clip, envs::Numpy, envs::Outcome, envs::pairwise_sum, envs::pow2, envs::sum_of_squares;
 
-// Arrays of one mjData.
+struct Own;  // of own_task.hpp
+
+// Arrays of one mjData, and what an own task keeps beside it (null for the tasks built in).
 struct Fields {
   const double *qpos, *qvel, *ctrl, *xpos, *xipos, *site_xpos, *cinert, *cvel, *qfrc_actuator, *qfrc_constraint, *cfrc_ext;
+  Own *own;
 };
 
 // Sizes and constants of the model, and the keyword arguments that the environment was made with.
@@ -57,7 +60,19 @@ class Task {
 
   virtual int64_t obs_size() const = 0;
   virtual void observe(const Fields &f, double *obs) const = 0;
+  virtual int64_t action_size() const { return nu_; }
+  // Numbers of an initial state besides positions and velocities.
+  virtual int64_t num_extra() const { return 0; }
+  // Called when an episode has been set to its initial state; returns as Outcome::error.
+  virtual const char *started(const Fields &, const double *) const { return nullptr; }
   virtual void before(const Fields &, Memo &) const {}
+  // Gives the action to the actuators, before the physics of a step.
+  virtual void act(const Fields &, const float *action, double *ctrl) const {
+    for (int64_t k = 0; k < nu_; ++k) ctrl[k] = action[k];
+  }
+  // Whether `control` is to be called before each mj_step of a step.
+  virtual bool controls() const { return false; }
+  virtual void control(const Fields &) const {}
   // The outcome of a step, after it.
   virtual Outcome after(const Fields &f, const float *action, const Memo &memo, Terms &terms) const = 0;
   // Whether the contact forces (cfrc_ext) matter, which cost a pass of their own.

@@ -15,7 +15,7 @@ namespace xc::mujoco {
 
 inline std::unique_ptr<Task> make_task(const std::string &name, const Setup &setup) {
   if (name == "Ant") return std::make_unique<Ant>(setup);
-  if (name == "HalfCheetah" || name == "Swimmer") return std::make_unique<HalfCheetah>(setup);
+  if (name == "HalfCheetah" || name == "Swimmer") return std::make_unique<HalfCheetah>(setup, name == "Swimmer");
   if (name == "Hopper" || name == "Walker2d") return std::make_unique<Hopper>(setup);
   if (name == "Humanoid") return std::make_unique<Humanoid>(setup);
   if (name == "HumanoidStandup") return std::make_unique<HumanoidStandup>(setup);

@@ -195,7 +195,7 @@ void failures_stop_it() {
   Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, 0, kSteps, 3);
   CHECK(!collection.run(pool, Schedule::kNoLimit) && collection.failed());
   bool named = false;
-  for (int64_t i = 0; i < 6; ++i) named |= world.engine->take_error(i) == "stack overflow";
+  for (int64_t i = 0; i < 6; ++i) named |= world.engine->take_error(i) == "MuJoCo raised an error: stack overflow";
   CHECK(named);
 }
 

@@ -96,7 +96,7 @@ void warnings_and_errors() {
     for (int64_t i = 0; i < 4; ++i) {
       CHECK((steps[i].status == Status::kFailed) == (i == 2 && round % 5 == 1));
       const std::string message = world.engine->take_error(i);
-      CHECK(message == (i == 2 && round % 5 == 1 ? "stack overflow" : ""));
+      CHECK(message == (i == 2 && round % 5 == 1 ? "MuJoCo raised an error: stack overflow" : ""));
       if (world.used[i] == world.drawn[i]) world.fill(i);
     }
     CHECK(log_handler == nullptr);  // the guard puts back what was there

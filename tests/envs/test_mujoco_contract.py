@@ -259,7 +259,7 @@ def test_an_error_of_mujoco_is_an_exception(tmp_path: Path, num_threads: int, ca
     zeros = np.zeros((3, 1), np.float32)
     for _ in range(2):
         envs.reset(seed=0)
-        with pytest.raises(RuntimeError, match=r"MuJoCo raised an error in environment 0: .*stack overflow"):
+        with pytest.raises(RuntimeError, match=r"environment 0: MuJoCo raised an error: .*stack overflow"):
             for _ in range(30):
                 envs.step(zeros)
         with pytest.raises(RuntimeError, match=r"call reset\(\)"):

@@ -15,7 +15,7 @@ def state_supported(env: gymnasium.Env) -> bool:
         if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
             return False
         env = env.env
-    if not (classic_state.is_known(env) or _in_mujoco(env)):
+    if not (classic_state.is_known(env) or _in_mujoco(env) or _is_own_task(env)):
         return False
     return isinstance(env.np_random.bit_generator, np.random.PCG64)
 
@@ -23,7 +23,13 @@ def state_supported(env: gymnasium.Env) -> bool:
 def get_state(env: gymnasium.Env) -> dict[str, Any]:
     """Returns the state of one supported environment, as numpy arrays, numbers and strings."""
     base: Any = env.unwrapped
-    physics = classic_state.get_physics(base) if classic_state.is_known(base) else _mujoco_physics(base)
+    if classic_state.is_known(base):
+        physics = classic_state.get_physics(base)
+    elif _is_own_task(base):
+        physics = mujoco_state.get_physics(base.model, base.data, mujoco_state.ALL_DERIVED_ARRAYS)
+        physics["memory"] = np.frombuffer(base.memory.tobytes(), np.float64)
+    else:
+        physics = mujoco_state.get_physics(base.model, base.data)
     time_limit, order = _wrapper(env, TimeLimit), _wrapper(env, OrderEnforcing)
     return {
         **physics,
@@ -39,6 +45,9 @@ def set_state(env: gymnasium.Env, state: dict[str, Any]) -> None:
     base: Any = env.unwrapped
     if classic_state.is_known(base):
         classic_state.set_physics(base, state)
+    elif _is_own_task(base):
+        mujoco_state.set_physics(base.model, base.data, state, base, mujoco_state.ALL_DERIVED_ARRAYS)
+        base.memory[...] = np.asarray(state["memory"], np.float64).view(base.memory.dtype)[0]
     else:
         mujoco_state.set_physics(base.model, base.data, state, base)
     seed = state["np_random_seed"]
@@ -56,8 +65,8 @@ def _in_mujoco(base: gymnasium.Env) -> bool:
     return in_mujoco and hasattr(base, "model") and hasattr(base, "data")
 
 
-def _mujoco_physics(base: Any) -> dict[str, Any]:
-    return mujoco_state.get_physics(base.model, base.data)
+def _is_own_task(base: gymnasium.Env) -> bool:
+    return type(base).__module__ == "xcfast.tasks.env"
 
 
 def _wrapper(env: gymnasium.Env, kind: type) -> Any:

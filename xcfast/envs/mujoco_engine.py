@@ -5,18 +5,21 @@ import functools
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xcfast.envs.mujoco_tasks import Task
 from xcfast.errors import NotNativeError
 
+if TYPE_CHECKING:
+    from xcfast.envs.own_task import OwnTask
+
 _FIELDS = (
     *("qpos", "qvel", "ctrl", "xpos", "xipos", "site_xpos"),
     *("cinert", "cvel", "qfrc_actuator", "qfrc_constraint", "cfrc_ext"),
 )
-_FUNCTIONS = ("mj_step", "mj_forward", "mj_resetData", "mj_rnePostConstraint", "mju_error")
+_FUNCTIONS = ("mj_step", "mj_forward", "mj_resetData", "mj_resetDataKeyframe", "mj_rnePostConstraint", "mju_error")
 # Handlers of one thread, which MuJoCo's own bindings use; the first since MuJoCo logs through one function.
 _HANDLERS = {
     "set_log_handler": "_mjPRIVATE_setTlsLogHandler",
@@ -29,17 +32,24 @@ _HANDLERS = {
 
 
 def build_engine(
-    task: Task, base: Any, datas: Sequence[Any], arrays: dict[str, Any], config: dict[str, int], pool: Any
+    task: Task | None,
+    base: Any,
+    datas: Sequence[Any],
+    arrays: dict[str, Any],
+    config: dict[str, int],
+    pool: Any,
+    own: "OwnTask | None" = None,
 ) -> Any:
     """Builds the engine (`_core.EnvEngine`) of several simulations on one model.
 
     Args:
-        task: The task of `base`.
+        task: The task of `base`; None for a task of one's own that has none of Gymnasium's below it.
         base: The environment that determines the model and the keyword arguments.
         datas: The mjData of each environment.
         arrays: The engine's memory by name, see `NativeVecEnv` and `MujocoVecEnv`.
         config: The engine's sizes, see `NativeVecEnv`.
         pool: The thread pool, `_core.ThreadPool`.
+        own: The task of one's own, or None.
 
     Raises:
         NotNativeError: The engine cannot step this model, or not with this MuJoCo.
@@ -47,9 +57,9 @@ def build_engine(
     from xcfast import _core
 
     model = base.model
-    if model.nu != int(np.prod(base.action_space.shape)) or base.action_space.dtype != np.float32:
+    if own is None and (model.nu != int(np.prod(base.action_space.shape)) or base.action_space.dtype != np.float32):
         raise NotNativeError(f"its actions are {base.action_space}")
-    if task.name == "InvertedDoublePendulum" and model.nsite < 1:
+    if task is not None and task.name == "InvertedDoublePendulum" and model.nsite < 1:
         raise NotNativeError("its model has no site")
     fused_dot, fused_einsum = numpy_fuses()
     setup = {
@@ -57,10 +67,10 @@ def build_engine(
         "body_mass": _address(model.body_mass),
         "body_mass_sum": float(model.body_mass.sum()),
         "dt": float(base.dt),
-        "v5": task.v5,
+        "v5": task is not None and task.v5,
         "fused_dot": fused_dot,
         "fused_einsum": fused_einsum,
-        "values": task.values(base),
+        "values": {} if task is None else task.values(base if own is None else own.env.base),
     }
     warnings = datas[0].warning.number
     config = {
@@ -70,6 +80,7 @@ def build_engine(
         # A version that hands out copies of its counters is not watched.
         "num_warnings": 0 if warnings.flags.owndata else warnings.size,
         "warning_stride": warnings.strides[0],
+        "keyframe": getattr(own.env.task, "keyframe_id", -1) if own is not None else -1,
     }
     simulations = [
         {
@@ -79,9 +90,16 @@ def build_engine(
         }
         for data in datas
     ]
+    keep_alive: list[Any] = [model, list(datas)]
+    description = None
+    if own is not None:
+        arrays = {**arrays, **own.arrays}
+        description, owned = own.description(datas)
+        keep_alive.append(owned)
+    name = "" if task is None else task.name
     try:
         return _core.mujoco_engine(
-            task.name, setup, functions(), config, simulations, arrays, pool, (model, list(datas))
+            name, setup, functions(), config, simulations, arrays, pool, keep_alive, description
         )
     except ValueError as error:
         raise NotNativeError(str(error)) from None

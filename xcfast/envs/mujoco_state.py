@@ -7,18 +7,34 @@ import numpy as np
 # What Gymnasium's tasks read before the physics recomputes it. A restored state must not be completed by mj_forward:
 # after mj_step these arrays lag behind qpos, and the tasks' rewards depend on that.
 DERIVED_ARRAYS = ("xpos", "xipos", "site_xpos")
+# What the tasks of a user may read.
+ALL_DERIVED_ARRAYS = (
+    *DERIVED_ARRAYS,
+    *("xquat", "xmat", "ximat", "geom_xpos", "geom_xmat", "site_xmat", "cam_xpos", "cam_xmat", "xanchor", "xaxis"),
+    *("subtree_com", "subtree_linvel", "subtree_angmom", "cinert", "crb", "cvel", "cacc", "cfrc_int", "cfrc_ext"),
+    *("qacc", "act_dot", "qfrc_actuator", "qfrc_passive", "qfrc_bias", "qfrc_constraint", "sensordata"),
+    *("actuator_length", "actuator_velocity", "actuator_force", "ten_length", "ten_velocity"),
+)
 
 
-def get_physics(model: Any, data: Any) -> dict[str, Any]:
-    """Returns all that decides how the simulation goes on, as numpy arrays."""
+def get_physics(model: Any, data: Any, derived: tuple[str, ...] = DERIVED_ARRAYS) -> dict[str, Any]:
+    """Returns all that decides how the simulation goes on, as numpy arrays.
+
+    Args:
+        model: The simulation's mjModel.
+        data: The simulation's mjData.
+        derived: The derived arrays that the task reads.
+    """
     import mujoco
 
     physics = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
     mujoco.mj_getState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-    return {"physics": physics, **{name: getattr(data, name).copy() for name in DERIVED_ARRAYS}}
+    return {"physics": physics, **{name: getattr(data, name).copy() for name in derived}}
 
 
-def set_physics(model: Any, data: Any, state: dict[str, Any], name: Any) -> None:
+def set_physics(
+    model: Any, data: Any, state: dict[str, Any], name: Any, derived: tuple[str, ...] = DERIVED_ARRAYS
+) -> None:
     """Restores what `get_physics` returned for a simulation of the same task and MuJoCo version.
 
     Args:
@@ -26,6 +42,7 @@ def set_physics(model: Any, data: Any, state: dict[str, Any], name: Any) -> None
         data: The simulation's mjData.
         state: The state; entries that `get_physics` does not return are ignored.
         name: The environment, for the error.
+        derived: As for `get_physics`.
 
     Raises:
         ValueError: The state is of another model or MuJoCo version.
@@ -40,5 +57,5 @@ def set_physics(model: Any, data: Any, state: dict[str, Any], name: Any) -> None
             "it comes from another environment or another MuJoCo version"
         )
     mujoco.mj_setState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-    for array in DERIVED_ARRAYS:
+    for array in derived:
         getattr(data, array)[...] = state[array]

@@ -1,0 +1,99 @@
+"""Connects a task of one's own to the native engine: compiled functions, and the memory that they work on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xcfast.envs import mujoco_state
+from xcfast.envs.mujoco_tasks import Task, find_task
+from xcfast.tasks.compiled import compile_task
+from xcfast.tasks.contacts import field_address
+from xcfast.tasks.env import TaskEnv
+from xcfast.tasks.records import as_numbers
+
+_CONTACT_FORCES = frozenset(("cacc", "cfrc_int", "cfrc_ext"))
+
+
+class OwnTask:
+    """A task of one's own in N environments.
+
+    Args:
+        env: Environment 0, whose task counts.
+        num_envs: The number of environments, N.
+
+    Attributes:
+        built_in: The task of Gymnasium below it, or None.
+        arrays: The engine's memory by name.
+        draw_size: The size of an initial state.
+
+    Raises:
+        NotNativeError: A statement of the task cannot be compiled.
+    """
+
+    def __init__(self, env: TaskEnv, num_envs: int) -> None:
+        self.env = env
+        self.built_in: Task | None = None if env.base is None else find_task(env.base)
+        self._compiled = compile_task(env)
+        self._initial = as_numbers(env.task.initial_memory)
+        size, terms = self._initial.size, len(env.term_names)
+        self.draw_size = env.model.nq + env.model.nv + size
+        self.arrays = {
+            "own_memory": np.tile(self._initial, (num_envs, 1)),
+            "own_terms": np.zeros((num_envs, terms)),
+            "own_sums": np.zeros((num_envs, 1 + terms)),
+            "own_action": np.zeros((num_envs, *env.action_space.shape)),
+            "own_obs": np.zeros((num_envs, *env.observation_space.shape)),
+        }
+
+    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+        """Draws initial states [count, draw_size]: positions, velocities, memory."""
+        if self.built_in is not None:
+            states = self.built_in.draw(self.env.base, rng, count)
+            return np.hstack((states, np.repeat(self._initial, count, axis=0)))
+        rows = np.empty((count, self.draw_size))
+        for row in rows:
+            qpos, qvel, memory = self.env.draw(rng)
+            row[:] = np.concatenate((qpos, qvel, np.frombuffer(memory.tobytes(), np.float64)))
+        return rows
+
+    def description(self, datas: Sequence[Any]) -> tuple[dict[str, Any], Any]:
+        """Returns what `_core.mujoco_engine` takes as `own`, and the objects that must live as long as the engine."""
+        compiled, env = self._compiled, self.env
+        fields = np.array([[field_address(data, name) for name in compiled.fields] for data in datas], np.uintp)
+        fields = fields.reshape(len(datas), -1)
+        start, stride = fields.__array_interface__["data"][0], fields.strides[0]
+        description = {
+            **compiled.addresses,
+            "constants": compiled.constants.__array_interface__["data"][0],
+            "obs_size": env.observation_space.shape[0],
+            "action_size": env.action_space.shape[0],
+            "memory_size": self._initial.size,
+            "contact_forces": not _CONTACT_FORCES.isdisjoint(compiled.fields),
+            "terms": list(env.term_names),
+            "fields": [start + k * stride for k in range(len(datas))],
+        }
+        return description, (fields, compiled, self.arrays)
+
+    def step_info(self, index: int) -> dict[str, Any]:
+        """Returns what `TaskEnv.step` returns as its info."""
+        return dict(zip(self.env.term_names, self.arrays["own_terms"][index].tolist(), strict=True))
+
+    def get_state(self, index: int, data: Any) -> dict[str, Any]:
+        """Returns the part of an environment's state that env_state.get_state returns for a TaskEnv."""
+        physics = mujoco_state.get_physics(self.env.model, data, mujoco_state.ALL_DERIVED_ARRAYS)
+        return {**physics, "memory": self.arrays["own_memory"][index].copy()}
+
+    def set_state(self, index: int, data: Any, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned."""
+        mujoco_state.set_physics(self.env.model, data, state, self.env, mujoco_state.ALL_DERIVED_ARRAYS)
+        self.arrays["own_memory"][index] = state["memory"]
+
+    def take_reward_terms(self) -> dict[str, float]:
+        """Returns the mean of each term per step since the last call; empty if there was no step."""
+        sums = self.arrays["own_sums"].sum(axis=0)
+        self.arrays["own_sums"][:] = 0
+        if sums[0] == 0:
+            return {}
+        return dict(zip(self.env.term_names, (sums[1:] / sums[0]).tolist(), strict=True))

@@ -1,0 +1,247 @@
+"""Compiles a task's functions with numba into C functions that threads call without the GIL."""
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcfast.errors import NotNativeError, TaskError
+from xcfast.tasks.contacts import contact_dtype
+from xcfast.tasks.env import TaskEnv
+from xcfast.tasks.records import empty_record
+from xcfast.tasks.source import RefusedError, Source, write_source
+from xcfast.tasks.task import COMPILED
+
+DEBUG = "XCFAST_DEBUG"
+CACHE_FOLDER = "XCFAST_CACHE_DIR"
+
+
+@dataclass(frozen=True)
+class CompiledTask:
+    """A task's functions as machine code.
+
+    Attributes:
+        addresses: The address of each function by the method's name; 0 where the task does not define it.
+        constants: The record that stands for `self`, an array of one element.
+        fields: The fields of mjData that the functions use, in the order of their addresses.
+        module: The module that holds the code, which must live as long as the code is used.
+    """
+
+    addresses: dict[str, int]
+    constants: np.recarray
+    fields: tuple[str, ...]
+    module: Any
+
+
+def compile_task(env: TaskEnv) -> CompiledTask:
+    """Compiles the functions of an environment's task. Code that has been compiled before is loaded from disk.
+
+    With the environment variable XCFAST_DEBUG=1, an index out of range is an error; otherwise it reads or writes
+    wherever it points.
+
+    Args:
+        env: An environment of the task.
+
+    Raises:
+        NotNativeError: A statement cannot be compiled. The message has its place and what to write instead.
+    """
+    task = env.task
+    methods = tuple(name for name in COMPILED if task.defines(name))
+    try:
+        source = write_source(task, env.data, methods, env.term_names)
+        constants = _constants(source)
+        text, first = _module_text(source, constants, env)
+    except RefusedError as error:
+        raise NotNativeError(str(error)) from None
+    module = _load(text, tuple(source.lines), first)
+    addresses = {name: module[f"call_{name}"].address if name in methods else 0 for name in COMPILED}
+    return CompiledTask(addresses, constants, tuple(source.fields), module)
+
+
+def _constants(source: Source) -> np.recarray:
+    kinds = {"b": "?", "i": "i8", "u": "i8", "f": "f8"}
+    arrays = {name: np.asarray(value) for name, value in source.constants.items()}
+    record = empty_record((name, kinds[array.dtype.kind], array.shape) for name, array in arrays.items())
+    for name, array in arrays.items():
+        record[name][0] = array
+    return record
+
+
+_HEADER = """\
+# Written by xcfast from a task's functions. It may be deleted.
+import math
+from collections import namedtuple
+
+import numpy
+import numpy.linalg
+from numba import carray, cfunc, from_dtype, njit, types
+
+from xcfast.tasks.arithmetic import at, xcfast_dot, xcfast_mean, xcfast_norm, xcfast_sum
+
+OPTIONS = dict(error_model="numpy", boundscheck={debug})
+Self = from_dtype(numpy.dtype({constants}, align=True))
+Memory = from_dtype(numpy.dtype({memory}, align=True))
+Terms = from_dtype(numpy.dtype({terms}, align=True))
+Data = namedtuple("Data", {fields})
+CONTACT = numpy.dtype({contact})
+NUMBERS = types.CPointer(types.float64)
+SIGNATURE = types.int32(
+    types.CPointer(types.uintp), types.CPointer(Self), types.CPointer(Memory), types.CPointer(Terms), NUMBERS, NUMBERS
+)
+
+
+@njit
+def data_of(fields):
+    return Data({views})
+
+"""
+_CALL = """
+@cfunc(SIGNATURE, cache=True)
+def call_{name}(fields, constants, memory, terms, action, out):
+    try:
+        {body}
+        return 0
+    except Exception:
+        return 1
+"""
+_ARGUMENTS = {
+    "data": "data_of(fields)",
+    "action": "carray(action, ({action_size},))",
+    "memory": "carray(memory, 1)[0]",
+    "terms": "carray(terms, 1)[0]",
+}
+_BODIES = {
+    "before_step": ("data", "action", "memory"),
+    "control": ("data", "action", "memory"),
+    "step": ("data", "action", "memory", "terms"),
+    "observe": ("data", "memory"),
+}
+
+
+def _module_text(source: Source, constants: np.recarray, env: TaskEnv) -> tuple[str, int]:
+    """Returns the module, and the number of its lines before the task's functions."""
+    header = _HEADER.format(
+        debug=os.environ.get(DEBUG, "") not in ("", "0"),
+        constants=_listed(constants.dtype),
+        memory=_listed(env.memory.dtype),
+        terms=_listed(env.terms.dtype),
+        fields=repr(tuple(source.fields)),
+        contact=repr(contact_dtype()) if "contact" in source.fields else "[('dist', 'f8')]",
+        views="".join(f"\n        {_view(k, name, env)}," for k, name in enumerate(source.fields)) or "",
+    )
+    calls = []
+    for name, function in source.names.items():
+        arguments = [_ARGUMENTS[one].format(action_size=env.action_space.shape[0]) for one in _BODIES[name]]
+        call = f"{function}(carray(constants, 1)[0], {', '.join(arguments)})"
+        if name == "step":
+            call = f"reward, terminated = {call}\n        out[0] = reward\n        out[1] = 1.0 if terminated else 0.0"
+        elif name == "observe":
+            size = env.observation_space.shape[0]
+            call = f"ob = {call}\n        if ob.size != {size}:\n            return 2\n        carray(out, ({size},))[:] = ob"
+        calls.append(_CALL.format(name=name, body=call))
+    return header + source.text + "".join(calls), header.count("\n")
+
+
+def _listed(dtype: np.dtype) -> list[tuple[Any, ...]]:
+    return [(name, field[0].base.str, field[0].shape) for name, field in (dtype.fields or {}).items()]
+
+
+def _view(index: int, name: str, env: TaskEnv) -> str:
+    """Returns the expression for a field of mjData, whose address is number `index`."""
+    if name == "time":
+        return f"carray(at(fields[{index}]), (1,), numpy.float64)[0]"
+    if name == "ncon":
+        return f"numpy.int64(carray(at(fields[{index}]), (1,), numpy.int32)[0])"
+    if name == "contact":
+        # The address is that of the pointer, and the next field is ncon.
+        where = f"at(carray(at(fields[{index}]), (1,), numpy.uintp)[0])"
+        return f"carray({where}, (carray(at(fields[{index + 1}]), (1,), numpy.int32)[0],), CONTACT)"
+    array = getattr(env.data, name)
+    return f"carray(at(fields[{index}]), {array.shape}, numpy.{array.dtype})"
+
+
+@cache
+def _load(text: str, lines: tuple[tuple[str, int], ...], first: int) -> dict[str, Any]:
+    """Runs the module's text, whose functions numba compiles or finds on disk; returns its names."""
+    import numba
+    from numba.core.errors import NumbaError
+
+    from xcfast.tasks import arithmetic
+
+    support = Path(arithmetic.__file__).read_bytes()
+    key = hashlib.sha256(support + repr((text, numba.__version__, np.__version__, sys.version)).encode()).hexdigest()
+    file = _stored(text, f"task_{key[:24]}.py")
+    names: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
+    try:
+        exec(compile(text, str(file), "exec"), names)
+    except NumbaError as error:
+        raise NotNativeError(_explained(str(error), str(file), lines, first)) from None
+    return names
+
+
+def _stored(text: str, name: str) -> Path:
+    """Writes the module where numba can keep its machine code beside it; returns its path.
+
+    The file is for numba and for people who debug. Its contents are not read back.
+    """
+    wanted = os.environ.get(CACHE_FOLDER)
+    places = [Path(wanted)] if wanted else [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xcfast"]
+    for folder in (*places, None):
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="xcfast-"))
+        path = folder / "tasks" / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+                with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                    stream.write(text)
+                os.replace(temporary, path)
+            return path
+        except OSError:
+            continue
+    raise TaskError(f"there is no folder to compile in; {CACHE_FOLDER} may name one")
+
+
+_ADVICE = (
+    ("unify", "let the name have one type, for example 0.0 instead of 0, on all ways"),
+    ("Unknown attribute", "compiled code knows numbers, arrays, and the fields of data, memory and terms"),
+    ("reflected list", "write np.array([...]) instead of a list"),
+    ("list(", "write np.array([...]) instead of a list"),
+    ("Untyped global name", "give it to the function as an argument, or keep it in self"),
+    ("Use of unsupported NumPy function", "write it with functions that numba knows"),
+    ("SciPy", "write it with functions that numba has without SciPy"),
+)
+
+
+def _explained(message: str, file: str, lines: tuple[tuple[str, int], ...], first: int) -> str:
+    """Reduces numba's message to the user's line, the reason, and what to write instead."""
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    places = re.findall(re.escape(os.path.basename(file)) + r'"?, line (\d+)|' + re.escape(file) + r":(\d+)|\((\d+)\)", message)
+    user, line = next(
+        (
+            lines[int(number) - first - 1]
+            for groups in reversed(places)
+            for number in groups
+            if number and 0 < int(number) - first <= len(lines) and lines[int(number) - first - 1][0]
+        ),
+        ("", 0),
+    )
+    statement = ""
+    if user:
+        with open(user, encoding="utf-8") as stream:
+            statement = next((text.strip() for k, text in enumerate(stream, 1) if k == line), "")
+    told = [one.strip() for one in message.splitlines() if one.strip()]
+    skipped = re.compile(r"^(Failed in|During:|File |>>>|There are|- Resolution|-{2,}|\^|\[\d\])")
+    reasons = [one for one in told if not skipped.match(one)]
+    reason = next((one for one in reasons if one.startswith(("Cannot", "No implementation", "Unknown", "Untyped", "Use of", "Invalid"))), reasons[0] if reasons else "unknown")
+    advice = next((text for part, text in _ADVICE if part in message), "")
+    where = f"{user}:{line}: {statement}: " if user else ""
+    return f"{where}numba cannot compile it: {reason}" + (f"; {advice}" if advice else "")
