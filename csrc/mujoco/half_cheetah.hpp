@@ -1,4 +1,4 @@
-// HalfCheetah-v4, -v5; Swimmer-v4, -v5: runners that cannot fall.
+// HalfCheetah-v4 and -v5, Swimmer-v4 and -v5: runners that cannot fall.
 #pragma once
 
 #include "mujoco/task.hpp"
@@ -18,7 +18,7 @@ class HalfCheetah : public Task {
   }
   Outcome after(const Fields &f, const float *action, const Memo &memo, Terms &t) const override {
     t.x_velocity = (f.qpos[0] - memo.value[0]) / dt_;
-    t.y_velocity = (f.qpos[1] - memo.value[1]) / dt_;  // of Swimmer
+    t.y_velocity = (f.qpos[1] - memo.value[1]) / dt_;  // only Swimmer reports it
     t.forward = forward_weight_ * t.x_velocity;
     t.control = control_cost(control_weight_, action);
     return {t.forward - t.control, false};
