@@ -1,7 +1,9 @@
-// Arguments of the hot functions. They are bound with CPython's fastcall protocol and read numpy's array header directly, because a
-// pybind11 signature of a dozen arrays costs more than the kernel does. Convention: such a function takes plain arrays (exactly ndarray,
-// C-contiguous, aligned, native dtype, matching shapes, no output that shares memory with another argument); for anything else it does nothing
-// and returns False or None, and the Python wrapper converts the arguments or says what is wrong. Only scalars of the wrong type raise here.
+// The arguments of functions that are called often. These are bound with CPython's fastcall protocol and read numpy's array
+// header directly, because pybind11 needs more time for a dozen arrays than the kernel does.
+//
+// Convention: such a function takes plain arrays, that is exactly ndarray, C-contiguous, aligned, of native dtype and of
+// matching shapes, and no output shares memory with another argument. For anything else it does nothing and returns False
+// or None; the Python wrapper then converts the arguments or says what is wrong. Only a scalar of the wrong type raises here.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -13,7 +15,7 @@ namespace xc {
 
 namespace py = pybind11;
 
-// Work above this many elements (some 10 us) is worth releasing the GIL for.
+// From this many elements on (about 10 us of work), releasing the GIL is worth its cost.
 constexpr int64_t kReleaseGilFrom = 1 << 15;
 
 class MaybeReleaseGil {
@@ -29,7 +31,7 @@ class MaybeReleaseGil {
   PyThreadState *state_;
 };
 
-// numpy's singletons for native dtypes: an array's descr pointer decides its type in one comparison.
+// numpy has one object for each native dtype, so comparing an array's descr pointer tells its type.
 struct Dtypes {
   PyTypeObject *ndarray;
   PyObject *f32, *f64, *i64, *b1;
@@ -45,7 +47,7 @@ inline const Dtypes &dtypes() {
   return d;
 }
 
-// The singleton that means the same as this dtype object, where there is one: equal dtypes may be distinct objects.
+// Returns numpy's own object for this dtype, if there is one: equal dtypes may be different objects.
 inline PyObject *canonical(PyObject *descr) {
   const Dtypes &d = dtypes();
   if (descr == d.f32 || descr == d.f64 || descr == d.b1 || descr == d.i64) return descr;
@@ -87,7 +89,7 @@ struct Array {
   bool is_i64() const { return dtype == dtypes().i64; }
   bool is_bool() const { return dtype == dtypes().b1; }
   bool same_shape(const Array &other) const { return nd == other.nd && tail_matches(other, 0); }
-  // Whether this shape without its first `skip` dimensions is the whole shape of `other`.
+  // Returns whether this shape without its first `skip` dimensions equals the shape of `other`.
   bool tail_matches(const Array &other, int skip) const {
     if (nd - skip != other.nd) return false;
     for (int i = skip; i < nd; ++i)
@@ -95,9 +97,9 @@ struct Array {
     return true;
   }
   bool is_vector(int64_t length) const { return nd == 1 && shape[0] == length; }
-  // An array without elements overlaps nothing.
+  // Returns whether the arrays share memory. An array without elements shares none.
   bool overlaps(const Array &other) const {
-    // Most pairs are apart: the end of whichever begins first decides.
+    // Most pairs are apart: compare the end of the one that begins first.
     if (!data || !other.data) return false;
     return data < other.data ? other.data < data + bytes() && other.size() > 0 : data < other.data + other.bytes() && size() > 0;
   }

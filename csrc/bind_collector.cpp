@@ -1,5 +1,5 @@
-// Binds collect/: checks arguments, releases the GIL, and keeps alive the memory that a call works on. xcfast/collectors/native.py wraps
-// it and admits one Python thread at a time.
+// Binds collect/: checks arguments, releases the GIL, and keeps alive the memory that a call works on.
+// xcfast/collectors/native.py is the wrapper, and admits one Python thread at a time.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,7 +20,7 @@ namespace {
 
 using namespace xc;
 
-// xcfast.rollout.EPISODE_DTYPE has the layout of Episode: four columns of 8 bytes.
+// xcfast.rollout.EPISODE_DTYPE has the layout of Episode: four fields of 8 bytes.
 static_assert(sizeof(Episode) == 32);
 
 class EnvLoop {
@@ -97,8 +97,8 @@ class EnvLoop {
     evaluation_ = std::make_unique<collect::Evaluation>(bound_.engine(), policy_, normalizer_, quota, bound_.pool().num_threads());
   }
 
-  // Works for about `seconds`. Returns whether all is done; if not, the caller draws initial states for the envs that have none left and
-  // calls it again.
+  // Works for about `seconds`. Returns whether everything is done. If not, the caller draws initial states for the envs that
+  // have none left, and calls it again.
   bool run(double seconds) {
     if (!collection_ && !evaluation_) throw std::runtime_error("there is nothing to run");
     if (!(seconds >= 0 && seconds < 1e6)) throw std::invalid_argument("seconds must lie in [0, 1e6)");
@@ -116,8 +116,8 @@ class EnvLoop {
     return done;
   }
 
-  // Ends the collection. Returns its episodes (bytes of EPISODE_DTYPE), final_index int64 [K], final_obs float32 [K * D], and the index
-  // t * N + env of the first final observation that is not finite, or -1.
+  // Ends the collection. Returns its episodes (bytes of EPISODE_DTYPE), final_index int64 [K], final_obs float32 [K * D], and
+  // the index t * N + env of the first final observation that is not finite, or -1.
   py::tuple end_collection() {
     if (!collection_) throw std::runtime_error("there is no collection to end");
     const auto ended = collection_->ended();
@@ -128,7 +128,7 @@ class EnvLoop {
                           py::array_t<float>(py::ssize_t(ended.final_obs.size()), ended.final_obs.data()), ended.not_finite);
   }
 
-  // Ends the evaluation. Returns the episodes' returns, float64 [N * quota], env by env.
+  // Ends the evaluation. Returns the returns of the episodes, float64 [N * quota], env by env.
   py::array end_evaluation() {
     if (!evaluation_) throw std::runtime_error("there is no evaluation to end");
     py::array_t<double> scores(py::ssize_t(evaluation_->scores().size()), evaluation_->scores().data());

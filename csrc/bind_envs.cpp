@@ -1,4 +1,4 @@
-// Binds envs/engine.hpp as Engine, and the pool. xcfast/envs/native.py is the wrapper.
+// Binds envs/engine.hpp as EnvEngine, and the thread pool. xcfast/envs/native.py is the wrapper.
 #include "bind_envs.hpp"
 
 #include <pybind11/stl.h>
@@ -10,7 +10,8 @@ namespace {
 
 using namespace xc;
 
-// numpy's public PyUFuncObject has the inner loops of a ufunc; none is taken if there is none from T to T.
+// Finds the inner loop of a numpy ufunc from T to T in its public struct PyUFuncObject. Leaves `function` as it is if there
+// is none.
 template <class T>
 void find_loop(const py::handle &numpy, const char *name, envs::Ufunc<T> &function) {
   struct Head {
@@ -23,7 +24,7 @@ void find_loop(const py::handle &numpy, const char *name, envs::Ufunc<T> &functi
     const char *types;
   };
   const py::object ufunc = numpy.attr(name);
-  if (!py::isinstance(ufunc, numpy.attr("ufunc"))) return;  // somebody has put something else in its place
+  if (!py::isinstance(ufunc, numpy.attr("ufunc"))) return;  // a script has replaced it
   const auto *head = reinterpret_cast<const Head *>(ufunc.ptr());
   constexpr char kType = sizeof(T) == 8 ? 12 : 11;  // NPY_DOUBLE, NPY_FLOAT
   if (head->nin != 1 || head->nout != 1 || head->nargs != 2) return;
@@ -78,7 +79,8 @@ EnvEngine::EnvEngine(std::unique_ptr<envs::Dynamics> dynamics, const py::dict &c
   engine_ = std::make_unique<envs::Engine>(c, std::move(dynamics), rows);
 }
 
-// Steps all envs with the actions array: 0: no episode ended, 1: some did, 2: and some env has no initial state left.
+// Steps all envs with the actions in the caller's array. Returns 0 if no episode ended, 1 if one did, and 2 if one did and an
+// env has no initial state left.
 int EnvEngine::step(bool autoreset) {
   envs::Engine &engine = *engine_;
   std::atomic<int> ended{0};
@@ -105,7 +107,7 @@ int EnvEngine::step(bool autoreset) {
   return ended.load();
 }
 
-// Resets the envs of `indices` from their next initial states.
+// Resets the envs in `indices` from their next initial states.
 void EnvEngine::reset(const std::vector<int64_t> &indices) {
   envs::Engine &engine = *engine_;
   for (const int64_t i : indices)

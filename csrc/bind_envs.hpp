@@ -1,5 +1,5 @@
-// An engine as a Python object, for the bindings that make one (bind_mujoco.cpp, bind_classic.cpp) or use it: of the native vector
-// environments (bind_envs.cpp) and of the native collector.
+// The engine as a Python object. bind_mujoco.cpp and bind_classic.cpp make one; bind_envs.cpp (the native vector environments)
+// and bind_collector.cpp (the native collector) use it.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -18,11 +18,11 @@ namespace xc {
 
 namespace py = pybind11;
 
-// xcfast.envs.NativeVecEnv sees to it that one Python thread at a time comes here.
+// Only one Python thread may use it at a time, which xcfast.envs.NativeVecEnv makes sure of.
 class EnvEngine {
  public:
-  // config: max_episode_steps, draws_capacity and obs_size, the observations that the caller's arrays have room for. keep_alive: whatever
-  // the dynamics point into, besides the arrays.
+  // config: max_episode_steps, draws_capacity, and obs_size, the size of an observation in the caller's arrays. keep_alive:
+  // the objects that the dynamics point into, besides the arrays.
   EnvEngine(std::unique_ptr<envs::Dynamics> dynamics, const py::dict &config, const py::dict &arrays, std::shared_ptr<ThreadPool> pool,
             py::object keep_alive);
 
@@ -31,7 +31,7 @@ class EnvEngine {
 
   int step(bool autoreset);
   void reset(const std::vector<int64_t> &indices);
-  // Raises xcfast.envs.SimulationError with the engine's message, after a Status::kFailed.
+  // Raises xcfast.errors.SimulationError with the engine's message, after a Status::kFailed.
   [[noreturn]] void raise_errors();
 
  private:
@@ -42,7 +42,7 @@ class EnvEngine {
   const float *actions_ = nullptr;
 };
 
-// The memory of a caller's array.
+// Returns the memory of the caller's array, which must have the right type and size.
 template <class T>
 T *column(const py::dict &arrays, const char *name, py::ssize_t wanted_size) {
   auto array = arrays[name].cast<py::array>();
@@ -53,7 +53,7 @@ T *column(const py::dict &arrays, const char *name, py::ssize_t wanted_size) {
   return static_cast<T *>(array.mutable_data());
 }
 
-// With the inner loops of numpy's functions.
+// Looks up the inner loops of numpy's functions.
 envs::Numpy make_numpy();
 
 }  // namespace xc

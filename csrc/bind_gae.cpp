@@ -10,8 +10,8 @@ struct GaeArrays {
   Array rewards, values, terminated, truncated, last_values, final_values, next_values, advantages, returns;
 };
 
-// Whether all have one shape [T] or [T, N] and one float dtype (last_values: [N] or [1, N]), none is missing, and no output overlaps another
-// argument.
+// Returns whether all arrays have one shape, [T] or [T, N], and one float dtype (last_values: [N] or [1, N]), none is missing,
+// and no output overlaps another argument.
 bool usable(const GaeArrays &a, bool with_values) {
   if ((a.rewards.nd != 1 && a.rewards.nd != 2) || !a.rewards.is_float()) return false;
   const bool flat = a.rewards.nd == 1;
@@ -56,7 +56,7 @@ bool run(const GaeArrays &a, double gamma, double gae_lambda, bool with_values) 
   xc::MaybeReleaseGil release(num_steps * num_envs);
   if (args.truncated && !args.final_values && !args.next_values) {
     if (xc::any_cut_unchecked(args.terminated, args.truncated, num_steps * num_envs)) return false;
-    args.truncated = nullptr;  // every truncated step is terminated too, and that wins
+    args.truncated = nullptr;  // every truncated step is terminated too, which takes precedence
   }
   if (with_values)
     xc::gae_unchecked(args);

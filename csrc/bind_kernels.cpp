@@ -1,4 +1,5 @@
-// The numeric kernels: each bind_*.cpp has one concept. What the extension was built with, and which variant it runs, is here.
+// Reports how the extension was built and which variant of the kernels runs, and registers the kernels of the other
+// bind_*.cpp files.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

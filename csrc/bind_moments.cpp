@@ -6,7 +6,7 @@ namespace {
 
 using xc::Array;
 
-// The arrays of running moments: mean and var float64 of one shape, count int64 [1], all writable.
+// Reads the arrays of running moments: mean and var are float64 of one shape, count is int64 [1], and all are writable.
 struct MomentArrays {
   Array mean, var, count;
 
@@ -27,7 +27,7 @@ bool to_epsilon(PyObject *const *args, xc::Epsilon &epsilon) {
   return true;
 }
 
-// A batch [B >= 1, *shape of mean] that is not made of the moments themselves.
+// Reads a batch [B >= 1, *shape of mean] that does not share memory with the moments.
 bool batch_of(PyObject *object, const MomentArrays &m, Array &batch) {
   return xc::plain(object, batch) && batch.is_float() && batch.nd >= 1 && batch.shape[0] >= 1 && batch.tail_matches(m.mean, 1) &&
          !m.overlap(batch);
@@ -92,7 +92,7 @@ PyObject *update_and_normalize(PyObject *, PyObject *const *args, Py_ssize_t nar
   return normalize_call<true>("update_and_normalize", args, nargs);
 }
 
-// counts int64 [N], means and m2s float64 [N, *shape of mean].
+// Reads the moments of each env: counts int64 [N], means and m2s float64 [N, *shape of mean].
 bool tracked(PyObject *const *args, const Array &mean, Array &counts, Array &means, Array &m2s) {
   return xc::plain_output(args[0], counts) && xc::plain_output(args[1], means) && xc::plain_output(args[2], m2s) && counts.is_i64() &&
          counts.nd == 1 && means.is_f64() && m2s.is_f64() && means.nd >= 1 && means.shape[0] == counts.shape[0] &&

@@ -27,8 +27,8 @@ const nn::Kernels &find_kernels(const std::optional<std::string> &name) {
   throw std::invalid_argument("variant must be one of nn_variants(); got '" + *name + "'");
 }
 
-// Lets Python run its signal handlers every 100 ms while the GIL is released, and throws what they raise, so that a second Ctrl-C ends a
-// long update.
+// Lets Python run its signal handlers every 100 ms while the GIL is released, and throws the exception that they raise, so
+// that a second Ctrl-C ends a long update.
 class SignalCheck {
  public:
   void operator()() {
@@ -123,7 +123,7 @@ class BoundLearner {
                              int64_t steps_done, double max_approx_kl) {
     const nn::RolloutView view = make_view(rollout);
     const int64_t samples = view.num_steps * view.num_envs;
-    if (n_epochs < 1 || n_minibatch < 1 || n_minibatch > samples) throw std::invalid_argument("n_epochs or n_minibatch does not fit");
+    if (n_epochs < 1 || n_minibatch < 1 || n_minibatch > samples) throw std::invalid_argument("n_epochs and n_minibatch must be positive, and n_minibatch at most the number of samples");
     const nn::UpdateSettings settings{gamma,     gae_lambda, normalize_advantages,
                                       max_norm,  seed,       iteration,
                                       n_epochs,  n_minibatch, 0,
@@ -147,7 +147,7 @@ class BoundLearner {
 
   py::array begin_update(const py::dict &rollout, double gamma, double gae_lambda, bool normalize_advantages, uint64_t seed,
                          uint32_t iteration, int64_t n_epochs, int64_t n_minibatch, int64_t env_offset) {
-    if (n_epochs < 1 || n_minibatch < 1 || env_offset < 0) throw std::invalid_argument("n_epochs, n_minibatch or env_offset does not fit");
+    if (n_epochs < 1 || n_minibatch < 1 || env_offset < 0) throw std::invalid_argument("n_epochs and n_minibatch must be positive, and env_offset must not be negative");
     const nn::RolloutView view = make_view(rollout);
     const nn::UpdateSettings settings{gamma,    gae_lambda,  normalize_advantages, 0,       seed, iteration,
                                       n_epochs, n_minibatch, env_offset,           nullptr, 0};
@@ -169,7 +169,7 @@ class BoundLearner {
     call([&] {
       const nn::UpdateSettings &settings = begun_.settings;
       if (index < 0 || index >= settings.n_epochs * settings.n_minibatch || total < 1)
-        throw std::invalid_argument("index must be that of a minibatch of the update that was begun, total positive");
+        throw std::invalid_argument("index must be a minibatch of the update that begin_update started, and total must be positive");
       nn::Batch batch = learner_->minibatch(begun_.rollout, settings, index);
       batch.total = total;
       nn::AdvantageMoments moments;
@@ -180,7 +180,7 @@ class BoundLearner {
   }
 
  private:
-  // An update that goes on from call to call; without minibatches before begin_update.
+  // The update that begin_update started; it has no minibatches before that.
   struct Begun {
     nn::RolloutView rollout{};
     nn::UpdateSettings settings{};
@@ -224,7 +224,7 @@ class BoundLearner {
     const nn::Network &network = learner_->network();
     nn::Rows made{checked<float>(obs, "obs", rows * network.n_obs), nullptr, nullptr, rows};
     if (!network.categorical()) {
-      if (action_masks) throw std::invalid_argument("action_masks are of Categorical policies; this one is Gaussian");
+      if (action_masks) throw std::invalid_argument("action_masks are for a Categorical policy; this one is Gaussian");
       made.actions = checked<float>(actions, "actions", rows * network.action_size());
       return made;
     }

@@ -11,7 +11,7 @@ namespace {
 
 using xc::Array;
 
-// `row` of a buffer [T, *shape] for a step's array of that shape and dtype.
+// Finds row `row` of a buffer [T, *shape], for a step's array of that shape and dtype.
 bool row_copy(PyObject *buffer_object, PyObject *step_object, int64_t step, xc::RowCopy &copy) {
   Array buffer, given;
   if (!xc::plain_output(buffer_object, buffer) || !xc::plain(step_object, given)) return false;
@@ -71,8 +71,9 @@ PyObject *store_step(PyObject *, PyObject *const *args, Py_ssize_t nargs) {
   return Py_BuildValue("LL", static_cast<long long>(finished), static_cast<long long>(cut));
 }
 
-// gather(indices, sources, destinations) -> bool: destination[i] = source[indices[i]] for each pair; sources are [R, *shape], their first
-// dimension the flat step; destinations [>= len(indices), *shape].
+// gather(indices, sources, destinations) -> bool
+// Copies destination[i] = source[indices[i]] for each pair. Sources are [R, *shape], with the flat step as first dimension,
+// destinations [>= len(indices), *shape].
 PyObject *gather(PyObject *, PyObject *const *args, Py_ssize_t nargs) {
   if (!xc::count_is("gather", nargs, 3)) return nullptr;
   constexpr Py_ssize_t kMost = 16;

@@ -1,4 +1,4 @@
-// Binds sync.hpp, the lock-step with worker processes, and the thread by which a worker watches its parent.
+// Binds sync.hpp, the lock-step with worker processes, and the thread in which a worker watches its parent.
 #include "sync.hpp"
 
 #include <pybind11/pybind11.h>
@@ -16,7 +16,7 @@ namespace py = pybind11;
 
 namespace {
 
-// A view of a SyncBlock in a Python buffer, with this process's own place in the sequence of commands.
+// A SyncBlock in a Python buffer, with the number of the last command that this process has seen.
 class Sync {
  public:
   Sync(py::buffer buffer, double spin_seconds, bool yield) : info_(buffer.request(/*writable=*/true)) {
@@ -55,10 +55,10 @@ class Sync {
   std::uint32_t seen_ = 0;
 };
 
-// Starts a thread that ends this process as soon as the other end of `fd` is closed or the parent is no longer `parent_pid`. A process
-// that leads a process group takes the group with it, so that no child of an environment stays behind. The thread needs no GIL, so it
-// works while the process hangs in C code or sleeps on a futex. The parent's number is checked too, because a fork of the parent may
-// have kept the descriptor open.
+// Starts a thread that ends this process as soon as the other end of `fd` is closed, or the parent is no longer
+// `parent_pid`. If the process leads a process group, the thread ends the whole group, so that no child of an environment
+// survives. The thread needs no GIL, so it works while the process hangs in C code or sleeps on a futex. It checks the
+// parent's pid too, because a fork of the parent may keep the descriptor open.
 void watch_parent(int fd, int parent_pid) {
   std::thread([fd, parent_pid] {
     for (;;) {

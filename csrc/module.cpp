@@ -1,4 +1,4 @@
-// The extension module. Each bind_*.cpp checks arguments, releases the GIL and calls a core in kernels/ or sync.hpp.
+// The extension module. Each bind_*.cpp checks arguments, releases the GIL, and calls code that knows no Python.
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;

@@ -15,7 +15,7 @@ namespace xc {
 
 namespace py = pybind11;
 
-// The memory of a C-contiguous array of that many elements; messages name the argument.
+// Returns the memory of a C-contiguous array of the given number of elements. `name` is the argument, for the message.
 template <class T>
 T *checked(const py::array &array, const char *name, int64_t size, bool writable = false) {
   const bool fits = py::isinstance<py::array_t<T>>(array) && (array.flags() & py::array::c_style) && array.size() == size;

@@ -1,8 +1,9 @@
-// A pool of threads that shares out a range of independent tasks. The caller's thread works too.
+// A pool of threads that divides a range of independent tasks among them. The calling thread works too.
 //
-// Each thread starts with its own share of the range, so that a task tends to meet the cache it left; who is done early takes tasks from
-// the others' shares. Which thread runs a task is therefore not determined: tasks must not depend on it. A thread that is late (asleep, or
-// without a CPU) is not waited for: the others do its share, and it misses the run.
+// Each thread begins with its own share of the range, so that a task tends to run where its data are still in the cache.
+// A thread that finishes early takes tasks from the shares of the others. Which thread runs a task is therefore not
+// determined, and tasks must not depend on it. The pool does not wait for a thread that is late (asleep, or without a
+// CPU): the others do its share, and it misses the run.
 #pragma once
 
 #include <unistd.h>
@@ -32,8 +33,9 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  // Calls fn(task) for each task in [0, num_tasks), and returns when all calls have. One run at a time; fn must not throw. Threads
-  // start at the first run, and again at the first run after a fork, which copies none of them.
+  // Calls fn(task) for each task in [0, num_tasks), and returns when all calls have returned. Only one run may be under
+  // way at a time, and fn must not throw. The threads start at the first run. They start again at the first run after a
+  // fork, because a fork copies no threads.
   template <class Fn>
   void run(int64_t num_tasks, Fn &&fn) {
     const int threads = static_cast<int>(std::min<int64_t>(num_threads_, num_tasks));
@@ -58,7 +60,7 @@ class ThreadPool {
   void stop() {
     if (!crew_) return;
     if (owner_ != getpid()) {
-      // A fork copied this object but not its threads, and may have copied locks in any state: leave it all alone.
+      // A fork copied this object but not its threads, and may have copied locks in any state: do not touch any of it.
       crew_.release();
       return;
     }
@@ -69,18 +71,19 @@ class ThreadPool {
   }
 
  private:
-  // One thread's share of the range; on its own cache lines.
+  // One thread's share of the range, on cache lines of its own.
   struct alignas(128) Share {
     std::atomic<int64_t> next{0};
     int64_t end = 0;
   };
 
-  // All that the threads touch. It lives on the heap, so that after a fork it can be left behind as a whole.
+  // Everything that the threads use. It lives on the heap, so that the child of a fork can abandon it as a whole.
   struct Crew {
     explicit Crew(int num_threads) : shares(num_threads) {}
 
-    // The number of the run in the upper half; then whether threads may still join it, and how many are at work in it (the caller is not
-    // counted). One word, so that a late thread cannot join a run that has just ended.
+    // The upper half is the number of the run. The lower half says whether threads may still join it (kOpen) and how
+    // many are at work in it, not counting the caller (kWorking). This is one word, so that a late thread cannot join a
+    // run that has just ended.
     static constexpr uint64_t kRun = uint64_t(1) << 32, kOpen = uint64_t(1) << 31, kWorking = kOpen - 1;
     alignas(128) std::atomic<uint64_t> state{0};
     std::atomic<bool> quit{false};
@@ -94,7 +97,8 @@ class ThreadPool {
     std::condition_variable wake, done;
 
     void publish(uint64_t open) {
-      // Nobody is at work. Sequentially consistent with sleepers, so that either side sees the other.
+      // No thread is at work now. The store and the load of `sleepers` are sequentially consistent: either this thread
+      // sees the sleeper, or the sleeper sees the new state.
       state.store(((state.load(std::memory_order_relaxed) & ~(kOpen | kWorking)) + kRun) | open);
       if (sleepers.load() > 0) {
         std::lock_guard<std::mutex> lock(mutex);
@@ -102,7 +106,7 @@ class ThreadPool {
       }
     }
 
-    // The caller: all tasks are taken, so nobody needs to join any more; waits for those at work.
+    // Called by the caller when all tasks are taken: lets no further thread join, and waits for those at work.
     void close() {
       auto idle = [&] { return (state.load() & kWorking) == 0; };
       if ((state.fetch_and(~kOpen) & kWorking) == 0 || spin(idle)) return;
@@ -116,7 +120,7 @@ class ThreadPool {
       while (seen & kOpen) {
         const uint64_t run = seen / kRun;
         if (state.compare_exchange_weak(seen, seen + 1)) return true;
-        if (seen / kRun != run) return false;  // a later one: await_run_after comes back with it
+        if (seen / kRun != run) return false;  // a later run has begun: await_run_after returns it next
       }
       return false;
     }
@@ -167,8 +171,8 @@ class ThreadPool {
       return seen;
     }
 
-    // Waits for what is likely to come soon: the next of a row of vector steps, or the last task of another thread. Yields in
-    // between, since the thread waited for may want this CPU.
+    // Polls for something that is likely to happen soon: the next of a series of vector steps, or the end of another
+    // thread's last task. Yields between polls, since the thread that it waits for may need this CPU.
     template <class Ready>
     static bool spin(Ready &&ready) {
       for (int round = 0; round < kSpinRounds; ++round) {
@@ -184,7 +188,7 @@ class ThreadPool {
     }
   };
 
-  static constexpr int kSpinRounds = 40;  // some 50 us in all
+  static constexpr int kSpinRounds = 40;  // about 50 us in total
   static constexpr int kSpinPauses = 40;
 
   Crew &started() {

@@ -1,9 +1,9 @@
 // Lock-step between one parent and several worker processes over shared memory.
 //
-// The parent publishes a command, every worker runs it and reports, the last report lets the parent go on. Both sides
-// spin for a bounded time and then sleep on a futex. The words may lie in memory shared between processes, so the
-// futex calls go without the PRIVATE flag. Every wait ends after a given time: the caller looks at signals and at the
-// health of the other side, and waits again.
+// The parent publishes a command, every worker runs it and reports, and the last report lets the parent continue. Both
+// sides spin for a bounded time and then sleep on a futex. The words may lie in memory shared between processes, so the
+// futex calls do not use the PRIVATE flag. Every wait ends after a given time, so that the caller can handle signals and
+// check that the other side is alive before it waits again.
 #pragma once
 
 #include <algorithm>
@@ -33,13 +33,14 @@ static_assert(SyncWord::is_always_lock_free && sizeof(SyncWord) == 4, "a futex w
 struct SyncBlock {
   alignas(64) SyncWord sequence;  // number of commands published
   SyncWord sleeping_workers;      // how many workers are (about to be) asleep on `sequence`
-  SyncWord opcode;                // the command; written before, read after `sequence`
+  SyncWord opcode;                // the command; written before `sequence`, and read after it
   alignas(64) SyncWord remaining;  // workers that have not reported yet
   SyncWord parent_sleeping;        // 1 while the parent is (about to be) asleep on `remaining`
   SyncWord failures;               // workers that reported a failure of this command
 };
 
-// How to wait: poll for at most `spin`, giving the core away between two looks when cores are scarce, then sleep.
+// How to wait: poll for at most `spin`, then sleep. `yield`: whether to give the core away between two polls, for
+// machines whose cores are scarce.
 struct SpinPolicy {
   std::chrono::nanoseconds spin{20'000};
   bool yield = true;
@@ -57,7 +58,7 @@ inline void pause_cpu() {
 #endif
 }
 
-// Sleeps while `word` holds `seen`, for at most `limit`. Returns early on a signal, and may return for no reason.
+// Sleeps while `word` holds `seen`, for at most `limit`. Returns early on a signal, and may return spuriously.
 inline void sleep_on(SyncWord &word, std::uint32_t seen, std::chrono::nanoseconds limit) {
 #if defined(__linux__)
   timespec relative;
@@ -65,7 +66,7 @@ inline void sleep_on(SyncWord &word, std::uint32_t seen, std::chrono::nanosecond
   relative.tv_nsec = static_cast<long>(limit.count() % 1'000'000'000);
   syscall(SYS_futex, reinterpret_cast<std::uint32_t *>(&word), FUTEX_WAIT, seen, &relative, nullptr, 0);
 #else
-  // No futex: look again after a short sleep. The waker needs to do nothing.
+  // There is no futex: return after a short sleep, and the caller checks again. The waker has nothing to do.
   if (word.load() == seen) std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(limit, std::chrono::microseconds(50)));
 #endif
 }
@@ -78,7 +79,7 @@ inline void wake_all(SyncWord &word) {
 #endif
 }
 
-// Waits until `ready(word)`, at most for `timeout`. `sleepers` tells the waker that a wake-up call is needed: both
+// Waits until ready(word) is true, for at most `timeout`. `sleepers` tells the waker that a wake-up call is needed. Both
 // sides use sequentially consistent order, so either the waker sees the sleeper or the sleeper sees the new word.
 template <class Ready>
 bool wait_until(SyncWord &word, SyncWord &sleepers, Ready ready, SpinPolicy policy, std::chrono::nanoseconds timeout) {
@@ -109,7 +110,7 @@ bool wait_until(SyncWord &word, SyncWord &sleepers, Ready ready, SpinPolicy poli
 
 }  // namespace detail
 
-// Parent: hands `opcode` to all `num_workers` workers. Everything written before is visible to them.
+// Parent: gives `opcode` to all `num_workers` workers. Everything that was written before is visible to them.
 inline void publish(SyncBlock &block, std::uint32_t opcode, std::uint32_t num_workers) {
   block.failures.store(0);
   block.remaining.store(num_workers);
@@ -118,7 +119,7 @@ inline void publish(SyncBlock &block, std::uint32_t opcode, std::uint32_t num_wo
   if (block.sleeping_workers.load() > 0) detail::wake_all(block.sequence);
 }
 
-// Worker: waits for the command after number `seen` and advances `seen`. Returns 0 if none came within `timeout`.
+// Worker: waits for the command after number `seen`, and advances `seen`. Returns 0 if none came within `timeout`.
 inline std::uint32_t wait_command(SyncBlock &block, std::uint32_t &seen, SpinPolicy policy,
                                   std::chrono::nanoseconds timeout) {
   const std::uint32_t last = seen;
@@ -128,13 +129,13 @@ inline std::uint32_t wait_command(SyncBlock &block, std::uint32_t &seen, SpinPol
   return block.opcode.load();
 }
 
-// Worker: reports that it is through with the command. The last one wakes the parent.
+// Worker: reports that it has finished the command. The last worker to report wakes the parent.
 inline void finish(SyncBlock &block, bool failed) {
   if (failed) block.failures.fetch_add(1);
   if (block.remaining.fetch_sub(1) == 1 && block.parent_sleeping.load() > 0) detail::wake_all(block.remaining);
 }
 
-// Parent: waits until every worker has reported. Everything they wrote is visible afterwards.
+// Parent: waits until every worker has reported. Everything that they wrote is visible afterwards.
 inline Finished wait_finished(SyncBlock &block, SpinPolicy policy, std::chrono::nanoseconds timeout) {
   const auto is_zero = [](std::uint32_t value) { return value == 0; };
   if (!detail::wait_until(block.remaining, block.parent_sleeping, is_zero, policy, timeout)) return Finished::timeout;

@@ -126,6 +126,19 @@ class WorkerTimeoutError(WorkerError):
 class NonFiniteError(FloatingPointError):
     """An environment or an update produced NaN or infinity. The message says where."""
 
+    @classmethod
+    def at(cls, what: str, env: int, step: int | None, value: object = None) -> NonFiniteError:
+        """Returns the error of one value of a rollout.
+
+        Args:
+            what: Name of the value, such as "reward".
+            env: Global index of the environment.
+            step: Step of the rollout; None for what the environment returned after the last one.
+            value: The value, if it is a single number.
+        """
+        when = "after the last step" if step is None else f"at step {step}"
+        return cls(f"{what} of env {env} {when} of the rollout is {'not finite' if value is None else value}")
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint or a run folder cannot be written or read. The message names it and the reason."""

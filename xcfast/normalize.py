@@ -263,7 +263,7 @@ class RewardNormalizer:
         finite = within(r, LARGEST if self.enabled else _LARGEST_FLOAT32)
         if not finite.all():
             step, env = np.argwhere(~finite)[0].tolist()
-            raise NonFiniteError(f"reward of env {env} at step {step} of the rollout is {r[step, env]}")
+            raise NonFiniteError.at("reward", env, step, r[step, env])
         if out is None:
             out = np.empty(r.shape, np.float32)
         check_output("out", out, np.float32, r.shape)

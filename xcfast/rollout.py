@@ -265,18 +265,12 @@ class Rollout:
         Raises:
             NonFiniteError: A value is not finite. The message names the env and the step.
         """
-        num_envs = len(self.last_obs)
         if not np.isfinite(self.rewards).all():
             step, env = np.argwhere(~np.isfinite(self.rewards))[0].tolist()
-            reward = self.rewards[step, env]
-            raise NonFiniteError(f"reward of env {env_offset + env} at step {step} of the rollout is {reward}")
-        for row in _not_finite(self.last_obs):
-            env = env_offset + row
-            raise NonFiniteError(f"observation of env {env} after the last step of the rollout is not finite")
-        for row in _not_finite(self.final_obs):
-            step, env = divmod(int(self.final_index[row]), num_envs)
-            env += env_offset
-            raise NonFiniteError(f"final observation of env {env} at step {step} of the rollout is not finite")
+            raise NonFiniteError.at("reward", env_offset + env, step, self.rewards[step, env])
+        check_finite("observation", self.last_obs, env_offset + np.arange(self.num_envs))
+        steps, envs = np.divmod(self.final_index, self.num_envs)
+        check_finite("final observation", self.final_obs, env_offset + envs, steps)
 
     def minibatch_indices(
         self,
@@ -417,6 +411,22 @@ class Rollout:
         self._final_obs = grown(self._final_obs, self._num_final + finals + self.num_envs)
 
 
-def _not_finite(obs: np.ndarray) -> list[int]:
-    """Returns the rows that have a value that is not finite."""
-    return np.flatnonzero(~np.isfinite(obs).all(axis=tuple(range(1, obs.ndim)))).tolist()
+def check_finite(what: str, obs: npt.NDArray[Any], envs: Int64, steps: Int64 | int | None = None) -> None:
+    """Checks that observations are finite.
+
+    Collectors call it before they normalize the observations, since normalization clips infinity.
+
+    Args:
+        what: Name of one observation, for the message.
+        obs: float [K, *obs_shape].
+        envs: int64 [K], the global index of each observation's environment.
+        steps: The step of the rollout that returned each observation, or all of them; None if they came after the last.
+
+    Raises:
+        NonFiniteError: An observation has a NaN or infinite element. The message names the environment and the step.
+    """
+    finite = np.isfinite(obs).all(axis=tuple(range(1, obs.ndim)))
+    if not finite.all():
+        row = int(np.argmin(finite))
+        step = None if steps is None else int(np.broadcast_to(steps, len(obs))[row])
+        raise NonFiniteError.at(what, int(envs[row]), step)

@@ -1,4 +1,4 @@
-// Acrobot-v1, without noise on the torque.
+// Acrobot-v1, with torque_noise_max = 0.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@ namespace xc::classic {
 
 class Acrobot {
  public:
-  static constexpr int64_t kObs = 6, kState = 5, kDraw = 4, kNumActions = 3;  // the state's last: whether it is float32
+  static constexpr int64_t kObs = 6, kState = 5, kDraw = 4, kNumActions = 3;  // state[4]: whether the others are float32
 
   Acrobot(const Values &v, const Numpy &numpy)
       : numpy_(numpy),
@@ -25,7 +25,7 @@ class Acrobot {
         torques_{v["torque_0"], v["torque_1"], v["torque_2"]},
         nips_(v.flag("nips")) {}
 
-  // A draw is float32, as the state after a reset is.
+  // After a reset, the state is float32. So is the draw.
   void start(const double *draw, double *state) const {
     std::copy_n(draw, 4, state);
     state[4] = 1;
@@ -56,7 +56,7 @@ class Acrobot {
  private:
   static constexpr double kPi = 3.141592653589793;
 
-  // Runge-Kutta of fourth order.
+  // One step of the fourth-order Runge-Kutta method.
   void integrate(double *s, double torque) const {
     double k1[4], k2[4], k3[4], k4[4], y[4];
     const double half = dt_ / 2.0, sixth = dt_ / 6.0;

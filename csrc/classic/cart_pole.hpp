@@ -1,4 +1,4 @@
-// CartPole-v0, -v1.
+// CartPole-v0 and CartPole-v1.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,7 @@
-// The dynamics of N environments of one of Gymnasium's classic control classes. A Model computes what the class computes, operation by
-// operation: its numbers are numpy's scalars, of float64 where no comment says otherwise, and Python's, which take a scalar's precision.
+// The dynamics of N environments of one of Gymnasium's classic control classes.
+//
+// A Model repeats the operations of the class one by one. The class computes with numpy scalars and Python numbers: an
+// operation between the two has the scalar's precision. That is float64 where no comment says otherwise.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +14,14 @@ namespace xc::classic {
 
 using envs::clip, envs::modulo, envs::Numpy, envs::Outcome, envs::pow2, envs::Values;
 
-// A Model has constants kObs, kState, kDraw and kNumActions (0: actions are numbers, of which there is one), and
-//   void start(const double *draw, double *state)      // an initial state
-//   void observe(const double *state, double *obs)     // rounded to float32, as the class does
-//   Outcome step(double *state, float action)
+// A Model has the constants kObs, kState, kDraw and kNumActions (0 if the action is one number), and these functions:
+//   void start(const double *draw, double *state);   // makes an initial state from a draw
+//   void observe(const double *state, double *obs);  // rounds to float32, as the class does
+//   Outcome step(double *state, float action);
 template <class Model>
 class Control final : public envs::Dynamics {
  public:
-  // states: [N, kState], memory of the caller.
+  // states: [N, kState], the caller's array.
   Control(const Model &model, double *states, int64_t num_envs)
       : Dynamics({num_envs, Model::kObs, 1, Model::kDraw, Model::kNumActions, kEnvsPerTask}), model_(model), states_(states) {}
 
@@ -31,7 +33,7 @@ class Control final : public envs::Dynamics {
   void observe(int64_t i, double *obs) const override { model_.observe(states_ + i * Model::kState, obs); }
 
  private:
-  static constexpr int64_t kEnvsPerTask = 256;  // some tens of microseconds
+  static constexpr int64_t kEnvsPerTask = 256;  // they take some tens of microseconds
 
   const Model model_;
   double *const states_;

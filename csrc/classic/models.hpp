@@ -1,4 +1,4 @@
-// All classic control classes, by the name of their Gymnasium id without the version.
+// All classic control models, by the name in their Gymnasium id, without the version.
 #pragma once
 
 #include <memory>
@@ -20,7 +20,7 @@ auto with_model(const std::string &name, const Values &values, const Numpy &nump
   if (name == "MountainCar") return make(MountainCar(values, numpy));
   if (name == "MountainCarContinuous") return make(MountainCarContinuous(values, numpy));
   if (name == "Pendulum") return make(Pendulum(values, numpy));
-  throw std::invalid_argument("task must be one that is known here; got " + name);
+  throw std::invalid_argument("task must be the name of a known task; got " + name);
 }
 
 }  // namespace xc::classic

@@ -1,4 +1,4 @@
-// MountainCar-v0; MountainCarContinuous-v0.
+// MountainCar-v0 and MountainCarContinuous-v0.
 #pragma once
 
 #include <cmath>
@@ -44,10 +44,11 @@ class MountainCar {
   const double min_position_, max_position_, max_speed_, goal_position_, goal_velocity_, force_, gravity_;
 };
 
-// Its state is float64 after a reset and float32 after a step, so that an episode's first step has the other precision.
+// The state is float64 after a reset and float32 after a step, so the first step of an episode has another precision than
+// the following ones.
 class MountainCarContinuous {
  public:
-  static constexpr int64_t kObs = 2, kState = 3, kDraw = 1, kNumActions = 0;  // the state's last: whether it is float32
+  static constexpr int64_t kObs = 2, kState = 3, kDraw = 1, kNumActions = 0;  // state[2]: whether the others are float32
 
   MountainCarContinuous(const Values &v, const Numpy &)
       : min_action_(v["min_action"]),
@@ -72,19 +73,20 @@ class MountainCarContinuous {
   Outcome step(double *state, float action) const { return state[2] != 0 ? advance<float>(state, action) : advance<double>(state, action); }
 
  private:
-  // T: precision of the state.
+  // One step from a state of precision T.
   template <class T>
   Outcome advance(double *state, float action) const {
     T position = T(state[0]), velocity = T(state[1]);
     const double slope = 0.0025 * std::cos(double(3 * position));
-    // What is clipped becomes a Python number; else it is float32.
+    // A clipped action becomes a Python number; otherwise it stays float32.
     if (action < float(min_action_))
       velocity += T(min_action_ * power_ - slope);
     else if (action > float(max_action_))
       velocity += T(max_action_ * power_ - slope);
     else
       velocity += T(action * float(power_) - float(slope));
-    // A Python number from here on where it was set; `exact` is that number, for the comparison with the goal.
+    // Where Gymnasium assigns a limit to the velocity, it becomes a Python number. `exact` is that number before rounding,
+    // which is compared with the goal.
     double exact = velocity;
     bool set = false;
     const auto set_velocity = [&](double value) {

@@ -28,7 +28,7 @@ class Pendulum {
 
   Outcome step(double *state, float action) const {
     const double angle = state[0], speed = state[1];
-    const float torque = clip(action, -max_torque_, max_torque_);  // and its products: float32
+    const float torque = clip(action, -max_torque_, max_torque_);  // float32, and so are its products
     const double normal = modulo(angle + kPi, 2 * kPi) - kPi;
     const double cost = pow2(normal) + 0.1 * pow2(speed) + 0.001f * pow2(torque);
     const double faster = speed + (fall_ * numpy_.sin(angle) + push_ * torque) * dt_;

@@ -1,5 +1,5 @@
-// From observations to actions: what the env loops of collection and evaluation share. xcfast/collectors/torch.py (TorchCollector) is the
-// reference.
+// From observations to actions: the parts that collection and evaluation share. The reference is TorchCollector in
+// xcfast/collectors/torch.py.
 #pragma once
 
 #include <algorithm>
@@ -13,16 +13,16 @@
 
 namespace xc::collect {
 
-// xcfast.ObservationNormalizer's settings and memory.
+// The settings and the arrays of xcfast.ObservationNormalizer.
 struct Normalizer {
   bool enabled;
   Moments moments;
   Epsilon epsilon;
   double clip;
   int64_t *counts;      // [N]
-  double *means, *m2s;  // [N, D]; disabled: means becomes NaN where a value is not finite
+  double *means, *m2s;  // [N, D]; if disabled, `means` becomes NaN where an observation is not finite
 
-  // Rows of envs [begin, begin + rows), which also enter their own moments.
+  // Normalizes the observations of envs [begin, begin + rows), and adds them to the moments of these envs.
   void track(const double *obs, int64_t begin, int64_t rows, int64_t dim, float *out) const {
     if (enabled)
       normalize_and_track_unchecked(obs, rows, dim, moments, epsilon, clip, counts + begin, means + begin * dim, m2s + begin * dim, out);
@@ -38,23 +38,23 @@ struct Normalizer {
   }
 };
 
-// xcfast.policy.ActionMap for a Box: from the policy's raw sample to the action that the env sees.
+// xcfast.policy.ActionMap for a Box: maps the policy's raw sample to the action that the env sees.
 struct ActionMap {
-  std::vector<float> low, high, scale, offset;  // [A]; scale and offset are empty where nothing is mapped
+  std::vector<float> low, high, scale, offset;  // [A]; scale and offset are empty if samples are only clipped
 
   void operator()(const float *raw, float *action) const {
     for (size_t a = 0; a < low.size(); ++a) {
       float x = raw[a];
       if (!scale.empty()) x = x * scale[a] + offset[a];
-      x = x < low[a] ? low[a] : x;  // NaN passes both comparisons
+      x = x < low[a] ? low[a] : x;  // NaN stays NaN
       action[a] = x > high[a] ? high[a] : x;
     }
   }
 };
 
-// xcfast.policy.CategoricalActor's sample: the first action whose cumulative probability is not below `noise`. probabilities: [n] scratch.
-// The sums are in the reference's order; its exponential may differ in the last place, which matters where the noise is as near to a
-// cumulative probability.
+// The sample of xcfast.policy.CategoricalActor: the first action whose cumulative probability is not below `noise`.
+// `probabilities` is scratch memory [n]. The order of the sums is that of the reference. Its exponential may differ in the
+// last place, so the sample may differ where the noise is that close to a cumulative probability.
 inline int64_t sample_categorical(const float *logits, int64_t n, double noise, double *probabilities) {
   const double most = *std::max_element(logits, logits + n);
   double sum = 0;
@@ -62,12 +62,12 @@ inline int64_t sample_categorical(const float *logits, int64_t n, double noise, 
   double cumulative = 0;
   for (int64_t a = 0; a < n; ++a) {
     cumulative += probabilities[a] / sum;
-    if (!(cumulative < noise)) return a;  // also where logits are NaN
+    if (!(cumulative < noise)) return a;  // also if the logits are NaN
   }
   return n - 1;
 }
 
-// Its mode: torch's argmax, the first of the largest; NaN counts as the largest.
+// The mode of xcfast.policy.CategoricalActor, torch's argmax: the first of the largest logits. NaN counts as the largest.
 inline int64_t mode_categorical(const float *logits, int64_t n) {
   int64_t best = 0;
   for (int64_t a = 1; a < n && !std::isnan(logits[best]); ++a)
@@ -75,12 +75,12 @@ inline int64_t mode_categorical(const float *logits, int64_t n) {
   return best;
 }
 
-// The policy as it is during one call: Gaussian, or Categorical with the action's index as the action that the env sees.
+// A policy with the weights of one call. If it is Categorical, the action that the env sees is the index of the action.
 struct Policy {
   nn::Network network;
-  ActionMap action_map;  // of a Gaussian policy
+  ActionMap action_map;  // only for a Gaussian policy
   nn::PackedWeights weights;
-  std::vector<float> deviation;  // [A], the sample's standard deviation; of a Gaussian policy
+  std::vector<float> deviation;  // [A], the standard deviation of samples; only for a Gaussian policy
 
   Policy(nn::Network n, ActionMap map)
       : network(std::move(n)), action_map(std::move(map)), weights(network, nn::best_kernels(), false),
@@ -90,7 +90,7 @@ struct Policy {
 
   bool categorical() const { return network.categorical(); }
 
-  // From the flat parameters that `network` describes.
+  // Reads the weights from the flat parameters that `network` describes.
   void load(const float *parameters, const float *new_deviation) {
     const std::vector<char> needed = network.path(network.actor_head);
     for (const auto &part : weights.parts())
@@ -98,7 +98,7 @@ struct Policy {
     std::copy_n(new_deviation, deviation.size(), deviation.begin());
   }
 
-  // The most likely action, as the env sees it, for a row of the network's output.
+  // Writes the most likely action, as the env sees it, for one row of the network's output.
   void mode(const float *output, float *action) const {
     if (categorical())
       *action = float(mode_categorical(output, network.action_size()));
@@ -107,14 +107,14 @@ struct Policy {
   }
 };
 
-// xcfast.collector.ActionNoise.
+// xcfast.collectors.noise.ActionNoise.
 struct Noise {
   uint64_t seed;
   int64_t env_offset;
   int64_t *counters;  // [N]
 };
 
-// One thread's scratch.
+// The scratch memory of one thread.
 struct Actor {
   Actor(const Policy &policy, int64_t max_rows)
       : forward(policy.network, policy.network.actor_head, max_rows),
@@ -125,7 +125,7 @@ struct Actor {
         probabilities(policy.categorical() ? size_t(policy.network.action_size()) : 0),
         action(policy.categorical() ? 1 : policy.deviation.size()) {}
 
-  // Noise of the next step of envs [begin, begin + rows), which counts them.
+  // Draws the noise of the next step of envs [begin, begin + rows), and counts that step.
   void draw(const Noise &noise, int64_t begin, int64_t rows) {
     int64_t *counters = noise.counters + begin;
     if (uniform.empty())
@@ -135,7 +135,7 @@ struct Actor {
     for (int64_t row = 0; row < rows; ++row) ++counters[row];
   }
 
-  // Actions of a row of outputs and noise: the sample, and `action`, what the env sees.
+  // Computes the raw sample of one row of outputs and noise, and `action`, the action that the env sees.
   void sample(const Policy &policy, int64_t row, float *sample) {
     const int64_t width = int64_t(action.size());
     const float *mean = outputs.data() + row * width, *noise = gaussian.data() + row * width;

@@ -1,4 +1,4 @@
-// Steps [begin, end) of a rollout: each env through all of them, without a barrier between threads.
+// Collects steps [begin, end) of a rollout. A thread takes each env through all of them without waiting for the others.
 #pragma once
 
 #include <algorithm>
@@ -13,13 +13,13 @@
 
 namespace xc::collect {
 
-// Memory of xcfast.Rollout.
+// The arrays of xcfast.Rollout.
 struct RolloutRows {
   float *obs, *rewards;                 // [T, N, D], [T, N]
-  float *actions;                       // [T, N, A], a Gaussian policy's samples; or
-  int64_t *choices;                     // [T, N], a Categorical policy's
+  float *actions;                       // [T, N, A], the samples of a Gaussian policy
+  int64_t *choices;                     // [T, N], the samples of a Categorical policy
   uint8_t *terminated, *truncated;      // [T, N]
-  double *episode_returns;              // [N], running
+  double *episode_returns;              // [N], of the running episodes
   int64_t *episode_lengths;
 };
 
@@ -40,8 +40,8 @@ class Collection {
     for (int64_t t = 0; t < std::min<int64_t>(num_threads, schedule_.size()); ++t) actors_.emplace_back(policy, most);
   }
 
-  // Advances the envs for about `limit`. Returns whether all are done; if not, call again after drawing initial states for the envs that
-  // have none left, unless an env failed.
+  // Advances the envs for about `limit`. Returns whether all are done. If not, and if no env failed, the caller draws
+  // initial states for the envs that have none left, and calls it again.
   bool run(ThreadPool &pool, Schedule::Clock::duration limit) {
     return schedule_.run(pool, limit, [this](int64_t block, int64_t worker) { return advance(block, actors_[size_t(worker)]); });
   }
@@ -50,9 +50,9 @@ class Collection {
   // The episodes that ended, ordered by time, then by env.
   struct Ended {
     std::vector<Episode> episodes;
-    std::vector<int64_t> final_index;  // flat t * N + env of the steps that were truncated and not terminated
-    std::vector<float> final_obs;      // [K, D] their observations, normalised
-    int64_t not_finite = -1;           // the first of final_index whose observation is not finite; -1: all are
+    std::vector<int64_t> final_index;  // [K], flat indices t * N + env of the steps that were truncated, not terminated
+    std::vector<float> final_obs;      // [K, D], their final observations, normalized
+    int64_t not_finite = -1;           // the first of final_index whose observation is not finite; -1 if all are finite
   };
   Ended ended() const {
     Ended all;
@@ -78,14 +78,14 @@ class Collection {
   }
 
  private:
-  static constexpr int64_t kTurn = 16;  // steps
+  static constexpr int64_t kTurn = 16;  // steps of a block between two visits to the schedule
 
   struct Block {
     int64_t step;
     std::vector<Episode> episodes;
     std::vector<int64_t> final_index;
     std::vector<float> final_obs;
-    int64_t not_finite = -1;  // as in Ended
+    int64_t not_finite = -1;  // see Ended
   };
 
   Progress advance(int64_t index, Actor &actor) {
@@ -108,7 +108,7 @@ class Collection {
     return Progress::kGoesOn;
   }
 
-  // Steps the envs [begin, end) once; returns false if one failed.
+  // Steps envs [begin, end) once. Returns false if one failed.
   bool step(Block &block, int64_t begin, int64_t end, Actor &actor) {
     const int64_t num_envs = engine_.num_envs(), dim = engine_.obs_size(), width = engine_.action_size();
     const int64_t first = block.step * num_envs + begin, rows = end - begin;
@@ -142,7 +142,7 @@ class Collection {
     rollout_.episode_lengths[env] = 0;
     if (step.terminated) return;
     block.final_index.push_back(place);
-    // Looked at before normalisation, which clips infinity to an ordinary number.
+    // Checked before normalization, which would clip infinity to an ordinary number.
     const double *final_obs = engine_.final_obs(env);
     if (block.not_finite < 0 && !envs::all_finite(final_obs, dim)) block.not_finite = place;
     block.final_obs.resize(block.final_obs.size() + size_t(dim));

@@ -1,4 +1,4 @@
-// Episodes with the policy's most likely actions and frozen statistics, the same number in every env.
+// Plays the same number of episodes in every env, with the policy's most likely actions and frozen statistics.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace xc::collect {
 
 class Evaluation {
  public:
-  // quota: number of episodes of each env.
+  // quota: the number of episodes in each env.
   Evaluation(envs::Engine &engine, const Policy &policy, const Normalizer &normalizer, int64_t quota, int num_threads)
       : engine_(engine),
         policy_(policy),
@@ -27,17 +27,17 @@ class Evaluation {
     for (int64_t t = 0; t < std::min<int64_t>(num_threads, schedule_.size()); ++t) actors_.emplace_back(policy, most);
   }
 
-  // As Collection::run.
+  // See Collection::run.
   bool run(ThreadPool &pool, Schedule::Clock::duration limit) {
     return schedule_.run(pool, limit, [this](int64_t block, int64_t worker) { return advance(schedule_[block], actors_[size_t(worker)]); });
   }
   bool failed() const { return schedule_.failed(); }
 
-  // Returns of the episodes, [N, quota].
+  // The returns of the episodes, [N, quota].
   const std::vector<double> &scores() const { return scores_; }
 
  private:
-  static constexpr int64_t kTurn = 16;  // steps
+  static constexpr int64_t kTurn = 16;  // steps of a block between two visits to the schedule
 
   Progress advance(const Schedule::Block &block, Actor &actor) {
     const envs::Engine::Guard guard(engine_);
@@ -55,7 +55,7 @@ class Evaluation {
     return Progress::kGoesOn;
   }
 
-  // Steps those envs of the block that are not done.
+  // Steps once the envs of a block that are not done.
   Progress step(const Schedule::Block &block, Actor &actor) {
     const int64_t dim = engine_.obs_size(), width = policy_.network.action_size();
     int64_t rows = 0;

@@ -1,7 +1,8 @@
-// Shares environments among threads that take each through many steps of its own. Environments lie in blocks: a thread takes a block,
-// advances it by a turn of a few steps and puts it back. The block that is furthest behind goes next, so that all threads stay busy
-// until shortly before the end, whatever the steps cost. The result does not depend on which thread advances a block, nor on how often
-// the work pauses.
+// Divides environments among threads that take each environment through many steps without waiting for the others.
+//
+// Environments are grouped in blocks. A thread takes a block, advances it by one turn of a few steps, and puts it back. The
+// block that is furthest behind is taken next, so that all threads stay busy until shortly before the end, however long the
+// steps take. The result depends neither on which thread advances a block nor on how often the work pauses.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,7 @@ enum class Progress { kGoesOn, kWaits, kDone, kFailed };
 class Schedule {
  public:
   struct Block {
-    int64_t begin, end;  // its envs
+    int64_t begin, end;  // the envs [begin, end)
   };
 
   Schedule(int64_t num_envs, int64_t envs_per_block) {
@@ -27,7 +28,7 @@ class Schedule {
     turns_.resize(blocks_.size());
   }
 
-  // Enough envs for one product of matrices to pay, enough blocks for the threads to share.
+  // A compromise: many envs in a block make its matrix products efficient, many blocks keep the threads equally busy.
   static int64_t envs_per_block(int64_t num_envs, int num_threads) {
     constexpr int64_t kBlocksPerThread = 2, kMost = 8;
     return std::clamp<int64_t>(num_envs / (kBlocksPerThread * num_threads), 1, kMost);
@@ -39,9 +40,11 @@ class Schedule {
   using Clock = std::chrono::steady_clock;
   static constexpr auto kNoLimit = Clock::duration::max();
 
-  // Calls advance(block, worker) -> Progress, by turns, until each block is done or waits, or one failed, or `limit` has passed. Blocks
-  // that waited before this call go on. Concurrent calls of `advance` have different workers, numbered from 0 to the pool's threads - 1.
-  // Each call makes progress, however short the limit. Returns whether all blocks are done.
+  // Calls advance(block, worker), which advances a block by one turn and returns its Progress, until every block is done or
+  // waits, or one failed, or `limit` has passed. Returns whether all blocks are done.
+  //
+  // Blocks that waited before this call continue. `worker` is a number below the pool's number of threads; concurrent calls
+  // of `advance` have different ones. Every run makes some progress, however short the limit.
   template <class Advance>
   bool run(ThreadPool &pool, Clock::duration limit, Advance &&advance) {
     deadline_ = limit == kNoLimit ? Clock::time_point::max() : Clock::now() + limit;
@@ -59,7 +62,7 @@ class Schedule {
     return std::all_of(turns_.begin(), turns_.end(), [](const Turn &turn) { return turn.state == State::kDone; });
   }
   bool failed() const { return failed_; }
-  // Whether the limit of this run has passed, so that threads put their blocks back after the step in hand.
+  // Whether the limit of this run has passed: threads then put their blocks back after the current step.
   bool late() const { return Clock::now() >= deadline_; }
 
  private:
@@ -69,7 +72,8 @@ class Schedule {
     int64_t taken = 0;  // number of turns so far
   };
 
-  // Takes the ready block with the fewest turns, the first of these from `from` on. Returns -1 if none is ready or one failed.
+  // Takes the ready block with the fewest turns; among several, the first from index `from` on. Returns -1 if no block is
+  // ready or one failed.
   int64_t take(int64_t from) {
     const std::lock_guard<std::mutex> lock(mutex_);
     int64_t best = -1;

@@ -1,6 +1,9 @@
-// N environments in the caller's memory: initial states drawn ahead, time limits, autoreset, episode statistics. What happens in a step is
-// their Dynamics. An environment is stepped by any thread, one thread at a time, and touches nothing of the others: a caller may take them
-// through a vector step together or each through many steps of its own.
+// The engine of N environments. It has everything that environments need whatever they simulate: initial states that are
+// drawn in advance, time limits, autoreset and episode statistics. A Dynamics simulates them. All arrays belong to the
+// caller.
+//
+// Any thread may step an environment, one thread at a time. Environments do not touch each other's memory, so a caller
+// may take all of them through a vector step together, or take each through many steps by itself.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +17,18 @@ namespace xc::envs {
 struct Outcome {
   double reward;
   bool terminated;
-  const char *error = nullptr;  // why the step failed, until the thread's next call; null: it did not
+  const char *error = nullptr;  // why the step failed, valid until the thread's next call; null if it did not fail
 };
 
 struct Sizes {
-  int64_t num_envs, obs, action, draw;  // draw: numbers of an initial state
-  int64_t num_actions = 0;              // of a choice among so many, whose index is the action; 0: actions are numbers
-  int64_t envs_per_task = 1;            // as many as are worth another thread in a single step
+  int64_t num_envs;
+  int64_t obs, action, draw;  // how many numbers an observation, an action and an initial state have
+  int64_t num_actions = 0;    // for discrete actions, how many there are: an action is one index; 0: actions are numbers
+  int64_t envs_per_task = 1;  // how many environments one thread should step at least, so that a thread is worth its cost
 };
 
-// How N environments of one kind move. Calls for different envs may come from different threads; the caller holds an Engine's Guard.
+// Simulates N environments of one kind. Different threads may call it for different environments. A thread that does so
+// holds an Engine::Guard.
 class Dynamics {
  public:
   explicit Dynamics(const Sizes &sizes) : sizes_(sizes) {}
@@ -31,11 +36,11 @@ class Dynamics {
 
   const Sizes &sizes() const { return sizes_; }
   virtual Outcome step(int64_t i, const float *action) = 0;
-  // Starts env i from an initial state; returns as Outcome::error.
+  // Starts env i from an initial state. Returns the reason of a failure, as Outcome::error does, or null.
   virtual const char *reset(int64_t i, const double *draw) = 0;
   virtual void observe(int64_t i, double *obs) const = 0;
 
-  // Around a thread's calls.
+  // Called before and after the calls of a thread.
   virtual void enter() const {}
   virtual void leave() const {}
 
@@ -43,25 +48,25 @@ class Dynamics {
   const Sizes sizes_;
 };
 
-// Memory of the caller, one row per environment.
+// The caller's arrays, with one row for each environment.
 struct Rows {
   double *obs, *final_obs;    // [N, D]
   double *rewards;            // [N]
   uint8_t *terminated, *truncated;
-  double *episode_returns;    // [N], running
+  double *episode_returns;    // [N], of the running episode
   int64_t *episode_lengths;
-  double *finished_returns;   // [N], of the episode that ended last
+  double *finished_returns;   // [N], of the last episode that ended
   int64_t *finished_lengths;
-  int64_t *elapsed;           // [N], steps against the time limit
-  double *draws;              // [N, capacity, draw]: initial states drawn ahead
-  int64_t *drawn, *used;      // [N], rows of draws that are filled, and that are spent
+  int64_t *elapsed;           // [N], the steps that count towards the time limit
+  double *draws;              // [N, capacity, draw], initial states that were drawn in advance
+  int64_t *drawn, *used;      // [N], how many rows of `draws` have been filled, and how many have been used
 };
 
 enum class Status : uint8_t {
   kRunning,     // obs is the next observation
-  kDone,        // the episode ended: final_obs is its last observation, obs the first of the next
-  kNeedsReset,  // the episode ended and no initial state is left: fill draws, then reset_one
-  kFailed,      // see take_error(i)
+  kDone,        // the episode ended: final_obs is its last observation, obs the first one of the next episode
+  kNeedsReset,  // the episode ended, and no initial state is left: the caller fills `draws`, then calls reset_one
+  kFailed,      // the step failed: take_error(i) returns the reason
 };
 
 struct Step {
@@ -80,7 +85,7 @@ class Engine {
   Engine(const Config &config, std::unique_ptr<Dynamics> dynamics, const Rows &rows)
       : config_(config), dynamics_(std::move(dynamics)), sizes_(dynamics_->sizes()), rows_(rows), errors_(size_t(sizes_.num_envs)) {}
 
-  // A thread holds one while it steps or resets envs.
+  // A thread holds a Guard while it steps or resets environments.
   class Guard {
    public:
     explicit Guard(const Engine &engine) : dynamics_(*engine.dynamics_) { dynamics_.enter(); }
@@ -100,11 +105,11 @@ class Engine {
   const Rows &rows() const { return rows_; }
   const double *obs(int64_t i) const { return rows_.obs + i * sizes_.obs; }
   const double *final_obs(int64_t i) const { return rows_.final_obs + i * sizes_.obs; }
-  // What went wrong in env i, else ""; asking clears it.
+  // Returns the error of env i, or "" if there was none, and clears it.
   std::string take_error(int64_t i) { return std::exchange(errors_[size_t(i)], {}); }
   bool has_draw(int64_t i) const { return rows_.used[i] < rows_.drawn[i]; }
 
-  // Steps env i. One whose episode ends is reset, or left to reset_one if `autoreset` is false.
+  // Steps env i. If its episode ends, resets it, unless `autoreset` is false: then the caller calls reset_one.
   Step step_one(int64_t i, const float *action, bool autoreset = true) {
     const Outcome outcome = dynamics_->step(i, action);
     if (outcome.error) return {0.0, false, false, failed(i, outcome.error)};
@@ -127,7 +132,8 @@ class Engine {
     return step;
   }
 
-  // Starts a new episode of env i from the next of its initial states: kDone, kNeedsReset (there is none) or kFailed.
+  // Starts a new episode of env i from its next initial state. Returns kDone, kNeedsReset if no initial state is left, or
+  // kFailed.
   Status reset_one(int64_t i) {
     if (!has_draw(i)) return Status::kNeedsReset;
     const double *draw = rows_.draws + (i * config_.draws_capacity + rows_.used[i]) * sizes_.draw;

@@ -1,4 +1,5 @@
-// numpy's arithmetic, as far as Gymnasium's environments use it: same operations in the same order, so that results are the same bits.
+// numpy's arithmetic, as far as Gymnasium's environments use it. The operations and their order are numpy's, so that the
+// results have the same bits.
 #pragma once
 
 #include <cmath>
@@ -6,7 +7,7 @@
 
 namespace xc::envs {
 
-// numpy's pairwise summation of contiguous f(0), ..., f(n - 1), in the type that f returns.
+// numpy's pairwise summation of a contiguous array f(start), ..., f(start + n - 1), in the precision T.
 template <class T, class F>
 T pairwise_sum(const F &f, int64_t start, int64_t n) {
   if (n < 8) {
@@ -29,7 +30,7 @@ T pairwise_sum(const F &f, int64_t start, int64_t n) {
   return left + pairwise_sum<T>(f, start + half, n - half);
 }
 
-// np.sum(np.square(x)).
+// np.sum(np.square(x)) of n numbers.
 template <class T>
 T sum_of_squares(const T *x, int64_t n) {
   return pairwise_sum<T>([x](int64_t k) { return x[k] * x[k]; }, 0, n);
@@ -49,7 +50,8 @@ inline bool all_finite(const double *x, int64_t n) {
   return true;
 }
 
-// numpy squares a scalar by libm's pow; called through a volatile pointer, because a compiler turns pow(x, 2) into x * x.
+// x**2 of a numpy scalar, which numpy computes by libm's pow. The call goes through a volatile pointer, because a compiler
+// would turn pow(x, 2) into x * x, which may round differently.
 inline double pow2(double x) {
   static double (*const volatile libm_pow)(double, double) = std::pow;
   return libm_pow(x, 2.0);
@@ -59,18 +61,19 @@ inline float pow2(float x) {
   return libm_pow(x, 2.0f);
 }
 
-// x % y of numpy's numbers and Python's: the sign is y's.
+// x % y as numpy and Python define it: the result has the sign of y.
 inline double modulo(double x, double y) {
   const double rest = std::fmod(x, y);
   if (rest == 0) return std::copysign(0.0, y);
   return (y < 0) != (rest < 0) ? rest + y : rest;
 }
 
-// A function of numpy's by its own inner loop: which code that is, libm's or one for wide vectors, depends on numpy and the CPU.
+// One of numpy's functions, computed by numpy's own inner loop. Whether that loop calls libm or has vector code of its own
+// depends on numpy's version and the CPU.
 template <class T>
 struct Ufunc {
   using Loop = void (*)(char **, const intptr_t *, const intptr_t *, void *);
-  T (*libm)(T);  // where no loop is known
+  T (*libm)(T);  // serves if `loop` is null
   Loop loop = nullptr;
   void *data = nullptr;
 
@@ -90,12 +93,12 @@ struct Ufunc {
   }
 };
 
-// What depends on the CPU that numpy and its BLAS chose their code for; measured or looked up by the caller.
+// How numpy and its BLAS compute on this CPU, as far as that differs between CPUs. The caller measures it or looks it up.
 struct Numpy {
   Ufunc<double> sin{std::sin}, cos{std::cos};
   Ufunc<float> sinf{std::sin}, cosf{std::cos};
-  bool fused_dot = false;     // np.linalg.norm uses fused multiply-add
-  bool fused_einsum = false;  // so does np.einsum
+  bool fused_dot = false;     // whether np.linalg.norm uses fused multiply-add
+  bool fused_einsum = false;  // whether np.einsum does
 
   // np.linalg.norm of two or three numbers.
   template <int kSize>

@@ -1,4 +1,4 @@
-// Numbers by name: the keyword arguments and constants that Gymnasium's environment was made with.
+// Numbers by name: the keyword arguments and the constants of a Gymnasium environment.
 #pragma once
 
 #include <cstdint>

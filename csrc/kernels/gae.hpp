@@ -1,4 +1,4 @@
-// Generalised advantage estimation and bootstrapped returns: xcfast/gae.py documents the rules.
+// Generalized advantage estimation and bootstrapped returns. xcfast/gae.py documents the rules.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,9 @@
 
 namespace xc {
 
-// All arrays are [num_steps, num_envs], C-contiguous, the flags one byte each. Either last_values [num_envs] or next_values is set;
-// truncated and final_values may be null, but a step that is truncated and not terminated needs final_values or next_values.
+// All arrays are [num_steps, num_envs] and C-contiguous; flags are one byte each. Either last_values [num_envs] or
+// next_values is set. truncated and final_values may be null, but a step that is truncated and not terminated needs
+// final_values or next_values.
 template <class T>
 struct GaeArgs {
   const T *rewards, *values;
@@ -33,7 +34,8 @@ struct BitsOf<double> {
   using type = uint64_t;
 };
 
-// flag ? x : y by masking bits, flag 0 or 1: compilers keep `?:` on floating point a branch, which stops them from vectorising the row.
+// flag ? x : y, for a flag of 0 or 1, by masking bits. Compilers make a branch of `?:` on floating point numbers, and then do
+// not vectorize the row.
 template <class T>
 XC_INLINE T select(uint8_t flag, T x, T y) {
   using Bits = typename BitsOf<T>::type;
@@ -46,7 +48,7 @@ XC_INLINE T select(uint8_t flag, T x, T y) {
   return result;
 }
 
-// One row, all envs. Masked entries are selected, never multiplied: a NaN in them must not leak.
+// Computes one row, for all envs. Masked entries are selected, never multiplied, so that a NaN in them does not spread.
 template <class T, bool kTruncated, bool kFinal, bool kLast>
 XC_INLINE void gae_row(int64_t num_envs, T gamma, T decay, const T *XC_RESTRICT rewards, const T *XC_RESTRICT values,
                        const T *XC_RESTRICT successors, const T *XC_RESTRICT final_values, const uint8_t *XC_RESTRICT terminated,
@@ -116,7 +118,7 @@ XC_INLINE void returns_body(const GaeArgs<T> &a) {
 
 }  // namespace detail
 
-// Writes advantages and returns (= advantages + values). Outputs must not overlap inputs.
+// Writes advantages, and returns = advantages + values. Outputs must not overlap inputs.
 template <class T>
 void gae_unchecked(const GaeArgs<T> &a) {
   if (a.final_values && a.truncated)
@@ -127,7 +129,7 @@ void gae_unchecked(const GaeArgs<T> &a) {
     XC_DISPATCH(detail::gae_body<T, false, false>(a));
 }
 
-// Writes returns only: the discounted sum of rewards, bootstrapped where an episode or the rollout is cut (lambda = 1).
+// Writes returns only: the discounted sums of rewards, bootstrapped where an episode or the rollout is cut (lambda = 1).
 template <class T>
 void returns_unchecked(const GaeArgs<T> &a) {
   if (a.truncated && (a.final_values || a.next_values))
@@ -136,7 +138,7 @@ void returns_unchecked(const GaeArgs<T> &a) {
     XC_DISPATCH(detail::returns_body<T, false>(a));
 }
 
-// Whether a step is truncated and not terminated, that is, needs a bootstrap value of its own.
+// Returns whether any step is truncated and not terminated, and so needs a bootstrap value of its own.
 inline bool any_cut_unchecked(const uint8_t *terminated, const uint8_t *truncated, int64_t size) {
   unsigned found = 0;
   for (int64_t i = 0; i < size; ++i) found |= truncated[i] & (terminated[i] ^ 1u);

@@ -1,4 +1,5 @@
-// Running moments and normalisation: xcfast/normalize.py documents the rules. State is float64; var is the population variance.
+// Running moments and normalization. xcfast/normalize.py documents the rules. The state is float64, and var is the population
+// variance.
 #pragma once
 
 #include <cmath>
@@ -8,19 +9,20 @@
 
 namespace xc {
 
-// Running moments of `dim` columns; count is shared by them.
+// The running moments of `dim` columns, which have one count.
 struct Moments {
   double *mean, *var;
   int64_t *count;
 };
 
-// What keeps a divisor away from zero: a number added to the variance before its root is taken, or one added to the root. One of them is 0.
+// The number that keeps a divisor away from zero. It is added either to the variance or to its square root; the other one of
+// these fields is 0.
 struct Epsilon {
   Epsilon(double epsilon, bool outside = false) : of_variance(outside ? 0 : epsilon), of_deviation(outside ? epsilon : 0) {}
   double of_variance, of_deviation;
 };
 
-// Values of this size and larger ones do not enter the moments: the sums of their squares would overflow.
+// The moments refuse values of this size and larger ones, because the sums of their squares would overflow.
 constexpr double kLargest = 1e140;
 
 namespace detail {
@@ -32,15 +34,16 @@ XC_INLINE double inverse_deviation(double var, const Epsilon &epsilon) {
 template <class T>
 XC_INLINE bool usable_body(const T *XC_RESTRICT x, int64_t size) {
   int bad = 0;
-  for (int64_t i = 0; i < size; ++i) bad |= !(std::fabs(double(x[i])) < kLargest);  // true for NaN
+  for (int64_t i = 0; i < size; ++i) bad |= !(std::fabs(double(x[i])) < kLargest);  // also true for NaN
   return bad == 0;
 }
 
-// Columns are handled in blocks, so that a block's sums are on the stack and in the nearest cache. Wide ones: reading whole rows in
-// order was measured almost twice as fast as blocks narrow enough for the second pass to find its rows in L2.
+// Columns are handled in blocks, so that the sums of a block are on the stack and in the L1 cache. The blocks are wide:
+// reading whole rows in order was measured to be almost twice as fast as blocks so narrow that the second pass finds its
+// rows in L2.
 constexpr int64_t kBlock = 512;
 
-// (mean_b, m2_b) of count_b samples into (mean, var) of count samples (Chan, Golub, LeVeque 1979).
+// Merges (mean_b, m2_b) of count_b samples into (mean, var) of count samples (Chan, Golub, LeVeque 1979).
 XC_INLINE void chan_merge(double &mean, double &var, double count, double mean_b, double m2_b, double count_b) {
   const double total = count + count_b, delta = mean_b - mean;
   mean = mean + delta * (count_b / total);
@@ -48,11 +51,11 @@ XC_INLINE void chan_merge(double &mean, double &var, double count, double mean_b
 }
 
 XC_INLINE double clipped(double x, double clip) {
-  const double low = x < -clip ? -clip : x;  // NaN passes both comparisons
+  const double low = x < -clip ? -clip : x;  // NaN stays NaN
   return low > clip ? clip : low;
 }
 
-// Sums of the differences from the first row. A member of the batch as the shift bounds the cancellation: (mean - x0)^2 <= B var.
+// Sums the differences from the first row x0. Since x0 is in the batch, (mean - x0)^2 <= B var, which bounds the cancellation.
 template <class T>
 XC_INLINE void merge_block(const T *batch, int64_t rows, int64_t dim, int64_t width, double *XC_RESTRICT mean,
                            double *XC_RESTRICT var, int64_t count) {
@@ -113,7 +116,8 @@ XC_INLINE void moments_body(const T *batch, int64_t rows, int64_t dim, const Mom
   if (kUpdate) *m.count += rows;
 }
 
-// Each env's own Welford recursion: no cancellation, and the result does not depend on how envs are grouped.
+// Welford's recursion for each env by itself: there is no cancellation, and the result does not depend on how envs are
+// grouped.
 template <class T>
 XC_INLINE void track_body(const T *obs, int64_t num_envs, int64_t dim, const double *XC_RESTRICT mean, const double *XC_RESTRICT var,
                           const Epsilon &epsilon, double clip, int64_t *counts, double *means, double *m2s, float *out) {
@@ -141,7 +145,7 @@ XC_INLINE void track_body(const T *obs, int64_t num_envs, int64_t dim, const dou
 template <class T>
 XC_INLINE void cast_body(const T *XC_RESTRICT x, int64_t size, double *XC_RESTRICT poison, float *XC_RESTRICT out) {
   for (int64_t i = 0; i < size; ++i) {
-    poison[i] += double(x[i]) * 0.0;  // stays 0 until a value is not finite, then NaN for good
+    poison[i] += double(x[i]) * 0.0;  // 0 as long as all values are finite, and NaN from then on
     out[i] = float(x[i]);
   }
 }
@@ -173,7 +177,7 @@ XC_INLINE void scale_body(const T *XC_RESTRICT x, int64_t size, double scale, do
 
 }  // namespace detail
 
-// Whether all values are finite and small enough for the moments.
+// Returns whether all values are finite and small enough for the moments.
 template <class T>
 bool usable_unchecked(const T *x, int64_t size) {
   bool usable = false;
@@ -193,26 +197,27 @@ void normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m
   XC_DISPATCH(detail::moments_body<T, false, true>(x, rows, dim, m, epsilon, clip, out));
 }
 
-// Merges the batch into the moments, then normalises it with them.
+// Merges the batch into the moments, then normalizes it with them.
 template <class T>
 void update_and_normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
   XC_DISPATCH(detail::moments_body<T, true, true>(x, rows, dim, m, epsilon, clip, out));
 }
 
-// Normalises one vector step with frozen statistics and adds it to each env's own (counts [N], means [N, dim], m2s [N, dim]).
+// Normalizes one vector step with frozen statistics, and adds it to the moments of each env (counts [N], means [N, dim], m2s
+// [N, dim]).
 template <class T>
 void normalize_and_track_unchecked(const T *obs, int64_t num_envs, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip,
                                    int64_t *counts, double *means, double *m2s, float *out) {
   XC_DISPATCH(detail::track_body(obs, num_envs, dim, m.mean, m.var, epsilon, clip, counts, means, m2s, out));
 }
 
-// out = float32(x); poison becomes NaN where x is not finite.
+// Writes out = float32(x). poison becomes NaN where x is not finite.
 template <class T>
 void cast_and_track_unchecked(const T *x, int64_t size, double *poison, float *out) {
   XC_DISPATCH(detail::cast_body(x, size, poison, out));
 }
 
-// Merges what each env tracked, in env order.
+// Merges the moments of each env into the common ones, in the order of the envs.
 inline void merge_tracked_unchecked(const int64_t *counts, const double *means, const double *m2s, int64_t num_envs, int64_t dim,
                                     const Moments &m) {
   for (int64_t n = 0; n < num_envs; ++n) {
@@ -223,8 +228,9 @@ inline void merge_tracked_unchecked(const int64_t *counts, const double *means, 
   }
 }
 
-// The reward rule: carries the discounted returns on, merges their T * N values in env order, then scales the rollout.
-// carry [N] is each env's return so far (0 after an episode's end); scratch holds 3 * N doubles.
+// Scales the rewards of a rollout: continues the discounted returns, merges their T * N values in the order of the envs, then
+// divides the rewards. carry [N] is the return of each env so far (0 after the end of an episode); scratch holds 3 * N
+// doubles.
 template <class T>
 void normalize_rewards_unchecked(const T *rewards, const uint8_t *done, int64_t num_steps, int64_t num_envs, double gamma,
                                  double *carry, double *scratch, const Moments &m, const Epsilon &epsilon, double clip, float *out) {

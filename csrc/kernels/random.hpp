@@ -1,5 +1,5 @@
-// Counter-based random numbers: xcfast/kernels/reference.py documents the streams. Only integer operations, + - * / and sqrt, so that
-// every platform and every implementation gives the same bits.
+// Counter-based random numbers. xcfast/kernels/reference.py documents the streams. The code uses only integer operations,
+// + - * / and sqrt, so that every platform and every implementation gives the same bits.
 #pragma once
 
 #include <cmath>
@@ -34,7 +34,7 @@ inline void philox4x32(uint32_t c[4], uint64_t key) {
   }
 }
 
-// An odd multiple of 2^-53 in (0, 1), symmetric about 1/2.
+// Returns an odd multiple of 2^-53 in (0, 1); the distribution is symmetric about 1/2.
 inline double open_uniform(uint32_t high, uint32_t low) {
   const uint64_t bits = (uint64_t(high) << 32 | low) >> 12;
   return (double(bits) + 0.5) * 0x1p-52;
@@ -105,7 +105,8 @@ inline double inverse_normal_cdf(double u) {
   return q < 0 ? -value : value;
 }
 
-// out [N, width]: env n draws from block a / 2 of counter (env_offset + n, counters[n]).
+// Writes standard normal noise to out [N, width]. Numbers a and a + 1 of env n come from block a / 2 of the counter
+// (env_offset + n, counters[n]).
 inline void gaussian_noise_unchecked(uint64_t seed, int64_t env_offset, const int64_t *counters, int64_t num_envs, int64_t width,
                                      float *out) {
   const uint64_t key = stream_key(seed, Domain::gaussian);
@@ -121,7 +122,7 @@ inline void gaussian_noise_unchecked(uint64_t seed, int64_t env_offset, const in
   }
 }
 
-// out [N], in (0, 1).
+// Writes uniform noise in (0, 1) to out [N].
 inline void uniform_noise_unchecked(uint64_t seed, int64_t env_offset, const int64_t *counters, int64_t num_envs, double *out) {
   const uint64_t key = stream_key(seed, Domain::uniform);
   for (int64_t n = 0; n < num_envs; ++n) {
@@ -132,13 +133,14 @@ inline void uniform_noise_unchecked(uint64_t seed, int64_t env_offset, const int
   }
 }
 
-// Stratified minibatches. The steps of env e, permuted, take the places e T, e T + 1, ... of one global sequence, and place p belongs to
-// minibatch p mod n_minibatch. indices [T * N] are flat t * N + n; minibatch m is indices[offsets[m] : offsets[m + 1]]. steps: [T] scratch.
+// Stratified minibatches. The permuted steps of env e take the places e T, e T + 1, ... of one global sequence, and place p
+// belongs to minibatch p mod n_minibatch. indices [T * N] are flat indices t * N + n; minibatch m is
+// indices[offsets[m] : offsets[m + 1]]. steps [T] is scratch memory.
 inline void minibatch_indices_unchecked(uint64_t seed, uint32_t iteration, uint32_t epoch, int64_t num_steps, int64_t num_envs,
                                         int64_t n_minibatch, int64_t env_offset, int64_t *indices, int64_t *offsets, int64_t *steps) {
   const uint64_t key = stream_key(seed, Domain::permutation);
   const int64_t total = num_steps * num_envs, first = (env_offset * num_steps) % n_minibatch;
-  // Minibatch m gets the local places lead(m), lead(m) + n_minibatch, ...
+  // Minibatch m has the local places lead(m), lead(m) + n_minibatch, ...
   auto lead = [&](int64_t m) { return m >= first ? m - first : m - first + n_minibatch; };
   offsets[0] = 0;
   for (int64_t m = 0; m < n_minibatch; ++m) {

@@ -1,4 +1,4 @@
-// Rollout storage: xcfast/rollout.py documents the rules.
+// The storage of rollouts. xcfast/rollout.py documents the rules.
 #pragma once
 
 #include <cstdint>
@@ -6,29 +6,30 @@
 
 namespace xc {
 
-// One finished episode; the layout of Rollout.episodes.
+// One finished episode, in the layout of Rollout.episodes.
 struct Episode {
   int64_t step, env;
   double ret;
   int64_t length;
 };
 
-// Rows of one vector step, and the places that they go to. Equal source and destination are not copied.
+// The rows of one vector step, and where to copy them. Nothing is copied if both are the same memory.
 struct RowCopy {
   const char *from;
   char *to;
   int64_t bytes;
 };
 
-// How many of the envs were cut by a time limit only, and so need a final observation.
+// Returns the number of envs whose episode only a time limit ended, and which therefore need a final observation.
 inline int64_t count_cut_unchecked(const uint8_t *terminated, const uint8_t *truncated, int64_t num_envs) {
   int64_t count = 0;
   for (int64_t n = 0; n < num_envs; ++n) count += truncated[n] & (terminated[n] ^ 1);
   return count;
 }
 
-// Stores one vector step: rewards as float32, flags, running returns and lengths (float64 of the rewards given). Appends finished episodes
-// and the flat indices of cut steps at `episodes` and `cuts`, each with room for num_envs more; returns the number of episodes.
+// Stores one vector step: rewards as float32, flags, and the running returns (sums in float64) and lengths. Appends the
+// episodes that ended to `episodes`, and the flat indices of those that only a time limit ended to `cuts`. Both must have
+// room for num_envs more. Returns the number of episodes that ended.
 template <class T>
 int64_t store_step_unchecked(int64_t step, int64_t num_envs, const T *rewards, const uint8_t *terminated, const uint8_t *truncated,
                              float *rewards_row, uint8_t *terminated_row, uint8_t *truncated_row, double *episode_returns,
@@ -60,9 +61,9 @@ inline bool indices_within(const int64_t *indices, int64_t count, int64_t rows) 
   return ok;
 }
 
-// to[i] = from[indices[i]], rows of `bytes` bytes.
+// Copies to[i] = from[indices[i]] for rows of `bytes` bytes.
 inline void gather_rows_unchecked(const char *from, char *to, const int64_t *indices, int64_t count, int64_t bytes) {
-  constexpr int64_t kAhead = 16;  // the rows are scattered over more memory than L2: fetch them early
+  constexpr int64_t kAhead = 16;  // prefetched rows: they are scattered over more memory than fits into L2
   if (bytes == 4) {
     for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * 4, from + indices[i] * 4, 4);
     return;

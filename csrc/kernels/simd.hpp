@@ -1,5 +1,6 @@
-// Which instruction set the kernels run with. One body, compiled once per variant, chosen at run time: a portable wheel then uses
-// wide vectors where the CPU has them. No variant enables fma and every reduction has a fixed order, so all give the same bits.
+// The choice of the instruction set of the kernels. The body of a kernel is compiled once for each variant, and the variant
+// is chosen at run time, so that a portable wheel uses wide vectors where the CPU has them. No variant uses fused
+// multiply-add, and every reduction has a fixed order, so all variants give the same bits.
 #pragma once
 
 #include <cstdlib>
@@ -27,7 +28,7 @@ inline bool has_avx2() {
 #endif
 }
 
-// Written by tests only (use_variant), before they call a kernel.
+// Only tests change it (use_variant), before they call a kernel.
 inline Variant &chosen_variant() {
   static Variant variant = has_avx2() ? Variant::avx2 : Variant::baseline;
   return variant;
@@ -35,7 +36,7 @@ inline Variant &chosen_variant() {
 
 }  // namespace xc
 
-// Runs `...`, a call of an XC_INLINE body, in the chosen variant.
+// Executes `...`, a call of an XC_INLINE body, in the chosen variant.
 #if XC_X86
 #define XC_DISPATCH(...)                                              \
   do {                                                                \

@@ -1,4 +1,4 @@
-// Ant-v4, -v5.
+// Ant-v4 and Ant-v5.
 #pragma once
 
 #include "mujoco/task.hpp"
@@ -21,7 +21,7 @@ class Ant : public Task {
         torso_(3 * s.index("torso")),
         skip_(s.index("skipped_qpos")),
         observes_forces_(s.flag("include_cfrc_ext")),
-        // v4 also observes the world's, which are zero.
+        // v4 also observes the forces on the world body, which are zero.
         forces_from_(v5_ ? 6 : 0),
         num_forces_(6 * s.nbody),
         costs_forces_(v5_ || observes_forces_) {}

@@ -1,4 +1,5 @@
-// MuJoCo's functions by address, so that nothing here needs MuJoCo's headers or links to it; and a net that catches its errors.
+// MuJoCo's functions by their addresses, so that the extension neither needs MuJoCo's headers nor links to it; and handlers
+// that catch its errors.
 #pragma once
 
 #include <setjmp.h>
@@ -15,30 +16,34 @@ struct Api {
   Function step = nullptr, forward = nullptr, reset_data = nullptr, rne_post_constraint = nullptr;
   void (*reset_data_keyframe)(const void *model, void *data, int key) = nullptr;
 
-  // Setters of the calling thread's handlers, private symbols that MuJoCo's own bindings use: newer versions (about 3.9 on) have one
-  // handler for all messages, older ones a handler for errors and one for warnings. Null where a version lacks them.
+  // The functions that set the calling thread's handlers. They are private symbols, which MuJoCo's own Python bindings use.
+  // Newer versions (from about 3.9) have one handler for all messages; older ones have one for errors and one for
+  // warnings. A pointer is null where this version lacks the function.
   using LogHandler = void (*)(const void *);
   using TextHandler = void (*)(const char *);
   LogHandler (*set_log_handler)(LogHandler) = nullptr;
   void (*set_error_handler)(TextHandler) = nullptr;
   void (*set_warning_handler)(TextHandler) = nullptr;
 
-  // Public functions and variables that errors_arrive needs; null where a version lacks them.
+  // Public functions and variables that errors_arrive needs; null where this version lacks them.
   void (*error)(const char *format, ...) = nullptr;                // mju_error
   LogHandler (*set_process_log_handler)(LogHandler) = nullptr;     // mju_setLogHandler
   TextHandler *process_error_handler = nullptr;                    // &mju_user_error
 };
 
-// Between catch_errors and release_errors, an error of MuJoCo on this thread jumps to the last XC_MUJOCO_CAUGHT that the thread passed,
-// instead of ending the process. Warnings are neither printed nor written to MUJOCO_LOG.TXT; mjData counts them.
+// What the handlers of one thread share.
 //
-//   if (XC_MUJOCO_CAUGHT) { ... message() ... } else { calls of MuJoCo, no destructors }
+// MuJoCo would end the process at an error. Between catch_errors and release_errors, an error on this thread jumps to the
+// last XC_MUJOCO_CAUGHT that the thread passed instead. Warnings are neither printed nor written to MUJOCO_LOG.TXT; mjData
+// counts them. Use it like this, with nothing in the second block that has a destructor:
+//
+//   if (XC_MUJOCO_CAUGHT) { ... message() ... } else { ... calls of MuJoCo ... }
 struct Net {
   jmp_buf target;
   char message[512];
   Api::LogHandler previous;
-  bool testing = false;  // while errors_arrive runs on this thread
-  bool missed = false;   // whether its error passed by this thread's handlers
+  bool testing = false;  // whether errors_arrive is running on this thread
+  bool missed = false;   // whether its error did not reach this thread's handlers
 };
 
 inline Net &net() {
@@ -46,7 +51,7 @@ inline Net &net() {
   return here;
 }
 
-// The text of the error that this thread caught last.
+// The text of the last error that this thread caught.
 inline const char *message() { return net().message; }
 
 [[noreturn]] inline void on_error(const char *message) {
@@ -56,7 +61,7 @@ inline const char *message() { return net().message; }
 }
 inline void on_warning(const char *) {}
 inline void on_log(const void *message) {
-  struct Head {  // of mjLogMessage
+  struct Head {  // the first fields of mjLogMessage
     int level, topic;
     char subject[1024];
   };
@@ -79,7 +84,7 @@ inline void release_errors(const Api &api) {
 
 #define XC_MUJOCO_CAUGHT (_setjmp(::xc::mujoco::net().target) != 0)
 
-// Handlers of the whole process during errors_arrive; messages of other threads pass without effect.
+// The handlers of the whole process while errors_arrive runs. They ignore messages of other threads.
 inline void on_missed_error(const char *) {
   if (!net().testing) return;
   net().missed = true;
@@ -87,9 +92,10 @@ inline void on_missed_error(const char *) {
 }
 inline void on_missed_log(const void *) { on_missed_error(nullptr); }
 
-// Raises an error in MuJoCo and returns whether it arrives at this thread's handlers with its text. The private symbols that set these
-// handlers may mean something else in another version. Meanwhile the process's own handlers catch an error that misses the thread's,
-// because it would end the process otherwise. Not for several threads at a time.
+// Makes MuJoCo raise an error, and returns whether the error reaches this thread's handlers with its text. This is a test,
+// because the private symbols that set the handlers may mean something else in another version. An error that did not reach
+// them would end the process, so the process's own handlers catch it during the test. Only one thread may call this at a
+// time.
 inline bool errors_arrive(const Api &api) {
   constexpr char kText[] = "a test of xcfast's error handler";
   const bool caught_anyway = api.set_process_log_handler || api.process_error_handler;

@@ -1,4 +1,4 @@
-// HalfCheetah-v4, -v5; Swimmer-v4, -v5: runners that cannot fall.
+// HalfCheetah-v4 and -v5, Swimmer-v4 and -v5: runners that cannot fall.
 #pragma once
 
 #include "mujoco/task.hpp"

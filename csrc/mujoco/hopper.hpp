@@ -1,4 +1,4 @@
-// Hopper-v4, -v5; Walker2d-v4, -v5: runners in the plane that can fall. Walker2d has no healthy_state_range.
+// Hopper-v4 and -v5, Walker2d-v4 and -v5: planar runners that can fall. Walker2d has no healthy_state_range.
 #pragma once
 
 #include "mujoco/task.hpp"

@@ -1,11 +1,12 @@
-// Humanoid-v4, -v5 and HumanoidStandup-v4, -v5.
+// Humanoid-v4 and -v5, HumanoidStandup-v4 and -v5.
 #pragma once
 
 #include "mujoco/task.hpp"
 
 namespace xc::mujoco {
 
-// What both observe. v5 leaves out the world body and the root's actuator forces, and lets the user choose.
+// The observation of both tasks. v5 leaves out the world body and the actuator forces of the root, and lets the user choose
+// the parts.
 class HumanoidBase : public Task {
  public:
   explicit HumanoidBase(const Setup &s)

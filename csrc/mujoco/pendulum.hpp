@@ -1,4 +1,4 @@
-// InvertedPendulum-v4, -v5; InvertedDoublePendulum-v4, -v5.
+// InvertedPendulum-v4 and -v5, InvertedDoublePendulum-v4 and -v5.
 #pragma once
 
 #include "mujoco/task.hpp"

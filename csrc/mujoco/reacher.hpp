@@ -1,4 +1,4 @@
-// Reacher-v4, -v5; Pusher-v4, -v5: arms. v4 computes the distances before the step, v5 after it.
+// Reacher-v4 and -v5, Pusher-v4 and -v5: arms. v4 computes the distances before the step, v5 after it.
 #pragma once
 
 #include "mujoco/task.hpp"
@@ -64,7 +64,7 @@ class Pusher : public Task {
     double now[2];
     if (v5_) distances(f, now);
     const double *distance = v5_ ? now : memo.value;
-    // Named after their place in the infos: contact is reward_near, forward is reward_dist.
+    // Pusher reports its terms in fields with other names: `contact` holds reward_near, `forward` holds reward_dist.
     const double near = -distance[0], far = -distance[1];
     const float control = -sum_of_squares(action, nu_);
     if (!v5_) {

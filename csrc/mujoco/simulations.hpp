@@ -1,4 +1,4 @@
-// The dynamics of N environments of one task on one model, each with its own mjData.
+// The dynamics of N environments of one MuJoCo task. They share a model, and each has an mjData of its own.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +14,13 @@
 
 namespace xc::mujoco {
 
-constexpr int kWarnings = 16;  // room for mjNWARNING of any version
+constexpr int kWarnings = 16;  // more than mjNWARNING of any known version
 
 // One environment's simulation.
 struct Simulation {
   void *data = nullptr;
   Fields fields{};
-  double *qpos = nullptr, *qvel = nullptr, *ctrl = nullptr;  // the writable ones
+  double *qpos = nullptr, *qvel = nullptr, *ctrl = nullptr;  // for writing
   const char *warnings = nullptr;                            // mjData.warning[0].number
 };
 
@@ -32,9 +32,9 @@ class Simulations final : public envs::Dynamics {
     int64_t nq = 0, nv = 0, nu = 0;
     int64_t frame_skip = 1;
     int64_t num_warnings = 0, warning_stride = 0;
-    int keyframe = -1;                  // of the initial states, for all but positions and velocities; -1: the model's own
-    Terms *terms = nullptr;             // [N], memory of the caller
-    int64_t *warning_counts = nullptr;  // [N, kWarnings], of past episodes; likewise
+    int keyframe = -1;                  // where resets start from; -1: the initial state of the model
+    Terms *terms = nullptr;             // [N], the caller's array
+    int64_t *warning_counts = nullptr;  // [N, kWarnings], the caller's array: MuJoCo's warnings in past episodes
   };
 
   // own: what the simulations' fields point to, of an own task.
@@ -82,7 +82,7 @@ class Simulations final : public envs::Dynamics {
   void leave() const override { release_errors(config_.api); }
 
  private:
-  // mj_resetData clears MuJoCo's counters.
+  // Adds MuJoCo's warning counters to warning_counts, because mj_resetData clears them.
   void count_warnings(int64_t i) {
     for (int64_t w = 0; w < config_.num_warnings; ++w) {
       int number;

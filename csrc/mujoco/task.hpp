@@ -1,4 +1,4 @@
-// What a task adds to the physics: observation, reward and termination, as Gymnasium's class of that name computes them.
+// A task: observation, reward and termination, as Gymnasium's class of the same name computes them.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,17 @@ using envs::all_finite, envs::clip, envs::Numpy, envs::Outcome, envs::pairwise_s
 
 struct Own;  // of own_task.hpp
 
-// Arrays of one mjData, and what an own task keeps beside it (null for the tasks built in).
+// The arrays of one mjData that tasks read, and what an own task keeps (null for the tasks built in).
 struct Fields {
   const double *qpos, *qvel, *ctrl, *xpos, *xipos, *site_xpos, *cinert, *cvel, *qfrc_actuator, *qfrc_constraint, *cfrc_ext;
   Own *own;
 };
 
-// Sizes and constants of the model, and the keyword arguments that the environment was made with.
+// The sizes and constants of the model, and the keyword arguments of the environment.
 struct Setup {
   int64_t nq = 0, nv = 0, nu = 0, nbody = 0;
   const double *body_mass = nullptr;
-  double body_mass_sum = 0;  // np.sum of them
+  double body_mass_sum = 0;  // np.sum(body_mass)
   double dt = 0;             // seconds per environment step
   bool v5 = false;
   Numpy numpy;
@@ -37,19 +37,19 @@ struct Setup {
   int64_t index(const char *name) const { return values.index(name); }
 };
 
-// Parts of the reward, for the infos; those that a task does not have stay untouched.
+// The parts of a reward, for the infos. A task writes only those that it has.
 struct Terms {
   double x_velocity, y_velocity, forward, healthy, control, contact;
 };
 
-// What is remembered from before the physics step.
+// Values that a task computes before the physics step and needs after it.
 struct Memo {
   double value[4];
 };
 
 class Task {
  public:
-  // A model must have at least min_nq positions and min_nv velocities, which the task reads one by one.
+  // min_nq, min_nv: how many positions and velocities the model must have, because the task reads them by their indices.
   Task(const Setup &setup, int64_t min_nq, int64_t min_nv)
       : setup_(setup), nq_(setup.nq), nv_(setup.nv), nu_(setup.nu), dt_(setup.dt), v5_(setup.v5) {
     if (nq_ < min_nq || nv_ < min_nv)
@@ -65,6 +65,7 @@ class Task {
   virtual int64_t num_extra() const { return 0; }
   // Called when an episode has been set to its initial state; returns as Outcome::error.
   virtual const char *started(const Fields &, const double *) const { return nullptr; }
+  // Called before the physics step.
   virtual void before(const Fields &, Memo &) const {}
   // Gives the action to the actuators, before the physics of a step.
   virtual void act(const Fields &, const float *action, double *ctrl) const {
@@ -73,9 +74,9 @@ class Task {
   // Whether `control` is to be called before each mj_step of a step.
   virtual bool controls() const { return false; }
   virtual void control(const Fields &) const {}
-  // The outcome of a step, after it.
+  // Called after the physics step; returns its outcome.
   virtual Outcome after(const Fields &f, const float *action, const Memo &memo, Terms &terms) const = 0;
-  // Whether the contact forces (cfrc_ext) matter, which cost a pass of their own.
+  // Whether the task needs the contact forces (cfrc_ext), which cost another pass over the model.
   virtual bool uses_contact_forces() const { return false; }
 
  protected:
@@ -87,7 +88,7 @@ class Task {
     for (int64_t k = 0; k < n; ++k) out[k] = clip(x[k], low, high);
     return out + n;
   }
-  // weight * np.sum(np.square(action)): numpy stays in float32 (the weight is a Python number).
+  // weight * np.sum(np.square(action)), in float32 as in numpy, since the weight is a Python number.
   float control_cost(double weight, const float *action) const { return static_cast<float>(weight) * sum_of_squares(action, nu_); }
 
   const Setup setup_;

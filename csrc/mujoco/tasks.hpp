@@ -1,4 +1,4 @@
-// All tasks, by the name of their Gymnasium id without the version.
+// All MuJoCo tasks, by the name in their Gymnasium id, without the version.
 #pragma once
 
 #include <memory>
@@ -23,7 +23,7 @@ inline std::unique_ptr<Task> make_task(const std::string &name, const Setup &set
   if (name == "Pusher") return std::make_unique<Pusher>(setup);
   if (name == "InvertedPendulum") return std::make_unique<InvertedPendulum>(setup);
   if (name == "InvertedDoublePendulum") return std::make_unique<InvertedDoublePendulum>(setup);
-  throw std::invalid_argument("task must be one that is known here; got " + name);
+  throw std::invalid_argument("task must be the name of a known task; got " + name);
 }
 
 }  // namespace xc::mujoco

@@ -1,4 +1,4 @@
-// Memory of the learner: aligned, zeroed, allocated once, on huge pages where the system gives them.
+// The learner's memory: aligned, zeroed, allocated once, and on huge pages where the system provides them.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// The instruction sets of the learner's kernels, and the choice at run time. Unlike those of kernels/simd.hpp they use
-// fused multiply-add where there is one, so that bits depend on the instruction set (not on threads, nor on how rows
-// are grouped).
+// The instruction sets of the learner's kernels, and the choice among them at run time. Unlike the kernels of
+// kernels/simd.hpp, these use fused multiply-add where the CPU has it. Their bits therefore depend on the instruction set,
+// but neither on the number of threads nor on how rows are grouped.
 #pragma once
 
 #include <cmath>
@@ -21,7 +21,7 @@
 
 namespace xc::nn {
 
-// 128 bits: SSE2, NEON, or whatever the compiler makes of it.
+// Vectors of 128 bits: the compiler translates them to SSE2, NEON or scalar code.
 namespace baseline {
 constexpr int kLanes = 4;
 typedef float Vec __attribute__((vector_size(16)));
@@ -58,7 +58,7 @@ XC_INLINE Vec sqrt(Vec x) { return Vec{std::sqrt(x[0]), std::sqrt(x[1]), std::sq
 #endif
 namespace avx2 {
 constexpr const char *kName = "avx2";
-constexpr int kLanes = 8, kRows = 6;  // 12 accumulators, 2 of b, 1 of a: 15 of 16 registers
+constexpr int kLanes = 8, kRows = 6;  // 12 accumulators, 2 vectors of b and 1 of a take 15 of 16 registers
 typedef float Vec __attribute__((vector_size(32)));
 typedef int32_t IntVec __attribute__((vector_size(32)));
 XC_INLINE Vec set1(float x) { return Vec(_mm256_set1_ps(x)); }
@@ -92,7 +92,7 @@ XC_INLINE Vec sqrt(Vec x) { return Vec(_mm512_maskz_sqrt_ps(__mmask16(-1), __m51
 
 #endif  // XC_X86
 
-// What this machine can run, best last.
+// The kernels that this machine can run, the best last.
 inline const std::vector<const Kernels *> &available_kernels() {
   static const std::vector<const Kernels *> available = [] {
     std::vector<const Kernels *> found{&baseline::kernels};

@@ -1,6 +1,6 @@
-// The vector code of the learner. No include guard: isa.hpp includes it once per instruction set, inside a namespace
-// that defines Vec (kLanes floats), IntVec, set1, fma and sqrt, and kRows, the most rows of a tile whose accumulators
-// fit the registers.
+// The vector code of the learner. It has no include guard: isa.hpp includes it once for each instruction set, inside a
+// namespace that defines Vec (kLanes floats), IntVec, set1, fma and sqrt, and kRows, the largest number of rows of a tile
+// whose accumulators fit into the registers.
 
 constexpr int kVecs = int(kPanel) / kLanes;
 
@@ -22,8 +22,8 @@ XC_INLINE Vec load(const float *p) { return *reinterpret_cast<const LooseVec *>(
 XC_INLINE void store(float *p, Vec v) { *reinterpret_cast<LooseVec *>(p) = v; }
 XC_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 
-// ---- Elementary functions. One core, expm1(x) = p 2^k + (2^k - 1), serves all; NaN passes.
-// tests/learners/test_learner_native.py states accuracy.
+// ---- Elementary functions. All use one core, expm1(x) = p 2^k + (2^k - 1). NaN stays NaN.
+// tests/learners/test_learner_native.py states their accuracy.
 
 struct Expm1 {
   Vec p, scale;
@@ -32,12 +32,12 @@ struct Expm1 {
 XC_INLINE Expm1 expm1_parts(Vec x) {
   x = select(x < set1(-87.0f), set1(-87.0f), x);
   x = select(x > set1(88.0f), set1(88.0f), x);
-  const Vec magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits
+  const Vec magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds x to an integer, which is then in the low bits
   const Vec shifted = fma(x, set1(1.44269504088896341f), magic);
   const Vec k = shifted - magic;
   Vec r = fma(k, set1(-0.693145751953125f), x);
   r = fma(k, set1(-1.428606765330187e-6f), r);
-  Vec q = set1(1.9841270e-4f);  // Taylor series to r^7 / 7!; |r| <= 0.3466: what is left out is below 2^-27 of r
+  Vec q = set1(1.9841270e-4f);  // Taylor series to r^7 / 7!; for |r| <= 0.3466 the rest is below 2^-27 r
   q = fma(q, r, set1(1.3888889e-3f));
   q = fma(q, r, set1(8.3333333e-3f));
   q = fma(q, r, set1(4.1666667e-2f));
@@ -88,7 +88,7 @@ XC_INLINE void multiply_add(const float *XC_RESTRICT a, const float *XC_RESTRICT
   }
 }
 
-// Calls f(row, vector) for all of a tile, unrolled: the accumulators stay in registers.
+// Calls f(row, vector) for a whole tile. The loops are unrolled, so that the accumulators stay in registers.
 template <int R, int NV, class F>
 XC_INLINE void for_tile(F &&f) {
 #pragma GCC unroll 16
@@ -97,13 +97,13 @@ XC_INLINE void for_tile(F &&f) {
     for (int v = 0; v < NV; ++v) f(r, v);
 }
 
-// A tile of a RowProduct: pointers to its first row and the steps of the inner dimension that it does.
+// A tile of a RowProduct: pointers to its first row, and `depth` steps of the inner dimension.
 struct RowTile {
   const float *a;
   int64_t a_stride;
   const float *b;
   int64_t b_stride, depth;
-  const float *from;  // what the chain continues, or null
+  const float *from;  // the sums that the tile continues, or null
   float *c;
   int64_t c_stride;
   const float *bias, *gate;
@@ -146,7 +146,7 @@ inline void weight_tile(const float *dz, const float *x, int64_t samples, float 
   for_tile<R, kVecs>([&](int r, int v) __attribute__((always_inline)) { store(tile + r * kPanel + v * kLanes, acc[r][v]); });
 }
 
-// Calls f(std::integral_constant<int, n>) for 1 <= n <= kMost known only at run time.
+// Calls f(std::integral_constant<int, n>) for an n that is known only at run time, 1 <= n <= kMost.
 template <int kMost, class F>
 XC_INLINE void with_rows(int64_t n, F &&f) {
   if constexpr (kMost > 1) {
@@ -157,8 +157,8 @@ XC_INLINE void with_rows(int64_t n, F &&f) {
   }
 }
 
-// Calls f(first, count) for groups of at most `most` rows, of nearly equal size: a group of one row would waste the
-// units.
+// Calls f(first, count) for groups of at most `most` rows. The groups have nearly equal sizes, because a group of one row
+// would leave most arithmetic units idle.
 template <class F>
 XC_INLINE void for_groups(int64_t rows, int64_t most, F &&f) {
   const int64_t groups = (rows + most - 1) / most;
@@ -170,7 +170,7 @@ XC_INLINE void for_groups(int64_t rows, int64_t most, F &&f) {
   }
 }
 
-constexpr int64_t kDepth = 256;  // a panel of b that long takes half of the nearest cache
+constexpr int64_t kDepth = 256;  // a panel of b of that depth takes half of the L1 cache
 
 XC_INLINE RowTile tile_at(const RowProduct &p, int64_t panel, int64_t row, int64_t d) {
   const int64_t at = panel * p.c_stride + row * kPanel;
@@ -188,7 +188,7 @@ XC_INLINE RowTile tile_at(const RowProduct &p, int64_t panel, int64_t row, int64
           p.slope};
 }
 
-// All rows of NV vectors from `panel` on, at most kMost rows at a time.
+// Computes all rows of NV vectors from `panel` on, at most kMost rows at a time.
 template <int NV, int kMost>
 XC_INLINE void product_panel(const RowProduct &p, int64_t panel) {
   for (int64_t d = 0; d < p.depth; d += kDepth)
@@ -201,21 +201,21 @@ XC_INLINE void product_panel(const RowProduct &p, int64_t panel) {
 inline void row_product(const RowProduct &p) {
   const int64_t panels = panels_of(p.columns);
   int64_t panel = 0;
-  if (p.rows <= kRows / 2)  // few rows: as many panels at once as the registers hold
+  if (p.rows <= kRows / 2)  // few rows: several panels at once, as many as fit into the registers
     with_rows<kRows / 2>(p.rows, [&](auto rows) {
       constexpr int R = decltype(rows)::value, kAtOnce = kRows / R;
       for (; panel + kAtOnce <= panels; panel += kAtOnce)
         for (int64_t d = 0; d < p.depth; d += kDepth) row_tile<R, kAtOnce * kVecs>(tile_at(p, panel, 0, d));
     });
   for (; panel < panels; ++panel) {
-    if (kVecs > 1 && p.columns - panel * kPanel <= kLanes)  // a narrow head: one vector, and more rows
+    if (kVecs > 1 && p.columns - panel * kPanel <= kLanes)  // a narrow head: one vector wide, and more rows
       product_panel<1, kRows * kVecs>(p, panel);
     else
       product_panel<kVecs, kRows>(p, panel);
   }
 }
 
-// A part of a panel's row; width <= kPanel.
+// Copies part of a panel's row; width <= kPanel.
 XC_INLINE void copy_row(const float *from, int64_t width, float *to) {
   if (width == kPanel) {
     for (int v = 0; v < kVecs; ++v) store(to + v * kLanes, load(from + v * kLanes));
@@ -225,7 +225,7 @@ XC_INLINE void copy_row(const float *from, int64_t width, float *to) {
 }
 
 inline void weight_product(const WeightProduct &p) {
-  constexpr int64_t kSamples = 128;  // that many rows of one panel of x and of dz stay in the nearest cache
+  constexpr int64_t kSamples = 128;  // so many rows of one panel of x and of dz stay in the L1 cache
   const int64_t out_panels = panels_of(p.n_out);
   for (int64_t c = 0; c < p.n_in; c += kPanel) {
     const int64_t width = p.n_in - c < kPanel ? p.n_in - c : kPanel;
@@ -412,7 +412,7 @@ inline void adam(const AdamStep &a) {
   std::memcpy(a.exp_avg_sq + i, exp_avg_sq, rest);
 }
 
-// In double: pairs of floats are exact there, and the norm must not depend on the instruction set's width.
+// Sums in double, where the square of a float is exact, since the norm must not depend on the width of the vectors.
 inline double sum_of_squares(const float *x, int64_t size) {
   double sums[16] = {};
   int64_t i = 0;

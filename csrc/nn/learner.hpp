@@ -1,9 +1,10 @@
-// The PPO update: xcfast/learners/native.py documents it, xcfast/learners/torch.py is its reference.
+// The PPO update. xcfast/learners/native.py documents it, and xcfast/learners/torch.py is its reference.
 //
-// Work is split into tasks whose borders depend on sizes alone, and every sum runs within a task or over tasks in their
-// order: the result is bit for bit the same at any number of threads. A minibatch is three runs of the pool: forward,
-// loss and gradients of inputs by rows; gradients of weights by outputs, each over all rows; Adam and packing by
-// outputs.
+// The work is split into tasks whose sizes do not depend on the number of threads. Every sum runs within a task, or over the
+// tasks in their order. So the result has the same bits at any number of threads. A gradient step is three runs of the pool:
+//   1. forward pass, loss and gradients of the inputs, in tasks of rows;
+//   2. gradients of the weights, in tasks of outputs, each over all rows;
+//   3. Adam and packing, in tasks of outputs.
 #pragma once
 
 #include <algorithm>
@@ -26,12 +27,12 @@ struct AdamSettings {
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-5;
 };
 
-// The optimised parameters and Adam's moments, each [n_parameters], in the caller's memory.
+// The parameters and Adam's moments, each [n_parameters], in the caller's memory.
 struct Parameters {
   float *values, *exp_avg, *exp_avg_sq;
 };
 
-// A full rollout, [num_steps, num_envs] each. values, log_probs, advantages, returns are written.
+// A full rollout. The arrays are [num_steps, num_envs, ...]. An update writes values, log_probs, advantages and returns.
 struct RolloutView {
   int64_t num_steps, num_envs, num_finals;
   const float *obs, *last_obs, *final_obs;
@@ -43,34 +44,34 @@ struct RolloutView {
   float *values, *log_probs, *advantages, *returns;
   const uint8_t *action_masks = nullptr;  // [num_steps, num_envs, number of actions]; null: all actions are allowed
 
-  // What was seen and done, of which a batch takes `size` rows.
+  // The observations and actions as a batch of `size` rows.
   Rows rows(int64_t size) const { return {obs, actions, discrete_actions, size, action_masks}; }
 };
 
 struct UpdateSettings {
   double gamma, gae_lambda;
   bool normalize_advantages;
-  double max_norm;  // of the gradient; infinite: not limited
+  double max_norm;  // the limit of the gradient's norm; may be infinite
   uint64_t seed;
   uint32_t iteration;
   int64_t n_epochs, n_minibatch, env_offset;
   const double *learning_rates;  // [n_epochs * n_minibatch]
-  int64_t steps_done;            // Adam steps before this update
-  // An epoch whose mean is larger is the last one.
+  int64_t steps_done;            // the number of Adam steps before this update
+  // An epoch whose mean approximate KL is larger is the last one.
   double max_approx_kl = std::numeric_limits<double>::infinity();
 };
 
 struct UpdateSums {
   LossSums losses;
   double grad_norm = 0;
-  int64_t epochs = 0;  // that ran
-  double last_kl = 0;  // of the penalty, over the last one's samples
+  int64_t epochs = 0;  // how many epochs ran
+  double last_kl = 0;  // the KL of the penalty, summed over the samples of the last epoch
 };
 
 class Learner {
  public:
-  // pause: called by the calling thread after at most kChunk rows. Where it throws, the call ends; an update then leaves the weights of
-  // the minibatches so far.
+  // pause: a function that the calling thread calls after at most kChunk rows each. If it throws, the call of the learner
+  // ends; an update then leaves the weights as the gradient steps so far have made them.
   Learner(const Network &network, const Parameters &parameters, const LossSettings &loss, const AdamSettings &adam,
           int64_t max_minibatch, int num_threads, const Kernels &kernels = best_kernels(), std::function<void()> pause = nullptr)
       : network_(network),
@@ -86,14 +87,13 @@ class Learner {
         all_(network_.layers.size(), 1),
         value_path_(network_.path(network_.critic_head)),
         gradient_(network_.n_parameters) {
-    // Outputs in the outer order: the layers' parts alternate, so that equal shares of the tasks are equal shares of
-    // the work.
+    // Sorted by outputs, so that the parts of the layers alternate: equal shares of the tasks are equal shares of the work.
     parts_ = weights_.parts();
     std::stable_sort(parts_.begin(), parts_.end(), [](const auto &a, const auto &b) { return a.begin < b.begin; });
     last_reader_.assign(network_.layers.size(), -1);
     for (int l = int(network_.layers.size()) - 1; l >= 0; --l) {
       const int source = network_.layers[size_t(l)].source;
-      if (source != kObs) last_reader_[size_t(source)] = l;  // backward runs from the last layer: the first to read writes last
+      if (source != kObs) last_reader_[size_t(source)] = l;  // the backward pass runs from the last layer to the first
     }
     const size_t blocks = size_t(kChunk / kMinBlock + 1);
     block_sums_.resize(blocks);
@@ -109,13 +109,13 @@ class Learner {
   const LossSettings &loss() const { return loss_; }
   void set_kl_coef(double kl_coef) { loss_.kl_coef = kl_coef; }
 
-  // To be called after the parameters were changed from outside.
+  // Packs all weights. Call it after other code has changed the parameters.
   void pack() {
     pool_.run(int64_t(parts_.size()), [&](int64_t task) { weights_.pack(parameters_.values, parts_[size_t(task)]); });
   }
 
-  // Values, and with `log_probs` also log-probabilities of the actions, with `outputs` [*, action_size] also the actor
-  // head's outputs, of `rows` rows.
+  // Computes the values of `rows`. Also computes the log-probabilities of the actions if `log_probs` is not null, and the
+  // outputs of the actor's head [*, action_size] if `outputs` is not null.
   void evaluate(const Rows &rows, float *values, float *log_probs, float *outputs = nullptr) {
     for (int64_t start = 0; start < rows.size; start += capacity_) {
       if (pause_) pause_();
@@ -135,7 +135,7 @@ class Learner {
     }
   }
 
-  // The gradient of the loss of a minibatch, into gradient(). Advantages are normalised with `moments`.
+  // Writes the gradient of a minibatch's loss to gradient(). Advantages are normalized with `moments`.
   LossSums compute_gradients(const Batch &batch, const AdvantageMoments &moments) {
     const Gaussian gaussian = this->gaussian(loss_.kl_penalty ? batch.old.log_std : nullptr);
     const int64_t log_stds = network_.log_std < 0 ? 0 : network_.action_size();
@@ -165,8 +165,8 @@ class Learner {
     return sums;
   }
 
-  // Adam step number `step` (from 1) with gradient(), its norm limited; returns the norm before that. `changed`: the
-  // gradient is not what compute_gradients left.
+  // Takes Adam step number `step` (from 1) with gradient(), whose norm it limits to max_norm. Returns the norm before.
+  // changed: whether the caller has changed the gradient since compute_gradients.
   double apply(double learning_rate, double max_norm, int64_t step, bool changed = true) {
     if (changed) pool_.run(int64_t(parts_.size()), [&](int64_t task) { square(task); });
     double total = network_.log_std < 0 ? 0.0 : kernels_->sum_of_squares(gradient() + network_.log_std, network_.action_size());
@@ -190,7 +190,7 @@ class Learner {
     return norm;
   }
 
-  // Makes the whole update on a full rollout.
+  // Does the whole update on a full rollout.
   UpdateSums update(const RolloutView &rollout, const UpdateSettings &settings) {
     begin(rollout, settings);
     const int64_t samples = rollout.num_steps * rollout.num_envs;
@@ -211,15 +211,15 @@ class Learner {
     return sums;
   }
 
-  // The update in parts, for a caller that joins the parts of several ranks between them: begin; then for each
-  // minibatch compute_gradients(minibatch(...), moments) and apply.
+  // The update in parts, for a caller that joins several ranks in between: call begin, then for each minibatch
+  // compute_gradients(minibatch(...), moments) and apply.
   void begin(const RolloutView &rollout, const UpdateSettings &settings) {
     pack();
     prepare(rollout, settings);
   }
-  // Of each minibatch of the update that was begun; zeros where advantages are not normalised.
+  // The sums of each minibatch of the current update; zeros if advantages are not normalized.
   const std::vector<AdvantageSums> &advantages() const { return advantages_; }
-  // This rank's part of minibatch k.
+  // Returns this rank's part of minibatch k.
   Batch minibatch(const RolloutView &rollout, const UpdateSettings &settings, int64_t k) const {
     const int64_t epoch = k / settings.n_minibatch, samples = rollout.num_steps * rollout.num_envs;
     const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
@@ -229,18 +229,18 @@ class Learner {
   }
 
  private:
-  static constexpr int64_t kChunk = 1024;      // rows whose activations are held at once, for large minibatches
-  static constexpr int64_t kMinChunk = 256;    // and for small ones
-  static constexpr int64_t kBlock = 64;        // rows of a task, where there are enough
-  static constexpr int64_t kMinBlock = 16;     // and where there are not
+  static constexpr int64_t kChunk = 1024;      // the largest number of rows whose activations are held at once
+  static constexpr int64_t kMinChunk = 256;    // the smallest such number, for small minibatches
+  static constexpr int64_t kBlock = 64;        // about as many rows as a task has if there are many rows
+  static constexpr int64_t kMinBlock = 16;     // as many as it has if there are few
 
   Gaussian gaussian(const float *old_log_std = nullptr) const {
     if (network_.categorical()) return Gaussian(nullptr, 0);
     return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);
   }
 
-  // Splits rows into blocks and calls fn(block, first row, rows); returns the number of blocks. A multiple of eight of
-  // them shares out evenly over the usual numbers of threads.
+  // Splits rows into blocks and calls fn(block, first row, rows) for each. Returns the number of blocks. If there are many,
+  // it is a multiple of eight, which divides evenly among the usual numbers of threads.
   template <class Fn>
   int64_t run_blocks(int64_t rows, Fn &&fn) {
     int64_t blocks = (rows + kMinBlock - 1) / kMinBlock;
@@ -260,8 +260,8 @@ class Learner {
 
   PanelRow head(int layer, int64_t row) { return PanelRow(work_.output(layer, row), work_.stride()); }
 
-  // Of row `row` of the workspace, whose action is in `sample` of the batch's arrays. In a categorical policy the
-  // block's scratch receives the log-probabilities of all actions.
+  // Returns the log-probability of the action in row `sample` of the batch, for the outputs in row `row` of the workspace. If
+  // the policy is Categorical, also writes the log-probabilities of all actions to the block's scratch memory.
   double log_prob(const Gaussian &gaussian, const Rows &batch, int64_t sample, int64_t row, int64_t block, double *entropy = nullptr) {
     const PanelRow output = head(network_.actor_head, row);
     if (!network_.categorical()) {
@@ -274,7 +274,7 @@ class Learner {
     return log_p[batch.discrete_actions[sample]];
   }
 
-  // Loss, and the gradients of the heads' outputs.
+  // Computes the loss of a block of rows, and the gradients of the heads' outputs.
   void loss_rows(const Gaussian &gaussian, const Batch &batch, const AdvantageMoments &moments, int64_t start, int64_t block, int64_t row,
                  int64_t count) {
     const double scale = 1.0 / double(batch.total);
@@ -319,12 +319,12 @@ class Learner {
         gradient[j] = float(scale * (s.d_log_prob * (taken - p) + loss_.ent_coef * p * (log_p[j] + entropy) + penalty));
       }
     }
-    if (d_log_std)  // the entropy's gradient by each of them is 1
+    if (d_log_std)  // the derivative of the entropy by each of them is 1
       for (int64_t j = 0; j < n_actions; ++j) d_log_std[j] -= loss_.ent_coef * double(count) * scale;
     block_sums_[size_t(block)] = sums;
   }
 
-  // From the gradients of the heads' outputs to those of all layers' sums before the activation.
+  // Propagates the gradients of the heads' outputs back, to the gradients before the activation of every layer.
   void backward_rows(int64_t row, int64_t count) {
     for (int l = int(network_.layers.size()) - 1; l >= 0; --l) {
       const Layer &layer = network_.layers[size_t(l)];
@@ -351,7 +351,7 @@ class Learner {
     }
   }
 
-  // The layer whose backward pass is the first to write the gradient of `source`.
+  // Returns the layer whose backward pass is the first to write the gradient of `source`.
   int first_reader(int source) const {
     int reader = -1;
     for (size_t l = 0; l < network_.layers.size(); ++l)
@@ -366,7 +366,7 @@ class Learner {
                               gradient() + layer.weight + part.begin * layer.n_in, gradient() + layer.bias + part.begin, accumulate});
   }
 
-  // The squares of a part's gradient, weight and bias.
+  // Computes the sum of squares of a part's gradient, weight and bias.
   void square(int64_t task) {
     const PackedWeights::Part &part = parts_[size_t(task)];
     const Layer &layer = network_.layers[size_t(part.layer)];
@@ -384,7 +384,8 @@ class Learner {
     kernels_->adam(adam);
   }
 
-  // Values, old log-probabilities, advantages, returns; the minibatches of all epochs and their advantages' moments.
+  // Computes values, old log-probabilities, advantages and returns, then the minibatches of all epochs and the moments of
+  // their advantages.
   void prepare(const RolloutView &r, const UpdateSettings &settings) {
     const int64_t samples = r.num_steps * r.num_envs;
     last_values_.resize(size_t(r.num_envs));
@@ -431,11 +432,11 @@ class Learner {
   std::vector<char> all_, value_path_;
   Buffer gradient_;
   std::vector<PackedWeights::Part> parts_;
-  std::vector<int> last_reader_;  // of each layer's output: the reader that backward meets last; -1: a head
+  std::vector<int> last_reader_;  // for each layer, the reader of its output that the backward pass visits last; -1 for a head
   std::vector<LossSums> block_sums_;
   std::vector<double> block_log_std_, block_scratch_, squares_;
   std::vector<float> last_values_, finals_, final_values_;
-  std::vector<float> old_outputs_, old_log_std_;  // of the policy that collected
+  std::vector<float> old_outputs_, old_log_std_;  // see OldPolicy
   std::vector<int64_t> indices_, offsets_, steps_;
   std::vector<AdvantageSums> advantages_;
 };

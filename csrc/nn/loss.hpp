@@ -1,5 +1,6 @@
-// Distributions and the loss of a block of rows, with the gradient of the heads' outputs: xcfast/learners/loss.py documents the
-// loss, xcfast/policy/networks.py the distributions. Scalar double arithmetic: it is a thousandth of the update.
+// The distributions, and the loss of a block of rows with the gradients of the heads' outputs. xcfast/learners/loss.py
+// documents the loss, xcfast/policy/networks.py the distributions. All is scalar double arithmetic, which takes a thousandth
+// of the update's time.
 #pragma once
 
 #include <cmath>
@@ -12,19 +13,19 @@
 namespace xc::nn {
 
 struct LossSettings {
-  double clip_range, vf_coef, ent_coef;  // an infinite clip_range: the ratio is not clipped
-  bool kl_penalty = false;               // kl_coef times KL(old || new) is added
+  double clip_range, vf_coef, ent_coef;  // with an infinite clip_range, the ratio is not clipped
+  bool kl_penalty = false;               // whether kl_coef times KL(old || new) is added
   double kl_coef = 0;
 };
 
-// The policy that collected, in the form of its head's outputs [*, action_size], and the log standard deviations
-// [action_size] of a Gaussian one. Needed for the penalty alone.
+// The policy that collected: the outputs of its head [*, action_size] and, if it is Gaussian, its log standard deviations
+// [action_size]. Only the penalty needs it.
 struct OldPolicy {
   const float *outputs = nullptr, *log_std = nullptr;
 };
 
-// Observations [size, n_obs] and what was done there: actions [size, action_size] of a Gaussian policy, or discrete
-// ones [size], with masks [size, number of actions] of those that were allowed (null: all).
+// Observations [size, n_obs] with their actions: `actions` [size, action_size] of a Gaussian policy, or `discrete_actions`
+// [size] with the masks [size, number of actions] of the allowed ones (null if all are allowed).
 struct Rows {
   const float *obs, *actions;
   const int64_t *discrete_actions;
@@ -34,11 +35,11 @@ struct Rows {
   const uint8_t *mask(int64_t row, int64_t n_actions) const { return action_masks ? action_masks + row * n_actions : nullptr; }
 };
 
-// A minibatch: `size` rows of these arrays, those that `index` names or (without) the first ones.
+// A minibatch: `size` rows of these arrays, the ones that `index` names, or the first ones if it is null.
 struct Batch : Rows {
   const float *log_probs, *advantages, *returns;
   const int64_t *index;
-  int64_t total;  // samples that the mean is over: size, or that of all ranks together
+  int64_t total;  // the number of samples that the loss is the mean of: `size`, or the sum of it over all ranks
   OldPolicy old{};
 };
 
@@ -58,11 +59,11 @@ struct AdvantageMoments {
   double mean = 0, inverse_std = 1;
 };
 
-// Number, mean and sum of squared deviations of a minibatch's advantages, or of one rank's part of it, which may be
-// empty.
+// The number, the mean and the sum of squared deviations of the advantages of a minibatch, or of one rank's part of it,
+// which may be empty.
 struct AdvantageSums {
   double count = 0, mean = 0, square = 0;
-  // (A - mean) / (std + 1e-8), population standard deviation.
+  // For (A - mean) / (std + 1e-8), with the population standard deviation.
   AdvantageMoments moments() const { return {mean, 1.0 / (std::sqrt(square / count) + 1e-8)}; }
 };
 inline AdvantageSums advantage_sums(const float *advantages, const int64_t *index, int64_t size) {
@@ -75,7 +76,7 @@ inline AdvantageSums advantage_sums(const float *advantages, const int64_t *inde
   return {double(size), mean, square};
 }
 
-// A row of a panel-laid activation.
+// One row of an activation in panels.
 class PanelRow {
  public:
   PanelRow(float *data, int64_t stride) : data_(data), stride_(stride) {}
@@ -86,7 +87,8 @@ class PanelRow {
   int64_t stride_;
 };
 
-// Diagonal Gaussian with shared log standard deviations; `old_log_std` are those of the one that collected, for kl.
+// A diagonal Gaussian whose log standard deviations do not depend on the state. `old_log_std` are those of the policy that
+// collected; only `kl` needs them.
 class Gaussian {
  public:
   Gaussian(const float *log_std, int64_t size, const float *old_log_std = nullptr) : size_(size) {
@@ -111,7 +113,8 @@ class Gaussian {
     return -0.5 * square - constant_;
   }
   double entropy() const { return entropy_; }
-  // d_log_prob times the gradient of the log-probability: of the mean into `gradient`, of log_std added to `d_log_std`.
+  // Computes d_log_prob times the gradient of the log-probability. Writes the part of the mean to `gradient`, and adds the
+  // part of log_std to `d_log_std`.
   void log_prob_gradient(PanelRow mean, const float *action, double d_log_prob, PanelRow gradient, double *d_log_std) const {
     for (int64_t j = 0; j < size_; ++j) {
       const double inverse = inverse_std_[size_t(j)], z = (double(action[j]) - double(mean[j])) * inverse;
@@ -119,7 +122,7 @@ class Gaussian {
       d_log_std[j] += d_log_prob * (z * z - 1.0);
     }
   }
-  // KL(old || this). d_kl times its gradient is added to what log_prob_gradient left.
+  // Returns KL(old || this), and adds d_kl times its gradient to the gradients that log_prob_gradient wrote.
   double kl(PanelRow mean, const float *old_mean, double d_kl, PanelRow gradient, double *d_log_std) const {
     double square = 0;
     for (int64_t j = 0; j < size_; ++j) {
@@ -133,12 +136,12 @@ class Gaussian {
 
  private:
   int64_t size_;
-  std::vector<double> inverse_std_, excess_variance_;  // old variance / variance - 1
-  double constant_ = 0, entropy_ = 0, old_kl_ = 0;      // KL of equal means
+  std::vector<double> inverse_std_, excess_variance_;  // the second is old variance / variance - 1
+  double constant_ = 0, entropy_ = 0, old_kl_ = 0;      // the last is the KL if the means are equal
 };
 
-// Categorical distribution of one row of logits over the actions that `mask` allows (null: all), of which there is one at least: log_p [n]
-// receives the log-probabilities, -inf for the others. Returns the entropy.
+// The categorical distribution of one row of logits over the actions that `mask` allows, at least one (null: all). Writes the
+// log-probabilities to log_p [n], -inf for actions that are not allowed. Returns the entropy.
 template <class Row>
 double log_softmax(const Row &logits, int64_t n, const uint8_t *mask, double *log_p) {
   constexpr double kNever = -std::numeric_limits<double>::infinity();
@@ -157,7 +160,7 @@ double log_softmax(const Row &logits, int64_t n, const uint8_t *mask, double *lo
   return entropy;
 }
 
-// KL(old || new) of two of them, over the same actions.
+// KL(old || new) of two categorical distributions over the same actions.
 inline double categorical_kl(const double *old_log_p, const double *log_p, int64_t n) {
   double kl = 0;
   for (int64_t j = 0; j < n; ++j)
@@ -165,7 +168,7 @@ inline double categorical_kl(const double *old_log_p, const double *log_p, int64
   return kl;
 }
 
-// The clipped surrogate of one sample: its value, and the gradient by the log-probability (zero where the clip binds).
+// The clipped surrogate loss of one sample, and its derivative by the log-probability, which is zero where the clip applies.
 struct Surrogate {
   double loss, d_log_prob, approx_kl;
   bool clipped;

@@ -1,4 +1,4 @@
-// An actor-critic of fully connected layers: its shape, its packed weights, and the forward pass that learner and
+// An actor-critic of fully connected layers: its shape, its packed weights, and the forward pass, which the learner and the
 // collector share.
 #pragma once
 
@@ -11,27 +11,28 @@
 
 namespace xc::nn {
 
-constexpr int kObs = -1;  // source of a layer that reads the observations
+constexpr int kObs = -1;  // the source of a layer that reads the observations
 
-// y = activation(x W^T + b); W [n_out, n_in] and b [n_out] begin at these places of the flat parameters.
+// y = activation(x W^T + b). `weight` and `bias` are the indices in the flat parameters where W [n_out, n_in] and b [n_out]
+// begin.
 struct Layer {
   int64_t n_in, n_out, weight, bias;
-  int source;  // index of an earlier layer, or kObs
+  int source;  // the index of an earlier layer, or kObs
   Activation activation;
 };
 
-// Layers in an order of evaluation. The heads are the layers that nothing reads: actor_head gives means or logits,
-// critic_head the value.
+// The layers, each after its source. The heads are the layers that no other layer reads: actor_head gives the means or the
+// logits, critic_head the value.
 struct Network {
   std::vector<Layer> layers;
   int actor_head, critic_head;
-  int64_t log_std;  // place of the log standard deviations; -1: a categorical policy
+  int64_t log_std;  // where the log standard deviations begin in the flat parameters; -1 for a Categorical policy
   int64_t n_obs, n_parameters;
 
   bool categorical() const { return log_std < 0; }
   int64_t action_size() const { return layers[size_t(actor_head)].n_out; }
 
-  // Which layers a head needs.
+  // Returns which layers a head needs.
   std::vector<char> path(int head) const {
     std::vector<char> needed(layers.size(), 0);
     for (int l = head; l != kObs; l = layers[size_t(l)].source) needed[size_t(l)] = 1;
@@ -39,14 +40,14 @@ struct Network {
   }
 };
 
-// Floats between two panels of an activation with room for `rows` rows: whole lines, spread over the sets of the
-// caches.
+// The number of floats between two panels of an activation with room for `rows` rows. It is a multiple of the cache line,
+// and spreads the panels over the sets of the caches.
 inline int64_t panel_stride(int64_t rows) { return ((rows + 63) / 64 * 64 + 24) * kPanel; }
 
-// The weights as the matrix products read them. Stale as soon as the parameters change: pack again.
+// The weights in the form that the matrix products read. Whenever the parameters change, they must be packed again.
 class PackedWeights {
  public:
-  // A part of a layer that one task packs.
+  // The outputs of a layer that one task packs.
   struct Part {
     int layer;
     int64_t begin, end;
@@ -98,7 +99,7 @@ class PackedWeights {
   Buffer buffer_;
 };
 
-// Activations of up to `capacity` rows: the observations and every layer's output (and room for its gradient).
+// The activations of up to `capacity` rows: the observations, every layer's output and, if wanted, its gradient.
 class Workspace {
  public:
   Workspace(const Network &network, int64_t capacity, bool gradients) : stride_(panel_stride(capacity)) {
@@ -112,7 +113,7 @@ class Workspace {
   }
 
   int64_t stride() const { return stride_; }
-  // First panel, from `row` on.
+  // The first panel of a layer's output, from `row` on.
   float *output(int layer, int64_t row) const {
     return buffer_.data() + (layer == kObs ? 0 : outputs_[size_t(layer)]) + row * kPanel;
   }
@@ -124,8 +125,7 @@ class Workspace {
   Buffer buffer_;
 };
 
-// Rows of a row-major [*, columns] array into panels; row i is from + index[i] * columns, or row i itself without an
-// index.
+// Copies rows of a row-major array [*, columns] into panels: the rows that `index` names, or the first ones if it is null.
 inline void to_panels(const float *from, int64_t columns, const int64_t *index, int64_t rows, float *to, int64_t stride) {
   for (int64_t i = 0; i < rows; ++i) {
     const float *row = from + (index ? index[i] : i) * columns;
@@ -139,8 +139,8 @@ inline void from_panels(const float *from, int64_t stride, int64_t columns, int6
       std::copy_n(from + (c / kPanel) * stride + i * kPanel, std::min(kPanel, columns - c), to + i * columns + c);
 }
 
-// The layers in `needed` for rows [row, row + rows) whose observations are in the workspace. A row's result does not
-// depend on the others.
+// Computes the layers in `needed` for rows [row, row + rows), whose observations are in the workspace. The result of a row
+// does not depend on the other rows.
 inline void forward_rows(const Network &network, const Kernels &kernels, const PackedWeights &weights, const Workspace &work,
                          const std::vector<char> &needed, int64_t row, int64_t rows) {
   for (size_t l = 0; l < network.layers.size(); ++l) {
@@ -161,15 +161,16 @@ inline void forward_rows(const Network &network, const Kernels &kernels, const P
   }
 }
 
-// The forward pass by itself, for a caller with its own rows, one object per thread. Only the layers on the way to
-// `head` run.
+// The forward pass by itself, for a caller with rows of its own. It computes only the layers that `head` needs. Each thread
+// needs an object of its own.
 class ForwardPass {
  public:
   ForwardPass(const Network &network, int head, int64_t max_rows, const Kernels &kernels = best_kernels())
       : network_(&network), kernels_(&kernels), head_(head), max_rows_(max_rows), needed_(network.path(head)),
         work_(network, max_rows, false) {}
 
-  // obs [rows, n_obs] to out [rows, n_out of the head], row-major, any number of rows; `weights` must be packed.
+  // Computes out [rows, n_out of the head] of obs [rows, n_obs], both row-major, for any number of rows. `weights` must be
+  // packed.
   void operator()(const PackedWeights &weights, const float *obs, int64_t rows, float *out) const {
     const int64_t columns = network_->layers[size_t(head_)].n_out;
     for (int64_t i = 0; i < rows; i += max_rows_) {

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gymnasium.vector import AutoresetMode
 
 if TYPE_CHECKING:
-    from xcfast.collectors.noise import ActionNoise
     from xcfast.envs.vec_env import VecEnv
     from xcfast.policy.networks import ActorCritic
     from xcfast.rollout import Rollout
@@ -19,12 +18,10 @@ class Collector(Protocol):
     Attributes:
         name: The name of the engine, "torch" or "native".
         policy: The policy that chooses the actions.
-        noise: The noise that actions are sampled with.
     """
 
     name: str
     policy: ActorCritic
-    noise: ActionNoise
 
     @property
     def envs(self) -> VecEnv:

@@ -19,7 +19,7 @@ from xcfast.policy.native_form import network_spec
 from xcfast.policy.native_form import reason_not_native as reason_policy_not_native
 from xcfast.policy.networks import GaussianActor
 from xcfast.ranks.group import ALONE, Ranks
-from xcfast.rollout import EPISODE_DTYPE
+from xcfast.rollout import EPISODE_DTYPE, check_finite
 
 if TYPE_CHECKING:
     from xcfast.envs.vec_env import VecEnv
@@ -106,8 +106,7 @@ class EnvLoop:
         episodes, final_index, final_obs, not_finite = self._core.end_collection()
         if not_finite >= 0:
             step, env = divmod(not_finite, self._envs.num_envs)
-            env += noise.env_offset
-            raise NonFiniteError(f"final observation of env {env} at step {step} of the rollout is not finite")
+            raise NonFiniteError.at("final observation", noise.env_offset + env, step)
         rollout.advance(
             num_steps,
             np.frombuffer(episodes, EPISODE_DTYPE),
@@ -211,12 +210,9 @@ class NativeCollector:
             self._normalizer.commit()
 
     def _finish(self, rollout: Rollout) -> None:
-        """Normalizes the observations after the last step, which must be finite before normalisation clips them."""
+        """Checks and normalizes the observations after the last step."""
         obs = self.envs.observations
-        finite = np.isfinite(obs).reshape(len(obs), -1).all(axis=1)
-        if not finite.all():
-            env = self.noise.env_offset + int(np.argmin(finite))
-            raise NonFiniteError(f"observation of env {env} after the last step of the rollout is not finite")
+        check_finite("observation", obs, self.noise.env_offset + np.arange(len(obs)))
         self._normalizer.normalize(obs, out=rollout.last_obs)
 
     def state_dict(self, with_envs: bool = True) -> dict[str, Any]:

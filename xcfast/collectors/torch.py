@@ -9,8 +9,8 @@ import torch
 
 from xcfast.collectors.collector import check_autoreset
 from xcfast.collectors.noise import ActionNoise
-from xcfast.errors import NonFiniteError
 from xcfast.ranks.group import ALONE, Ranks
+from xcfast.rollout import check_finite
 
 if TYPE_CHECKING:
     from xcfast.envs.vec_env import VecEnv
@@ -75,6 +75,7 @@ class TorchCollector:
         if self._obs is None:
             raise RuntimeError("collect() called before reset()")
         obs, normalizer, action_map = self._obs, self._normalizer, self._action_map
+        first_env = self.noise.env_offset
         end = rollout.rewards.shape[0] if num_steps is None else rollout.step + num_steps
         while rollout.step < end:
             row = rollout.obs[rollout.step]
@@ -89,22 +90,14 @@ class TorchCollector:
             timed_out = truncated & ~terminated
             if timed_out.any():
                 final_obs = np.stack(infos["final_obs"][timed_out])
-                at = f"at step {rollout.step} of the rollout"
-                self._check_finite(final_obs, "final observation", np.flatnonzero(timed_out), at)
+                check_finite("final observation", final_obs, first_env + np.flatnonzero(timed_out), rollout.step)
                 final_obs = normalizer.normalize(final_obs)
             actions = actions.reshape(rollout.actions.shape[1:])
             rollout.store(row, actions, rewards, terminated, truncated, final_obs=final_obs, action_masks=masks)
         self._obs = obs
         if rollout.full:
-            self._check_finite(obs, "observation", np.arange(len(obs)), "after the last step of the rollout")
+            check_finite("observation", obs, first_env + np.arange(len(obs)))
             normalizer.normalize(obs, out=rollout.last_obs)
-
-    def _check_finite(self, obs: np.ndarray, what: str, rows: np.ndarray, at: str) -> None:
-        """Checks observations as the environments returned them, since normalisation clips infinity."""
-        finite = np.isfinite(obs).reshape(len(obs), -1).all(axis=1)
-        if not finite.all():
-            env = self.noise.env_offset + int(rows[np.argmin(finite)])
-            raise NonFiniteError(f"{what} of env {env} {at} is not finite")
 
     def _sample(self, obs: np.ndarray, noise: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Returns raw actions for normalised observations [N, ...], both on the CPU."""

@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
 from xcfast.envs import classic_state
 from xcfast.envs.classic_tasks import find_task
@@ -23,56 +22,12 @@ class ClassicControlVecEnv(NativeVecEnv):
     terminations, truncations and resets, seeded or not, are those of `gymnasium.make(env_id)` bit for bit. Results do
     not depend on the number of threads.
 
-    Args:
-        env_id: Gymnasium's id, such as "CartPole-v1".
-        num_envs: The number of environments, N.
-        num_threads: The number of threads that step; None or 0 for as many as this process may use.
-        infos: Whether to deliver the tasks' own infos too, which are empty except at the end of an episode.
-        copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
-            overwrites.
-        autoreset_mode: "same_step" or "next_step", see `VecEnv`.
-        episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
-        check: Whether to compare steps with Gymnasium's first (once per process and arguments).
-        **env_kwargs: Keyword arguments of `gymnasium.make`.
-
-    Attributes:
-        num_threads: The number of threads that step.
-
-    Raises:
-        NotNativeError: `env_id` is not one of these tasks, or the engine's numbers differ from Gymnasium's on this
-            machine. `make_native_or_subproc` falls back to SubprocVecEnv.
-        EnvError: Gymnasium cannot make it.
-
-    Note:
-        One Python thread may use it at a time; another gets a RuntimeError.
+    Arguments, attributes and errors are those of `NativeVecEnv`.
     """
 
-    def __init__(
-        self,
-        env_id: str,
-        num_envs: int = 1,
-        num_threads: int | None = None,
-        infos: bool = False,
-        *,
-        copy: bool = True,
-        autoreset_mode: str | AutoresetMode = "same_step",
-        episode_statistics: bool = True,
-        check: bool = True,
-        **env_kwargs: Any,
-    ) -> None:
-        self.closed = True  # until there is something to close
-        if check:
-            check_against_gymnasium(env_id, env_kwargs, functools.partial(ClassicControlVecEnv, check=False))
-        super().__init__(
-            env_id,
-            num_envs,
-            num_threads,
-            infos,
-            copy=copy,
-            autoreset_mode=autoreset_mode,
-            episode_statistics=episode_statistics,
-            env_kwargs=env_kwargs,
-        )
+    @staticmethod
+    def _check(env_id: str, env_kwargs: dict[str, Any]) -> None:
+        check_against_gymnasium(env_id, env_kwargs, functools.partial(ClassicControlVecEnv, check=False))
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
         base = self._base

@@ -8,11 +8,14 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from xcfast.envs import classic_state, mujoco_state
 
+# What `gymnasium.make` puts around an environment.
+STANDARD_WRAPPERS = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
+
 
 def state_supported(env: gymnasium.Env) -> bool:
     """Returns whether `env` is one of Gymnasium's own tasks under its standard wrappers, whose whole state is known."""
     while isinstance(env, gymnasium.Wrapper):
-        if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
+        if type(env) not in STANDARD_WRAPPERS:
             return False
         env = env.env
     if not (classic_state.is_known(env) or _in_mujoco(env) or _is_own_task(env)):

@@ -9,13 +9,14 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from xcfast.envs.construct import make_env_fn
+from xcfast.envs.env_state import STANDARD_WRAPPERS
 from xcfast.envs.native_draws import Draw, ResetDraws
 from xcfast.envs.shared_memory import Buffers, buffers_in
-from xcfast.envs.vec_env import Phase, StepInfos, VecEnv, autoreset_mode_of
+from xcfast.envs.vec_env import Phase, StepInfos, StepResult, VecEnv, autoreset_mode_of, description_of
 from xcfast.errors import NotNativeError
 from xcfast.resources import available_cpus
 
@@ -40,42 +41,51 @@ def exclusive(method: Method) -> Method:
 
 
 class NativeVecEnv(VecEnv):
-    """N environments in C++.
+    """N environments of one Gymnasium task, stepped in C++ on a pool of threads.
 
-    Gymnasium makes environment 0 as well, so keyword arguments and attributes are Gymnasium's.
+    Environment 0 is made by `gymnasium.make` too, so keyword arguments and attributes are Gymnasium's. Results do not
+    depend on the number of threads. `MujocoVecEnv` and `ClassicControlVecEnv` are the two kinds.
 
     Args:
         env_id: Gymnasium's id.
         num_envs: The number of environments, N.
         num_threads: The number of threads that step; None or 0 for as many as this process may use.
-        infos: Whether to deliver the environments' own infos too.
+        infos: Whether to deliver the environments' own infos too, as Gymnasium does, which is slower.
         copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
             overwrites.
         autoreset_mode: "same_step" or "next_step", see `VecEnv`.
         episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
-        env_kwargs: Keyword arguments of `gymnasium.make`.
+        check: Whether to compare a few steps with Gymnasium's first (once per process and arguments).
+        **env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Attributes:
         num_threads: The number of threads that step.
 
     Raises:
-        NotNativeError: The engine cannot step the environment, or not as Gymnasium does.
+        NotNativeError: The engine does not know the environment, or its numbers differ from Gymnasium's on this
+            machine. `make_native_or_subproc` falls back to SubprocVecEnv.
         EnvError: Gymnasium cannot make the environment.
+
+    Note:
+        One Python thread may use it at a time; another gets a RuntimeError.
     """
 
     def __init__(
         self,
         env_id: str,
-        num_envs: int,
-        num_threads: int | None,
-        infos: bool,
+        num_envs: int = 1,
+        num_threads: int | None = None,
+        infos: bool = False,
         *,
-        copy: bool,
-        autoreset_mode: str | AutoresetMode,
-        episode_statistics: bool,
-        env_kwargs: dict[str, Any],
+        copy: bool = True,
+        autoreset_mode: str | AutoresetMode = "same_step",
+        episode_statistics: bool = True,
+        check: bool = True,
+        **env_kwargs: Any,
     ) -> None:
         self.closed = True  # until there is something to close
+        if check:
+            self._check(env_id, env_kwargs)
         mode = autoreset_mode_of(autoreset_mode)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1; got {num_envs}")
@@ -85,7 +95,7 @@ class NativeVecEnv(VecEnv):
             draw_size, draw = self._prepare(num_envs)
             super().__init__(
                 num_envs,
-                _describe(env),
+                description_of(env, state_supported=True),
                 copy=copy,
                 infos=infos,
                 autoreset_mode=mode,
@@ -103,6 +113,15 @@ class NativeVecEnv(VecEnv):
         self.closed = False
 
     # What a kind of native environment adds.
+
+    @staticmethod
+    def _check(env_id: str, env_kwargs: dict[str, Any]) -> None:
+        """Compares environments of this kind with Gymnasium's.
+
+        Raises:
+            NotNativeError: Their numbers differ.
+        """
+        raise NotImplementedError
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
         """Finds out what `self._base` is; returns the size of an initial state and the function that draws it.
@@ -196,9 +215,7 @@ class NativeVecEnv(VecEnv):
             self._rows.obs[...] = self._buffers.obs
 
     @exclusive
-    def step(
-        self, actions: Any
-    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    def step(self, actions: Any) -> StepResult:
         """Steps all environments, see `VecEnv.step`."""
         self._take(actions)
         buffers = self._buffers
@@ -223,9 +240,7 @@ class NativeVecEnv(VecEnv):
             self._report_ends(infos, done)
         return self._results(infos)
 
-    def _step_next(
-        self,
-    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    def _step_next(self) -> StepResult:
         """Steps all environments with NEXT_STEP autoreset.
 
         The engine steps those that are to be reset too, which changes nothing, since a reset sets their whole state.
@@ -250,21 +265,6 @@ class NativeVecEnv(VecEnv):
         if done.any():
             self._report_ends(infos, done)
         return self._results(infos)
-
-    def _results(
-        self, infos: dict[str, Any]
-    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Returns the buffers, or copies of them, as `step` does."""
-        buffers = self._buffers
-        if self.copy:
-            return (
-                buffers.obs.copy(),
-                buffers.rewards.copy(),
-                buffers.terminated.copy(),
-                buffers.truncated.copy(),
-                infos,
-            )
-        return buffers.obs, buffers.rewards, buffers.terminated, buffers.truncated, infos
 
     def _check_choices(self) -> None:
         """Raises ValueError where an action is not in a Discrete space, which starts with 0."""
@@ -387,7 +387,7 @@ def _bare(env: gymnasium.Env) -> tuple[Any, int | None]:
     """Returns the environment below the wrappers, and its time limit (None: no limit)."""
     limits = []
     while isinstance(env, gymnasium.Wrapper):
-        if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
+        if type(env) not in STANDARD_WRAPPERS:
             raise NotNativeError(f"it is wrapped in {type(env).__name__}")
         if type(env) is TimeLimit:
             limits.append(env._max_episode_steps)
@@ -402,14 +402,3 @@ def _bare(env: gymnasium.Env) -> tuple[Any, int | None]:
 def _as_type(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """Returns the array itself if it has that type, else an array with room for its numbers."""
     return array if array.dtype == dtype else np.zeros(array.shape, dtype)
-
-
-def _describe(env: gymnasium.Env) -> dict[str, Any]:
-    return {
-        "observation_space": env.observation_space,
-        "action_space": env.action_space,
-        "metadata": dict(env.metadata),
-        "render_mode": env.render_mode,
-        "spec": env.spec,
-        "state_supported": True,
-    }

@@ -17,7 +17,7 @@ from xcfast.envs import env_state
 from xcfast.envs.action_masks import MaskSource, find_mask_source
 from xcfast.envs.returned import FLAG_TYPES, REWARD_TYPES, Step, observation_and_info, whole_step
 from xcfast.envs.shared_memory import Buffers, buffers_in
-from xcfast.envs.vec_env import StepInfos, VecEnv, autoreset_mode_of, check_spaces
+from xcfast.envs.vec_env import StepInfos, VecEnv, autoreset_mode_of, check_spaces, description_of
 from xcfast.errors import EnvError
 
 EnvFn = Callable[[], gymnasium.Env]
@@ -78,15 +78,7 @@ class EnvSlice:
 
     def describe(self) -> dict[str, Any]:
         """Returns what the vector environment must know about its environments."""
-        env = self.envs[0]
-        return {
-            "observation_space": env.observation_space,
-            "action_space": env.action_space,
-            "metadata": dict(env.metadata),
-            "render_mode": env.render_mode,
-            "spec": env.spec,
-            "state_supported": all(env_state.state_supported(env) for env in self.envs),
-        }
+        return description_of(self.envs[0], all(map(env_state.state_supported, self.envs)))
 
     def reset(
         self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: Sequence[bool] | None

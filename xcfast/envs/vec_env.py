@@ -19,6 +19,8 @@ from xcfast.errors import EnvError
 
 STATE_VERSION = 1
 
+# Observations, rewards, terminated, truncated and infos, as Gymnasium's `step` returns them.
+StepResult = tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
 StepInfos = list[tuple[dict[str, Any], dict[str, Any] | None]]
 """Per environment: the info of the step (of the reset, where the episode ended), and the final info or None."""
 
@@ -73,6 +75,18 @@ def check_spaces(observation_space: gymnasium.Space[Any], action_space: gymnasiu
             )
 
 
+def description_of(env: gymnasium.Env, state_supported: bool) -> dict[str, Any]:
+    """Returns what `VecEnv` must know about environments of which `env` is one."""
+    return {
+        "observation_space": env.observation_space,
+        "action_space": env.action_space,
+        "metadata": dict(env.metadata),
+        "render_mode": env.render_mode,
+        "spec": env.spec,
+        "state_supported": state_supported,
+    }
+
+
 class VecEnv(gymnasium.vector.VectorEnv):
     """A Gymnasium vector environment with autoreset, episode statistics and, for many tasks, an exact state.
 
@@ -87,7 +101,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
 
     Args:
         num_envs: The number of environments, N.
-        description: What `EnvSlice.describe` returns.
+        description: What `description_of` returns.
         copy: Whether `reset` and `step` return copies; else they return the internal arrays, which the next step
             overwrites.
         infos: Whether to deliver the environments' own infos too.
@@ -218,9 +232,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
             raise EnvError("there are no action masks: the vector environment was made without action_masks=True")
         return self._out(masks)
 
-    def step(
-        self, actions: Any
-    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    def step(self, actions: Any) -> StepResult:
         """Steps all environments; one whose episode ends is reset, see the class.
 
         Args:
@@ -254,9 +266,12 @@ class VecEnv(gymnasium.vector.VectorEnv):
             self._report_ends(infos, done)
         if buffers.action_masks is not None:
             self._check_masks(buffers.action_masks)
-        if self.copy:
-            return buffers.obs.copy(), rewards.copy(), terminated.copy(), truncated.copy(), infos
-        return buffers.obs, rewards, terminated, truncated, infos
+        return self._results(infos)
+
+    def _results(self, infos: dict[str, Any]) -> StepResult:
+        """Returns what `step` returns: the buffers, or copies of them, and the infos."""
+        buffers, out = self._buffers, self._out
+        return out(buffers.obs), out(buffers.rewards), out(buffers.terminated), out(buffers.truncated), infos
 
     def _joined(self, step_infos: StepInfos) -> dict[str, Any]:
         """Returns the infos of all environments in Gymnasium's vector form."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xcfast.policy import ActorCritic, GaussianActor
+from xcfast.policy import ActorCritic
 
 if TYPE_CHECKING:
     from xcfast.runs.player import SavedPlayer
@@ -94,8 +94,7 @@ def rounding_bound(policy: ActorCritic, obs: Tensor) -> tuple[np.ndarray, np.nda
     """
     x = obs.flatten(1).double()
     variance = (2 * _EPS * x).square()
-    head = policy.actor.mu if isinstance(policy.actor, GaussianActor) else policy.actor.model
-    for layer in (*policy.representation.model, *head):
+    for layer in (*policy.representation.model, *policy.actor.layers):
         y = copy.deepcopy(layer).double()(x)
         if isinstance(layer, nn.Linear):
             weight = layer.weight.double().T

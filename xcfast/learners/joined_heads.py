@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xcfast.policy.native_form import reason_changed
-from xcfast.policy.networks import ActorCritic, CategoricalActor, masked
+from xcfast.policy.networks import ActorCritic, masked
 
 
 class PolicyEvaluation(nn.Module):
@@ -45,7 +45,7 @@ class PolicyEvaluation(nn.Module):
         if not self._joins:
             return policy.heads(obs)
         # The first layers of both heads see the same features: one matrix product, forward and backward.
-        actor, critic = _layers(policy)
+        actor, critic = policy.actor.layers, policy.critic.model
         features = policy.representation(obs)
         heads: list[Any] = [actor[0], critic[0]]
         weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
@@ -54,17 +54,11 @@ class PolicyEvaluation(nn.Module):
         return actor[2:](for_actor), critic[2:](for_critic).squeeze(-1)
 
 
-def _layers(policy: ActorCritic) -> tuple[nn.Sequential, nn.Sequential]:
-    """Returns the layers of the actor's and of the critic's head."""
-    actor = policy.actor
-    return actor.model if isinstance(actor, CategoricalActor) else actor.mu, policy.critic.model
-
-
 def _heads_can_be_joined(policy: ActorCritic) -> bool:
     """Whether both heads begin with a linear layer on the same features and the same elementwise activation."""
     if policy.critic_representation is not None or any(map(reason_changed, (policy, policy.actor, policy.critic))):
         return False
-    actor, critic = _layers(policy)
+    actor, critic = policy.actor.layers, policy.critic.model
     if any(map(reason_changed, (actor, critic))) or min(len(actor), len(critic)) < 3:
         return False
     first = (actor[0], critic[0], actor[1], critic[1])

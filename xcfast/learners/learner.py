@@ -20,14 +20,6 @@ class Learner(Protocol):
         """Name of the engine: "torch", "native" or "cuda"."""
 
     @property
-    def device(self) -> torch.device:
-        """Device that computes the update."""
-
-    @property
-    def policy(self) -> ActorCritic:
-        """The policy that learns, where collectors and evaluations read its weights."""
-
-    @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimiser in torch: a script's, or one that gives the saved state its form."""
 
@@ -37,7 +29,10 @@ class Learner(Protocol):
 
     @property
     def device_policy(self) -> ActorCritic | None:
-        """Copy of the policy on ``device`` for inference there; its weights change during ``update``. None: no copy."""
+        """Copy of the policy on the learner's device, for inference there; None if there is no copy.
+
+        Its weights change during ``update``.
+        """
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """Does one PPO iteration on a full rollout.

@@ -66,12 +66,8 @@ def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
 
     actor = policy.actor
     trunk = append(policy.representation.model, _OBS)
-    log_std = -1
-    if isinstance(actor, CategoricalActor):
-        actor_head = append(actor.model, trunk)
-    else:
-        actor_head = append(actor.mu, trunk)
-        log_std = flat.place(actor.logstd)
+    actor_head = append(actor.layers, trunk)
+    log_std = flat.place(actor.logstd) if isinstance(actor, GaussianActor) else -1
     separate = policy.critic_representation
     critic_trunk = trunk if separate is None else append(separate.model, _OBS)
     critic_head = append(policy.critic.model, critic_trunk)
@@ -177,7 +173,7 @@ def _reason_wrong_order(modules: list[nn.Module]) -> str | None:
 def _reason_wrong_shape(policy: ActorCritic) -> str | None:
     """Returns which layer does not fit the one before it, or the head that it is."""
     actor, separate = policy.actor, policy.critic_representation
-    heads = (actor.model if isinstance(actor, CategoricalActor) else actor.mu, policy.critic.model)
+    heads = (actor.layers, policy.critic.model)
     trunks = (policy.representation.model, (policy.representation if separate is None else separate).model)
     inputs, outputs = [], []
     for trunk, head in zip(trunks, heads, strict=True):

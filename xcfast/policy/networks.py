@@ -124,6 +124,11 @@ class GaussianActor(nn.Module):
         self.mu = nn.Sequential(*layers)
         self.logstd = nn.Parameter(torch.full((action_size,), float(log_std_init)))
 
+    @property
+    def layers(self) -> nn.Sequential:
+        """The layers from the features to the mean."""
+        return self.mu
+
     def forward(self, features: Tensor) -> Tensor:
         """Returns the mean [B, A] of features [B, n_in]."""
         return self.mu(features)
@@ -185,6 +190,11 @@ class CategoricalActor(nn.Module):
         layers, width = _hidden_layers(n_in, widths, activation, normalize, generator)
         layers.append(_linear(width, num_actions, ACTOR_GAIN, generator))
         self.model = nn.Sequential(*layers)
+
+    @property
+    def layers(self) -> nn.Sequential:
+        """The layers from the features to the logits."""
+        return self.model
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns logits [B, n] of features [B, n_in]."""

@@ -171,7 +171,7 @@ def keys_describing(policy: ActorCritic) -> dict[str, Any]:
     """
     parts = {
         "representation_hidden_size": policy.representation.model,
-        "actor_hidden_size": policy.actor.mu if isinstance(policy.actor, GaussianActor) else policy.actor.model,
+        "actor_hidden_size": policy.actor.layers,
         "critic_hidden_size": policy.critic.model,
     }
     keys: dict[str, Any] = {}
