@@ -115,24 +115,37 @@ class EnvConstructor:
             raise
 
 
-def make_env_fn(env_id: str, **kwargs: Any) -> EnvConstructor:
+def make_env_fn(env_id: str | type, **kwargs: Any) -> EnvConstructor:
     """Returns a constructor of the environment `env_id` that can be pickled, without Gymnasium's environment checker.
 
     Args:
-        env_id: A registered id, or "module:id".
+        env_id: A registered id, or "module:id"; or the class of a task of one's own, see `xcfast.tasks`.
         **kwargs: Keyword arguments of `gymnasium.make`.
+
+    Raises:
+        TaskError: A class is not that of a task.
     """
     return env_constructor(env_id, kwargs)
 
 
-def env_constructor(env_id: str, kwargs: Mapping[str, Any], wrappers: Iterable[EnvWrapper] = ()) -> EnvConstructor:
+def env_constructor(
+    env_id: str | type, kwargs: Mapping[str, Any], wrappers: Iterable[EnvWrapper] = ()
+) -> EnvConstructor:
     """Returns a picklable constructor of the environment `env_id`, which carries the id's registration along.
 
     Args:
-        env_id: A registered id, or "module:id".
+        env_id: A registered id, or "module:id"; or the class of a task of one's own.
         kwargs: Keyword arguments of `gymnasium.make`.
         wrappers: Wrappers around the environment, the innermost first.
+
+    Raises:
+        TaskError: A class is not that of a task.
     """
+    if isinstance(env_id, type):
+        from xcfast.tasks.registration import task_spec
+
+        task = task_spec(env_id)
+        return EnvConstructor(task.id, dict(kwargs), tuple(wrappers), task)
     spec = gymnasium.registry.get(env_id)
     if spec is not None and isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
         creator: Any = load_env_creator(spec.entry_point)
@@ -227,7 +240,7 @@ def _is_mujoco_task(env_id: str, spec: EnvSpec | None) -> bool:
     except Exception:  # gymnasium.make raises it again, and says what is wrong
         return False
     if isinstance(creator, type):
-        return any(base.__module__.startswith(_MUJOCO_TASKS) for base in creator.__mro__)
+        return any(base.__module__.startswith((_MUJOCO_TASKS, "xcfast.tasks.")) for base in creator.__mro__)
     return creator is not None and "mujoco" in sys.modules
 
 

@@ -50,7 +50,7 @@ def set_state(env: gymnasium.Env, state: dict[str, Any]) -> None:
         classic_state.set_physics(base, state)
     elif _is_own_task(base):
         mujoco_state.set_physics(base.model, base.data, state, base, mujoco_state.ALL_DERIVED_ARRAYS)
-        base.memory[...] = np.asarray(state["memory"], np.float64).view(base.memory.dtype)[0]
+        base.set_memory(state["memory"])
     else:
         mujoco_state.set_physics(base.model, base.data, state, base)
     seed = state["np_random_seed"]

@@ -1,10 +1,12 @@
 """Makes vector environments: natively where the engine can serve, else as the configuration says."""
 
+import importlib
 import inspect
 import sys
 from typing import Any, Protocol
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 
@@ -128,7 +130,7 @@ def _native_if_it_serves(
     try:
         envs = kind(env_id, num_envs, num_threads, copy=False, **constructor.kwargs)
     except (NotNativeError, ImportError) as error:
-        if vectorize in _NATIVE:
+        if vectorize in _NATIVE or (isinstance(error, NotNativeError) and is_own_task(env_id)):
             if not isinstance(error, NotNativeError):
                 raise
             print(f"xcfast: {env_id} is stepped by {other}, not by the native engine: {error}", file=sys.stderr)
@@ -153,15 +155,41 @@ def _no_masks(env_id: str) -> EnvError:
 def native_kind(env_id: str) -> NativeKind | None:
     """Returns the native vector environment that may serve a registered id, or None.
 
-    The place of the registered class decides; the constructor of that vector environment looks closer.
+    The place of the registered class decides; the constructor of that vector environment looks closer. The module of
+    "module:id" is imported.
     """
-    registered = gymnasium.registry.get(env_id.rpartition(":")[2])
+    if is_own_task(env_id):
+        return MujocoVecEnv
+    registered = _registered(env_id)
     place = "" if registered is None else str(registered.entry_point)
     return next((kind for module, kind in _MODULES.items() if place.startswith(module)), None)
 
 
+def is_own_task(env_id: str | type) -> bool:
+    """Returns whether an id, or a class, is that of a task of one's own; see `xcfast.tasks`."""
+    if isinstance(env_id, type):
+        return True
+    registered = _registered(env_id)
+    return registered is not None and getattr(registered.entry_point, "__module__", "") == "xcfast.tasks.env"
+
+
+def _registered(env_id: str) -> EnvSpec | None:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError:  # gymnasium.make raises it again, and the caller says what is wrong
+            return None
+    return gymnasium.registry.get(name)
+
+
+def make_task_envs(num_envs: int = 1, *, task: type, **kwargs: Any) -> VecEnv:
+    """Makes the vector environment of a task of one's own, for `gymnasium.make_vec`; see `make_native_or_subproc`."""
+    return make_native_or_subproc(task, num_envs, **kwargs)
+
+
 def make_native_or_subproc(
-    env_id: str,
+    env_id: str | type,
     num_envs: int = 1,
     num_threads: int | None = None,
     infos: bool = False,
@@ -178,7 +206,7 @@ def make_native_or_subproc(
     """Makes a native vector environment; where the engine cannot serve, a SubprocVecEnv, and says why on stderr.
 
     Args:
-        env_id: Gymnasium's id.
+        env_id: Gymnasium's id, or the class of a task of one's own.
         num_envs: The number of environments, N.
         num_threads: The number of threads of the native one.
         infos: Whether to deliver the environments' own infos too.
@@ -200,7 +228,7 @@ def make_native_or_subproc(
         "autoreset_mode": autoreset_mode,
         "episode_statistics": episode_statistics,
     }
-    kind = kind or native_kind(env_id) or MujocoVecEnv
+    kind = kind or (MujocoVecEnv if isinstance(env_id, type) else native_kind(env_id)) or MujocoVecEnv
     try:
         envs = kind(env_id, num_envs, num_threads, **shared, **env_kwargs)
         if not action_masks:

@@ -47,7 +47,7 @@ class NativeVecEnv(VecEnv):
     depend on the number of threads. `MujocoVecEnv` and `ClassicControlVecEnv` are the two kinds.
 
     Args:
-        env_id: Gymnasium's id.
+        env_id: Gymnasium's id; for `MujocoVecEnv` also the class of a task of one's own, see `xcfast.tasks`.
         num_envs: The number of environments, N.
         num_threads: The number of threads that step; None or 0 for as many as this process may use.
         infos: Whether to deliver the environments' own infos too, as Gymnasium does, which is slower.
@@ -72,7 +72,7 @@ class NativeVecEnv(VecEnv):
 
     def __init__(
         self,
-        env_id: str,
+        env_id: str | type,
         num_envs: int = 1,
         num_threads: int | None = None,
         infos: bool = False,
@@ -84,6 +84,7 @@ class NativeVecEnv(VecEnv):
         **env_kwargs: Any,
     ) -> None:
         self.closed = True  # until there is something to close
+        self.exact = True  # whether the numbers are to be those of the single environments to the last bit
         if check:
             self._check(env_id, env_kwargs)
         mode = autoreset_mode_of(autoreset_mode)

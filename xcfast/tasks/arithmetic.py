@@ -13,42 +13,80 @@ def xcfast_sum(x: Any) -> Any:
 
 
 @njit(error_model="numpy")
-def _pairwise(x: Any, first: int, n: int) -> float:
-    # numpy/_core/src/umath/loops_utils.h.src: blocks of at most 128 numbers, eight partial sums in each.
+def _block_sum(x: Any, first: int, n: int) -> float:
+    # As in numpy/_core/src/umath/loops_utils.h.src, for at most 128 numbers: eight partial sums.
     if n < 8:
         total = -0.0
         for k in range(first, first + n):
             total += x[k]
         return total
-    if n <= 128:
-        r0, r1, r2, r3 = x[first], x[first + 1], x[first + 2], x[first + 3]
-        r4, r5, r6, r7 = x[first + 4], x[first + 5], x[first + 6], x[first + 7]
-        whole = n - n % 8
-        for k in range(first + 8, first + whole, 8):
-            r0 += x[k]
-            r1 += x[k + 1]
-            r2 += x[k + 2]
-            r3 += x[k + 3]
-            r4 += x[k + 4]
-            r5 += x[k + 5]
-            r6 += x[k + 6]
-            r7 += x[k + 7]
-        total = ((r0 + r1) + (r2 + r3)) + ((r4 + r5) + (r6 + r7))
-        for k in range(first + whole, first + n):
-            total += x[k]
-        return total
-    half = n // 2
-    half -= half % 8
-    return _pairwise(x, first, half) + _pairwise(x, first + half, n - half)
+    r0, r1, r2, r3 = x[first], x[first + 1], x[first + 2], x[first + 3]
+    r4, r5, r6, r7 = x[first + 4], x[first + 5], x[first + 6], x[first + 7]
+    whole = n - n % 8
+    for k in range(first + 8, first + whole, 8):
+        r0 += x[k]
+        r1 += x[k + 1]
+        r2 += x[k + 2]
+        r3 += x[k + 3]
+        r4 += x[k + 4]
+        r5 += x[k + 5]
+        r6 += x[k + 6]
+        r7 += x[k + 7]
+    total = ((r0 + r1) + (r2 + r3)) + ((r4 + r5) + (r6 + r7))
+    for k in range(first + whole, first + n):
+        total += x[k]
+    return total
+
+
+@njit(error_model="numpy")
+def _pairwise_sum(x: Any) -> float:
+    """Adds the sums of two halves, each cut in halves down to a block.
+
+    It keeps the parts that wait in arrays, since numba cannot load a recursive function from disk.
+    """
+    if x.size <= 128:
+        return _block_sum(x, 0, x.size)
+    firsts, sizes, left_done = np.zeros(64, np.int64), np.zeros(64, np.int64), np.zeros(64, np.bool_)
+    lefts = np.zeros(64)
+    depth, total = 0, 0.0
+    sizes[0] = x.size
+    while True:
+        n = sizes[depth]
+        if n > 128:
+            half = n // 2
+            half -= half % 8
+            left_done[depth] = False
+            firsts[depth + 1], sizes[depth + 1] = firsts[depth], half
+            depth += 1
+            continue
+        total = _block_sum(x, firsts[depth], n)
+        while depth > 0 and left_done[depth - 1]:
+            depth -= 1
+            total = lefts[depth] + total
+        if depth == 0:
+            return total
+        lefts[depth - 1], left_done[depth - 1] = total, True
+        half = sizes[depth]
+        firsts[depth], sizes[depth] = firsts[depth] + half, sizes[depth - 1] - half
 
 
 @overload(xcfast_sum)
 def _sum(x: Any) -> Any:
     if not isinstance(x, types.Array) or not isinstance(x.dtype, types.Float):
-        return lambda x: np.sum(x)
-    if x.ndim == 1:
-        return lambda x: 0.0 + _pairwise(x, 0, x.size)
-    return lambda x: 0.0 + _pairwise(np.ascontiguousarray(x).reshape(x.size), 0, x.size)
+        return _sum_of_integers
+    return _sum_of_vector if x.ndim == 1 else _sum_of_array
+
+
+def _sum_of_integers(x: Any) -> Any:
+    return np.sum(x)
+
+
+def _sum_of_vector(x: Any) -> Any:
+    return 0.0 + _pairwise_sum(x)
+
+
+def _sum_of_array(x: Any) -> Any:
+    return 0.0 + _pairwise_sum(np.ascontiguousarray(x).reshape(x.size))
 
 
 @njit(error_model="numpy")

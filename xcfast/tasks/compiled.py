@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def compile_task(env: TaskEnv) -> CompiledTask:
     except RefusedError as error:
         raise NotNativeError(str(error)) from None
     module = _load(text, tuple(source.lines), first)
-    addresses = {name: module[f"call_{name}"].address if name in methods else 0 for name in COMPILED}
+    addresses = {name: getattr(module, f"call_{name}").address if name in methods else 0 for name in COMPILED}
     return CompiledTask(addresses, constants, tuple(source.fields), module)
 
 
@@ -168,8 +169,8 @@ def _view(index: int, name: str, env: TaskEnv) -> str:
 
 
 @cache
-def _load(text: str, lines: tuple[tuple[str, int], ...], first: int) -> dict[str, Any]:
-    """Runs the module's text, whose functions numba compiles or finds on disk; returns its names."""
+def _load(text: str, lines: tuple[tuple[str, int], ...], first: int) -> ModuleType:
+    """Runs the module's text, whose functions numba compiles or finds on disk."""
     import numba
     from numba.core.errors import NumbaError
 
@@ -177,13 +178,20 @@ def _load(text: str, lines: tuple[tuple[str, int], ...], first: int) -> dict[str
 
     support = Path(arithmetic.__file__).read_bytes()
     key = hashlib.sha256(support + repr((text, numba.__version__, np.__version__, sys.version)).encode()).hexdigest()
-    file = _stored(text, f"task_{key[:24]}.py")
-    names: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
+    file = _stored(text, f"xcfast_task_{key[:24]}.py")
+    module = ModuleType(file.stem)
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # where numba looks for what it has on disk
     try:
-        exec(compile(text, str(file), "exec"), names)
+        try:
+            exec(compile(text, str(file), "exec"), module.__dict__)
+        except NumbaError:
+            raise
+        except Exception:  # what is on disk is damaged
+            exec(compile(text.replace("cache=True", "cache=False"), str(file), "exec"), module.__dict__)
     except NumbaError as error:
         raise NotNativeError(_explained(str(error), str(file), lines, first)) from None
-    return names
+    return module
 
 
 def _stored(text: str, name: str) -> Path:

@@ -73,8 +73,8 @@ class TaskEnv(gymnasium.Env):
             raise TaskError(f"{task.__name__}.terms must be different names; got {names}")
         self.term_names = tuple(names)
         self.frame_skip, self.dt = made.frame_skip, made.dt
-        self.memory = made.initial_memory.copy()[0]
-        self.terms = empty_record((name, "f8", ()) for name in names)[0]
+        self._memory, self._terms = made.initial_memory.copy(), empty_record((name, "f8", ()) for name in names)
+        self.memory, self.terms = self._memory[0], self._terms[0]
         self.action_space = made.action_space
         self.observation_space = self._make_observation_space()
         self.metadata = {**self.metadata, "render_fps": getattr(made, "render_fps", 0) or round(1 / self.dt)}
@@ -119,9 +119,9 @@ class TaskEnv(gymnasium.Env):
         else:
             self.base._np_random, self.base._np_random_seed = self.np_random, self.np_random_seed
             ob, _ = self.base.reset(options=options)
-            self.memory[...] = self.task.initial_memory[0]
+            self._memory[0] = self.task.initial_memory[0]
             ob = self._observe(ob)
-        self.terms[...] = np.zeros(1, self.terms.dtype)[0]
+        self._terms[:] = 0
         if self.render_mode == "human":
             self.render()
         return ob, {}
@@ -136,7 +136,7 @@ class TaskEnv(gymnasium.Env):
             mujoco.mj_resetDataKeyframe(self.model, self.data, keyframe)
         self.data.qpos[:], self.data.qvel[:] = qpos, qvel
         mujoco.mj_forward(self.model, self.data)
-        self.memory[...] = memory
+        self._memory[0] = memory
 
     def step(self, action: Any) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """Steps the task; see `gymnasium.Env.step`. The info has the terms of the reward.
@@ -149,7 +149,7 @@ class TaskEnv(gymnasium.Env):
         task: Any = self.task
         action = np.asarray(action, np.float32)
         numbers = action.astype(np.float64)
-        self.terms[...] = np.zeros(1, self.terms.dtype)[0]
+        self._terms[:] = 0
         if task.defines("before_step"):
             task.before_step(self.data, numbers, self.memory)
         ob = None
@@ -187,6 +187,10 @@ class TaskEnv(gymnasium.Env):
             name = type(self.task).__name__
             raise TaskError(f"{name}.observe must always return as many numbers, {wanted}; got {found.shape}")
         return found
+
+    def set_memory(self, numbers: NDArray[np.float64]) -> None:
+        """Sets the memory to what `numpy.frombuffer(env.memory.tobytes())` was."""
+        self._memory[0] = np.asarray(numbers, np.float64).view(self.memory.dtype)[0]
 
     def render(self) -> Any:
         """Returns a frame, as `render_mode` says."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from xcfast.errors import TaskError
 from xcfast.tasks.env import TaskEnv
@@ -25,30 +26,30 @@ def register(env_id: str, max_episode_steps: int | None = None) -> Callable[[Kin
     """
 
     def decorate(kind: Kind) -> Kind:
-        spec = task_spec(kind, env_id, max_episode_steps)
-        gymnasium.registry[env_id] = spec
+        task_spec(kind)
+        gymnasium.register(
+            env_id,
+            entry_point=TaskEnv,
+            max_episode_steps=max_episode_steps,
+            vector_entry_point="xcfast.envs.make:make_task_envs",
+            kwargs={"task": kind},
+        )
         return kind
 
     return decorate
 
 
-def task_spec(kind: Any, env_id: str = "", max_episode_steps: int | None = None) -> gymnasium.envs.registration.EnvSpec:
+def task_spec(kind: Any) -> EnvSpec:
     """Returns the specification with which `gymnasium.make` makes a task's environment.
 
-    Args:
-        kind: The task's class.
-        env_id: Its id; by default the name of the class.
-        max_episode_steps: The time limit in steps; None: none.
+    It is what the class is registered as; for a class without an id, a specification without a time limit.
 
     Raises:
         TaskError: `kind` is not the class of a task.
     """
     if not (isinstance(kind, type) and issubclass(kind, MujocoTask | GymnasiumTask)):
         raise TaskError(f"a task must be a class derived from MujocoTask or GymnasiumTask; got {kind!r}")
-    return gymnasium.envs.registration.EnvSpec(
-        env_id or f"{kind.__name__}-v0",
-        entry_point=TaskEnv,
-        max_episode_steps=max_episode_steps,
-        kwargs={"task": kind},
-        vector_entry_point="xcfast.envs.make:make_native_or_subproc",
-    )
+    for spec in gymnasium.registry.values():
+        if spec.kwargs.get("task") is kind:
+            return spec
+    return EnvSpec(f"{kind.__name__}-v0", entry_point=TaskEnv, kwargs={"task": kind})

@@ -95,15 +95,28 @@ class _Writer:
         self.memory = task.initial_memory.dtype
         self.source = Source()
         self._names: dict[FunctionType, str] = {}
+        self._calls: dict[FunctionType, set[FunctionType]] = {}
         self._waiting: list[FunctionType] = []
         self._arrays: dict[int, str] = {}
         self._written: list[tuple[str, list[tuple[str, int]]]] = []
 
-    def name_of(self, function: FunctionType) -> str:
+    def name_of(self, function: FunctionType, caller: FunctionType | None = None) -> str:
+        """Returns the module's name of a function, which will be written too.
+
+        Raises:
+            RecursionError: The function calls its caller, in one call or in several.
+        """
+        if caller is not None:
+            self._calls.setdefault(caller, set()).add(function)
+            if self._reaches(function, caller):
+                raise RecursionError
         if function not in self._names:
             self._names[function] = f"{function.__name__}_{len(self._names)}"
             self._waiting.append(function)
         return self._names[function]
+
+    def _reaches(self, function: FunctionType, other: FunctionType) -> bool:
+        return function is other or any(self._reaches(one, other) for one in self._calls.get(function, ()))
 
     def array(self, value: np.ndarray) -> str:
         """Returns the name of a module constant with this array's contents."""
@@ -197,7 +210,7 @@ class _Rewriter(ast.NodeTransformer):
         if isinstance(value, ModuleType) and value.__name__ in _MODULES:
             return parsed(value.__name__, node)
         if isinstance(value, FunctionType) and not value.__module__.startswith("numpy"):
-            return named(self.writer.name_of(value), node)
+            return self._function_name(node, value)
         for module in (math, np, np.linalg):
             if getattr(module, getattr(value, "__name__", ""), None) is value and callable(value):
                 return parsed(f"{module.__name__}.{value.__name__}", node)
@@ -207,6 +220,12 @@ class _Rewriter(ast.NodeTransformer):
         if expression is None:
             self.refuse(node, f"{name} is {kind(value)}; numbers, arrays and functions can be compiled")
         return ast.copy_location(expression, node)
+
+    def _function_name(self, node: ast.expr, function: FunctionType) -> ast.expr:
+        try:
+            return named(self.writer.name_of(function, self.function), node)
+        except RecursionError:
+            self.refuse(node, f"{function.__name__} calls itself, which cannot be compiled")
 
     # self, data, memory, terms.
 
@@ -323,7 +342,7 @@ class _Rewriter(ast.NodeTransformer):
             if isinstance(method, staticmethod):
                 node.func = self.global_value(func, func.attr, method.__func__)
             elif isinstance(method, FunctionType):
-                node.func = named(self.writer.name_of(method), func)
+                node.func = self._function_name(func, method)
                 node.args.insert(0, ast.copy_location(ast.Name("self", ast.Load()), node))
                 node.args[1:] = [self.visit(one) for one in node.args[1:]]
                 node.keywords = [self.visit(one) for one in node.keywords]

@@ -150,24 +150,28 @@ class MujocoTask(_Task):
         try:
             if "<mujoco" in self.xml:
                 return mujoco.MjModel.from_xml_string(self.xml)
-            return mujoco.MjModel.from_xml_path(str(self._find_model()))
+            return mujoco.MjModel.from_xml_path(self.find_xml(self.xml))
         except ValueError as error:
             raise TaskError(f"{type(self).__name__}: the model cannot be loaded: {' '.join(str(error).split())}") from None
 
-    def _find_model(self) -> Path:
+    def find_xml(self, name: str) -> str:
+        """Returns the path of a model: an absolute one, beside the file of the class, or among Gymnasium's models.
+
+        Raises:
+            TaskError: There is no such file. The message says where it was looked for.
+        """
         from gymnasium.envs.mujoco import mujoco_env
 
-        path = Path(self.xml).expanduser()
-        places = [path.absolute()]
+        path = Path(name).expanduser()
+        places = [path]
         if not path.is_absolute():
-            places = [Path(mujoco_env.__file__).parent / "assets" / path]
-            places[:0] = [Path(inspect.getfile(kind)).parent / path for kind in type(self).__mro__[:-3] if _in_file(kind)]
+            folders = [folder for kind in type(self).__mro__ if (folder := _folder_of(kind)) is not None]
+            places = [folder / path for folder in (*folders, Path(mujoco_env.__file__).parent / "assets")]
         found = next((place for place in places if place.is_file()), None)
         if found is None:
-            raise TaskError(
-                f"{type(self).__name__}.xml: there is no {self.xml}; looked for {', '.join(map(str, places))}"
-            )
-        return found
+            looked = ", ".join(dict.fromkeys(map(str, places)))
+            raise TaskError(f"{type(self).__name__}: there is no model {name}; looked for {looked}")
+        return str(found)
 
     def _check_actions(self) -> None:
         kind, model = type(self).__name__, self.model
@@ -228,11 +232,14 @@ class GymnasiumTask(_Task):
         self.initial_memory = memory_record(type(self).__name__, self.memory)
 
 
-def _in_file(kind: type) -> bool:
+def _folder_of(kind: type) -> Path | None:
+    """Returns the folder of the file of a user's class; None for the classes of this module and of Python."""
+    if kind.__module__ in (__name__, "builtins"):
+        return None
     try:
-        return Path(inspect.getfile(kind)).is_file()
+        return Path(inspect.getfile(kind)).absolute().parent
     except (TypeError, OSError):
-        return False
+        return None
 
 
 def _check_signature(kind: type, name: str, method: Any, wanted: tuple[str, ...]) -> None:
