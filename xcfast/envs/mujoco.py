@@ -12,7 +12,7 @@ from xcfast.envs.mujoco_tasks import find_task
 from xcfast.envs.native import NativeVecEnv
 from xcfast.envs.native_check import check_against_gymnasium
 from xcfast.envs.native_draws import Draw
-from xcfast.errors import NotNativeError
+from xcfast.errors import NotNativeError, SimulationError
 
 if TYPE_CHECKING:
     from xcfast.envs.own_task import OwnTask
@@ -90,6 +90,11 @@ class MujocoVecEnv(NativeVecEnv):
             return list(self._datas)
         return [getattr(self._base, name)] * self.num_envs if name in _CONSTANTS else None
 
+    def _explained(self, error: SimulationError) -> SimulationError:
+        if self._own is None:
+            return error
+        return self._own.explained(error, self._datas[error.env_index])
+
     def _picture(self, index: int) -> Any:
         # The renderer draws the simulation of env 0, which another one's state is copied into for that long.
         if index == 0:
@@ -123,7 +128,7 @@ class MujocoVecEnv(NativeVecEnv):
     def take_reward_terms(self) -> dict[str, float]:
         """Returns the mean per step of each term of the reward, over all environments, since the last call.
 
-        Only tasks of one's own have terms; for others, and where no step was done, it returns an empty dict.
+        Only tasks of one's own have terms. For others, and where no step was done, it returns an empty dict.
         """
         return {} if self._own is None else self._own.take_reward_terms()
 

@@ -17,7 +17,7 @@ from xcfast.envs.env_state import STANDARD_WRAPPERS
 from xcfast.envs.native_draws import Draw, ResetDraws
 from xcfast.envs.shared_memory import Buffers, buffers_in
 from xcfast.envs.vec_env import Phase, StepInfos, StepResult, VecEnv, autoreset_mode_of, description_of
-from xcfast.errors import NotNativeError
+from xcfast.errors import NotNativeError, SimulationError
 from xcfast.resources import available_cpus
 
 _DRAWN_AHEAD = 32
@@ -26,7 +26,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def exclusive(method: Method) -> Method:
-    """Lets one Python thread at a time into a method of a NativeVecEnv. Another thread gets an error."""
+    """Lets one Python thread at a time into a method of a NativeVecEnv. Another thread gets an error.
+
+    Where a simulation failed, the environment may say more.
+    """
 
     @functools.wraps(method)
     def guarded(self: "NativeVecEnv", *args: Any, **kwargs: Any) -> Any:
@@ -34,6 +37,8 @@ def exclusive(method: Method) -> Method:
             raise RuntimeError(f"{type(self).__name__} is in use by another thread: it serves one thread at a time")
         try:
             return method(self, *args, **kwargs)
+        except SimulationError as error:
+            raise self._explained(error) from None
         finally:
             self._turn.release()
 
@@ -155,6 +160,10 @@ class NativeVecEnv(VecEnv):
     def _attribute(self, name: str) -> list[Any] | None:
         """Returns an attribute of each environment; None if there is none of that name."""
         raise NotImplementedError
+
+    def _explained(self, error: SimulationError) -> SimulationError:
+        """Returns an error of the engine, with more about its cause where that can be found out."""
+        return error
 
     def _picture(self, index: int) -> Any:
         """Returns the frame of one environment."""

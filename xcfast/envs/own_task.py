@@ -1,5 +1,8 @@
 """Connects a task of one's own to the native engine: compiled functions, and the memory that they work on."""
 
+import inspect
+import re
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +11,7 @@ from numpy.typing import NDArray
 
 from xcfast.envs import mujoco_state
 from xcfast.envs.mujoco_tasks import Task, find_task
+from xcfast.errors import SimulationError
 from xcfast.tasks.compiled import compile_task
 from xcfast.tasks.contacts import field_address
 from xcfast.tasks.env import TaskEnv
@@ -39,6 +43,7 @@ class OwnTask:
         self._initial = as_numbers(env.task.initial_memory)
         size, terms = self._initial.size, len(env.term_names)
         self.draw_size = env.model.nq + env.model.nv + size
+        self._taken = np.zeros(1 + terms)
         self.arrays = {
             "own_memory": np.tile(self._initial, (num_envs, 1)),
             "own_terms": np.zeros((num_envs, terms)),
@@ -90,10 +95,29 @@ class OwnTask:
         mujoco_state.set_physics(self.env.model, data, state, self.env, mujoco_state.ALL_DERIVED_ARRAYS)
         self.arrays["own_memory"][index] = state["memory"]
 
+    def explained(self, error: SimulationError, data: Any) -> SimulationError:
+        """Returns an error of compiled code with the exception that the same function raises as Python, and its place."""
+        name = re.search(r"(before_step|control|step|observe) raised an exception", str(error))
+        if name is None:
+            return error
+        env, index = self.env, error.env_index
+        memory = self.arrays["own_memory"][index].copy().view(env.memory.dtype).view(np.recarray)[0]
+        terms = self.arrays["own_terms"][index].copy().view(env.terms.dtype).view(np.recarray)[0]
+        given = {"data": data, "action": self.arrays["own_action"][index], "memory": memory, "terms": terms}
+        method = getattr(env.task, name.group(1))
+        try:
+            method(*[given[one] for one in inspect.signature(method).parameters])
+        except Exception as cause:
+            place = traceback.extract_tb(cause.__traceback__)[-1]
+            what = f"{type(cause).__name__}: {cause}".rstrip(": ")
+            return SimulationError(f"{error}: {place.filename}:{place.lineno}: {place.line}: {what}", index)
+        return error
+
     def take_reward_terms(self) -> dict[str, float]:
         """Returns the mean of each term per step since the last call; empty if there was no step."""
-        sums = self.arrays["own_sums"].sum(axis=0)
-        self.arrays["own_sums"][:] = 0
+        # Differences, since the engine may be adding in another thread.
+        now = self.arrays["own_sums"].sum(axis=0)
+        sums, self._taken = now - self._taken, now
         if sums[0] == 0:
             return {}
         return dict(zip(self.env.term_names, (sums[1:] / sums[0]).tolist(), strict=True))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from xcfast.collectors.collector import warm_up
+from xcfast.envs import MujocoVecEnv
 from xcfast.errors import ConfigError
 from xcfast.output.checkpoint import BEST_MODEL
 from xcfast.output.console import ProgressBar, say
@@ -246,8 +247,14 @@ class Trainer:
         with self.ranks.deferred():
             if self.log is not None:
                 self.log.episodes(episodes, step)
+                envs = self.components.envs
+                terms = envs.take_reward_terms() if isinstance(envs, MujocoVecEnv) else {}
                 logged = self.log.iteration(
-                    metrics, times=progress.times, episodes=episodes, step=self.step, seconds=seconds
+                    {**metrics, **{f"reward_terms/{name}": mean for name, mean in terms.items()}},
+                    times=progress.times,
+                    episodes=episodes,
+                    step=self.step,
+                    seconds=seconds,
                 )
         return logged
 

@@ -134,8 +134,8 @@ def _module_text(source: Source, constants: np.recarray, env: TaskEnv) -> tuple[
         memory=_listed(env.memory.dtype),
         terms=_listed(env.terms.dtype),
         fields=repr(tuple(source.fields)),
-        contact=repr(contact_dtype()) if "contact" in source.fields else "[('dist', 'f8')]",
-        views="".join(f"\n        {_view(k, name, env)}," for k, name in enumerate(source.fields)) or "",
+        contact=repr(contact_dtype()).removeprefix("dtype(").removesuffix(")") if "contact" in source.fields else "[('dist', 'f8')]",
+        views="".join(f"\n        {_view(name, source.fields, env)}," for name in source.fields),
     )
     calls = []
     for name, function in source.names.items():
@@ -154,18 +154,20 @@ def _listed(dtype: np.dtype) -> list[tuple[Any, ...]]:
     return [(name, field[0].base.str, field[0].shape) for name, field in (dtype.fields or {}).items()]
 
 
-def _view(index: int, name: str, env: TaskEnv) -> str:
-    """Returns the expression for a field of mjData, whose address is number `index`."""
+def _view(name: str, fields: list[str], env: TaskEnv) -> str:
+    """Returns the expression for a field of mjData, whose address is in the array `fields`."""
+
+    def one(field: str, dtype: str) -> str:
+        return f"carray(at(fields[{fields.index(field)}]), (1,), numpy.{dtype})[0]"
+
     if name == "time":
-        return f"carray(at(fields[{index}]), (1,), numpy.float64)[0]"
+        return one("time", "float64")
     if name == "ncon":
-        return f"numpy.int64(carray(at(fields[{index}]), (1,), numpy.int32)[0])"
-    if name == "contact":
-        # The address is that of the pointer, and the next field is ncon.
-        where = f"at(carray(at(fields[{index}]), (1,), numpy.uintp)[0])"
-        return f"carray({where}, (carray(at(fields[{index + 1}]), (1,), numpy.int32)[0],), CONTACT)"
+        return f"numpy.int64({one('ncon', 'int32')})"
+    if name == "contact":  # whose address is that of the pointer to the contacts
+        return f"carray(at({one('contact', 'uintp')}), ({one('ncon', 'int32')},), CONTACT)"
     array = getattr(env.data, name)
-    return f"carray(at(fields[{index}]), {array.shape}, numpy.{array.dtype})"
+    return f"carray(at(fields[{fields.index(name)}]), {array.shape}, numpy.{array.dtype})"
 
 
 @cache
@@ -187,9 +189,10 @@ def _load(text: str, lines: tuple[tuple[str, int], ...], first: int) -> ModuleTy
             exec(compile(text, str(file), "exec"), module.__dict__)
         except NumbaError:
             raise
-        except Exception:  # what is on disk is damaged
+        except Exception:  # such as damaged machine code on disk
             exec(compile(text.replace("cache=True", "cache=False"), str(file), "exec"), module.__dict__)
-    except NumbaError as error:
+    except Exception as error:
+        del sys.modules[module.__name__]
         raise NotNativeError(_explained(str(error), str(file), lines, first)) from None
     return module
 
@@ -252,4 +255,6 @@ def _explained(message: str, file: str, lines: tuple[tuple[str, int], ...], firs
     reason = next((one for one in reasons if one.startswith(("Cannot", "No implementation", "Unknown", "Untyped", "Use of", "Invalid"))), reasons[0] if reasons else "unknown")
     advice = next((text for part, text in _ADVICE if part in message), "")
     where = f"{user}:{line}: {statement}: " if user else ""
+    if not user:
+        advice = "step must return the reward and whether the episode terminates, observe a float64 array"
     return f"{where}numba cannot compile it: {reason}" + (f"; {advice}" if advice else "")

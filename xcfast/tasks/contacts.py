@@ -8,33 +8,38 @@ import numpy as np
 
 from xcfast.errors import NotNativeError
 
-_MODEL = """
-<mujoco><option timestep="0.001"/><worldbody><geom type="plane" size="9 9 1"/>{bodies}</worldbody></mujoco>
+_BODY = '<body pos="{x} 0 9"><freejoint/><geom type="{kind}" size=".1 .1 .1"/></body>'
+_MODEL = f"""
+<mujoco><worldbody>
+  <geom type="plane" size="99 99 1"/>{"".join(_BODY.format(x=x, kind="sphere" if x else "box") for x in range(4))}
+</worldbody></mujoco>
 """
-_BALL = '<body pos="{x} 0 {z}"><freejoint/><geom size=".1"/></body>'
+# Which of the bodies, a box and three balls, touch the ground, and in how many places. A box touches it in four, so that
+# the number of contacts is not always that of the bodies that touch.
+_TOUCHING = (((0,), 4), ((1,), 1), ((1, 2, 3), 3), ((0, 1, 2, 3), 7))
 
 
 @cache
-def _scene() -> tuple[Any, list[Any]]:
-    """Returns a model of seven balls, and simulations of it in which 1, 3, 6 and 7 of them touch the ground."""
+def _simulations() -> list[Any]:
+    """Returns simulations of the scene, one for each entry of _TOUCHING."""
     import mujoco
 
-    balls = "".join(_BALL.format(x=k, z=1) for k in range(7))
-    model = mujoco.MjModel.from_xml_string(_MODEL.format(bodies=balls))
+    model = mujoco.MjModel.from_xml_string(_MODEL)
     datas = []
-    for touching in (1, 3, 6, 7):
+    for bodies, contacts in _TOUCHING:
         data = mujoco.MjData(model)
-        data.qpos[2 : 7 * touching : 7] = 0.099
+        data.qpos[[7 * body + 2 for body in bodies]] = 0.099
         mujoco.mj_forward(model, data)
-        assert data.ncon == touching
+        if data.ncon != contacts:
+            raise NotNativeError(f"this MuJoCo finds {data.ncon} contacts where {contacts} are expected")
         datas.append(data)
-    return model, datas
+    return datas
 
 
 @cache
 def contact_dtype() -> np.dtype:
     """Returns the layout of a contact (mjContact), with the members that this version shows."""
-    data = _scene()[1][-1]
+    data = _simulations()[-1]
     contact = data.contact
     start = _address(contact.dist)
     members = {}
@@ -55,7 +60,7 @@ def contact_dtype() -> np.dtype:
 @cache
 def _offsets() -> dict[str, int]:
     """Returns where, in bytes from the start of mjData, time, ncon and the pointer to the contacts are."""
-    datas = _scene()[1]
+    datas = _simulations()
     starts = [_address(data.energy) for data in datas]
     time = -8  # the member before energy
     for k, (data, start) in enumerate(zip(datas, starts, strict=True)):

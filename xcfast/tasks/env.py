@@ -166,7 +166,12 @@ class TaskEnv(gymnasium.Env):
             ob, reward, terminated, _, info = self.base.step(action)
             for name, value in terms_of(self.base, action, reward, terminated, info).items():
                 self.terms[name] = value
-        reward, terminated = task.step(self.data, numbers, self.memory, self.terms)
+        returned = task.step(self.data, numbers, self.memory, self.terms)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise TaskError(
+                f"{type(task).__name__}.step must return the reward and whether the episode terminates; got {returned!r}"
+            )
+        reward, terminated = returned
         if not np.isfinite(reward):
             wrong = [f"{name} is {self.terms[name]}" for name in self.term_names if not np.isfinite(self.terms[name])]
             raise NonFiniteError(

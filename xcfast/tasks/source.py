@@ -245,7 +245,18 @@ class _Rewriter(ast.NodeTransformer):
             if names is not None and node.attr not in names:
                 known = ", ".join(names) or "none"
                 self.refuse(node, f"{owner} has no {node.attr}; the task declares {known}")
+        self._check_module(node)
         return self.generic_visit(node)
+
+    def _check_module(self, node: ast.Attribute) -> None:
+        path = self._module_path(node)
+        if path is None:
+            return
+        value: Any = self.outer[str(root(node))]
+        for name in path.split(".")[len(getattr(value, "__name__", "").split(".")) :]:
+            if not hasattr(value, name):
+                self.refuse(node, f"{getattr(value, '__name__', 'it')} has no {name}")
+            value = getattr(value, name)
 
     def _constant(self, node: ast.Attribute) -> ast.expr:
         if not isinstance(node.ctx, ast.Load):
