@@ -236,6 +236,7 @@ def mujoco_engine(
     arrays: dict[str, Any],
     pool: ThreadPool,
     keep_alive: object,
+    own: dict[str, Any] | None = None,
 ) -> EnvEngine: ...
 def classic_engine(
     task: str, values: dict[str, float], config: dict[str, int], arrays: dict[str, Any], pool: ThreadPool

@@ -22,7 +22,12 @@ _LEG = """
           </body>
         </body>
       </body>"""
-_LEGS = (("front_right", 0.19, -0.05), ("front_left", 0.19, 0.05), ("rear_right", -0.19, -0.05), ("rear_left", -0.19, 0.05))
+_LEGS = (
+    ("front_right", 0.19, -0.05),
+    ("front_left", 0.19, 0.05),
+    ("rear_right", -0.19, -0.05),
+    ("rear_left", -0.19, 0.05),
+)
 _STAND = "0 .9 -1.8 " * 4
 _XML = f"""
 <mujoco model="quadruped">

@@ -26,7 +26,7 @@ class ClassicControlVecEnv(NativeVecEnv):
     """
 
     @staticmethod
-    def _check(env_id: str, env_kwargs: dict[str, Any]) -> None:
+    def _check(env_id: str | type, env_kwargs: dict[str, Any]) -> None:
         check_against_gymnasium(env_id, env_kwargs, functools.partial(ClassicControlVecEnv, check=False))
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:

@@ -148,7 +148,7 @@ def _announce(line: str) -> None:
         print(f"xcfast: {line}", file=sys.stderr)
 
 
-def _no_masks(env_id: str) -> EnvError:
+def _no_masks(env_id: str | type) -> EnvError:
     return EnvError(f"{env_id} delivers no action masks; use_actions_mask: False trains without")
 
 

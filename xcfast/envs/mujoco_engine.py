@@ -98,9 +98,7 @@ def build_engine(
         keep_alive.append(owned)
     name = "" if task is None else task.name
     try:
-        return _core.mujoco_engine(
-            name, setup, functions(), config, simulations, arrays, pool, keep_alive, description
-        )
+        return _core.mujoco_engine(name, setup, functions(), config, simulations, arrays, pool, keep_alive, description)
     except ValueError as error:
         raise NotNativeError(str(error)) from None
 

@@ -121,7 +121,7 @@ class NativeVecEnv(VecEnv):
     # What a kind of native environment adds.
 
     @staticmethod
-    def _check(env_id: str, env_kwargs: dict[str, Any]) -> None:
+    def _check(env_id: str | type, env_kwargs: dict[str, Any]) -> None:
         """Compares environments of this kind with Gymnasium's.
 
         Raises:

@@ -48,8 +48,8 @@ class OwnTask:
             "own_memory": np.tile(self._initial, (num_envs, 1)),
             "own_terms": np.zeros((num_envs, terms)),
             "own_sums": np.zeros((num_envs, 1 + terms)),
-            "own_action": np.zeros((num_envs, *env.action_space.shape)),
-            "own_obs": np.zeros((num_envs, *env.observation_space.shape)),
+            "own_action": np.zeros((num_envs, env.action_size)),
+            "own_obs": np.zeros((num_envs, env.obs_size)),
         }
 
     def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -72,8 +72,8 @@ class OwnTask:
         description = {
             **compiled.addresses,
             "constants": compiled.constants.__array_interface__["data"][0],
-            "obs_size": env.observation_space.shape[0],
-            "action_size": env.action_space.shape[0],
+            "obs_size": env.obs_size,
+            "action_size": env.action_size,
             "memory_size": self._initial.size,
             "contact_forces": not _CONTACT_FORCES.isdisjoint(compiled.fields),
             "terms": list(env.term_names),
@@ -96,7 +96,7 @@ class OwnTask:
         self.arrays["own_memory"][index] = state["memory"]
 
     def explained(self, error: SimulationError, data: Any) -> SimulationError:
-        """Returns an error of compiled code with the exception that the same function raises as Python, and its place."""
+        """Returns an error of compiled code, with the exception that the same function raises as Python."""
         name = re.search(r"(before_step|control|step|observe) raised an exception", str(error))
         if name is None:
             return error

@@ -134,18 +134,21 @@ def _module_text(source: Source, constants: np.recarray, env: TaskEnv) -> tuple[
         memory=_listed(env.memory.dtype),
         terms=_listed(env.terms.dtype),
         fields=repr(tuple(source.fields)),
-        contact=repr(contact_dtype()).removeprefix("dtype(").removesuffix(")") if "contact" in source.fields else "[('dist', 'f8')]",
+        contact=repr(contact_dtype()).removeprefix("dtype(").removesuffix(")")
+        if "contact" in source.fields
+        else "[('dist', 'f8')]",
         views="".join(f"\n        {_view(name, source.fields, env)}," for name in source.fields),
     )
     calls = []
     for name, function in source.names.items():
-        arguments = [_ARGUMENTS[one].format(action_size=env.action_space.shape[0]) for one in _BODIES[name]]
+        arguments = [_ARGUMENTS[one].format(action_size=env.action_size) for one in _BODIES[name]]
         call = f"{function}(carray(constants, 1)[0], {', '.join(arguments)})"
         if name == "step":
             call = f"reward, terminated = {call}\n        out[0] = reward\n        out[1] = 1.0 if terminated else 0.0"
         elif name == "observe":
-            size = env.observation_space.shape[0]
-            call = f"ob = {call}\n        if ob.size != {size}:\n            return 2\n        carray(out, ({size},))[:] = ob"
+            size = env.obs_size
+            call = f"ob = {call}\n        if ob.size != {size}:\n            return 2"
+            call += f"\n        carray(out, ({size},))[:] = ob"
         calls.append(_CALL.format(name=name, body=call))
     return header + source.text + "".join(calls), header.count("\n")
 
@@ -235,7 +238,9 @@ _ADVICE = (
 def _explained(message: str, file: str, lines: tuple[tuple[str, int], ...], first: int) -> str:
     """Reduces numba's message to the user's line, the reason, and what to write instead."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    places = re.findall(re.escape(os.path.basename(file)) + r'"?, line (\d+)|' + re.escape(file) + r":(\d+)|\((\d+)\)", message)
+    places = re.findall(
+        re.escape(os.path.basename(file)) + r'"?, line (\d+)|' + re.escape(file) + r":(\d+)|\((\d+)\)", message
+    )
     user, line = next(
         (
             lines[int(number) - first - 1]
@@ -252,7 +257,14 @@ def _explained(message: str, file: str, lines: tuple[tuple[str, int], ...], firs
     told = [one.strip() for one in message.splitlines() if one.strip()]
     skipped = re.compile(r"^(Failed in|During:|File |>>>|There are|- Resolution|-{2,}|\^|\[\d\])")
     reasons = [one for one in told if not skipped.match(one)]
-    reason = next((one for one in reasons if one.startswith(("Cannot", "No implementation", "Unknown", "Untyped", "Use of", "Invalid"))), reasons[0] if reasons else "unknown")
+    reason = next(
+        (
+            one
+            for one in reasons
+            if one.startswith(("Cannot", "No implementation", "Unknown", "Untyped", "Use of", "Invalid"))
+        ),
+        reasons[0] if reasons else "unknown",
+    )
     advice = next((text for part, text in _ADVICE if part in message), "")
     where = f"{user}:{line}: {statement}: " if user else ""
     if not user:

@@ -9,12 +9,13 @@ import numpy as np
 from xcfast.errors import NotNativeError
 
 _BODY = '<body pos="{x} 0 9"><freejoint/><geom type="{kind}" size=".1 .1 .1"/></body>'
+_BODIES = "".join(_BODY.format(x=x, kind="sphere" if x else "box") for x in range(4))
 _MODEL = f"""
 <mujoco><worldbody>
-  <geom type="plane" size="99 99 1"/>{"".join(_BODY.format(x=x, kind="sphere" if x else "box") for x in range(4))}
+  <geom type="plane" size="99 99 1"/>{_BODIES}
 </worldbody></mujoco>
 """
-# Which of the bodies, a box and three balls, touch the ground, and in how many places. A box touches it in four, so that
+# Which of the bodies, a box and three balls, touch the ground, and in how many places. A box touches it in four, so
 # the number of contacts is not always that of the bodies that touch.
 _TOUCHING = (((0,), 4), ((1,), 1), ((1, 2, 3), 3), ((0, 1, 2, 3), 7))
 
@@ -68,7 +69,9 @@ def _offsets() -> dict[str, int]:
         if ctypes.c_double.from_address(start + time).value != data.time:
             raise NotNativeError("this MuJoCo keeps the time elsewhere in mjData")
     begin = max(-1024, _address(datas[0].solver_fwdinv) - starts[0])
-    ncon = [k for k in range(time - 4, begin, -4) if all(_int(s + k) == d.ncon for d, s in zip(datas, starts, strict=True))]
+    ncon = [
+        k for k in range(time - 4, begin, -4) if all(_int(s + k) == d.ncon for d, s in zip(datas, starts, strict=True))
+    ]
     contacts = [_address(data.contact.dist) for data in datas]
     # The first match, since nothing says where mjData ends.
     pointer = next(

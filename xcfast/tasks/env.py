@@ -1,6 +1,6 @@
-"""TaskEnv: a single environment that runs a task's functions as plain Python. It is the reference of the compiled ones."""
+"""TaskEnv: one environment that runs a task's functions as plain Python. It is the reference of the compiled ones."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -39,7 +39,10 @@ class TaskEnv(gymnasium.Env):
         TaskError: The task lacks something or contradicts itself.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 100}
+    metadata: dict[str, Any] = {  # noqa: RUF012, as in gymnasium.Env
+        "render_modes": ["human", "rgb_array", "depth_array"],
+        "render_fps": 100,
+    }
 
     def __init__(
         self,
@@ -55,7 +58,8 @@ class TaskEnv(gymnasium.Env):
         import mujoco
 
         self.render_mode = render_mode
-        self.task = made = task(**parameters)
+        made = task(**parameters)
+        self.task: Any = made
         names = made.terms
         self.base: Any = None
         if isinstance(made, GymnasiumTask):
@@ -75,8 +79,8 @@ class TaskEnv(gymnasium.Env):
         self.frame_skip, self.dt = made.frame_skip, made.dt
         self._memory, self._terms = made.initial_memory.copy(), empty_record((name, "f8", ()) for name in names)
         self.memory, self.terms = self._memory[0], self._terms[0]
-        self.action_space = made.action_space
-        self.observation_space = self._make_observation_space()
+        self.action_space: Box = made.action_space
+        self.observation_space: Box = self._make_observation_space()
         self.metadata = {**self.metadata, "render_fps": getattr(made, "render_fps", 0) or round(1 / self.dt)}
         self.width, self.height, self.camera_name, self.camera_id = width, height, camera_name, camera_id
         self.mujoco_renderer = MujocoRenderer(
@@ -93,12 +97,22 @@ class TaskEnv(gymnasium.Env):
             self._start(*self._init_state, self.task.initial_memory[0])
         else:
             mujoco.mj_forward(self.model, self.data)
-        ob = self.task.observe(self.data, self.memory)  # type: ignore[attr-defined]
+        ob = self.task.observe(self.data, self.memory)
         name = type(self.task).__name__
         if not isinstance(ob, np.ndarray) or ob.ndim != 1 or ob.size == 0 or ob.dtype != np.float64:
             given = f"{ob.dtype} {list(ob.shape)}" if isinstance(ob, np.ndarray) else type(ob).__name__
             raise TaskError(f"{name}.observe must return a float64 array of one dimension; got {given}")
         return Box(-np.inf, np.inf, ob.shape, np.float64)
+
+    @property
+    def obs_size(self) -> int:
+        """The number of values of an observation."""
+        return int(np.prod(self.observation_space.shape))
+
+    @property
+    def action_size(self) -> int:
+        """The number of values of an action."""
+        return int(np.prod(self.action_space.shape))
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64], np.record]:
         """Draws an initial state: positions, velocities and memory."""
@@ -129,7 +143,7 @@ class TaskEnv(gymnasium.Env):
     def _start(self, qpos: NDArray[np.float64], qvel: NDArray[np.float64], memory: np.record) -> None:
         import mujoco
 
-        keyframe = self.task.keyframe_id  # type: ignore[union-attr]
+        keyframe = self.task.keyframe_id
         if keyframe < 0:
             mujoco.mj_resetData(self.model, self.data)
         else:
@@ -146,7 +160,7 @@ class TaskEnv(gymnasium.Env):
         """
         import mujoco
 
-        task: Any = self.task
+        task = self.task
         action = np.asarray(action, np.float32)
         numbers = action.astype(np.float64)
         self._terms[:] = 0
@@ -168,14 +182,15 @@ class TaskEnv(gymnasium.Env):
                 self.terms[name] = value
         returned = task.step(self.data, numbers, self.memory, self.terms)
         if not isinstance(returned, tuple) or len(returned) != 2:
-            raise TaskError(
-                f"{type(task).__name__}.step must return the reward and whether the episode terminates; got {returned!r}"
-            )
+            name = type(task).__name__
+            raise TaskError(f"{name}.step must return the reward and whether the episode terminates; got {returned!r}")
         reward, terminated = returned
         if not np.isfinite(reward):
             wrong = [f"{name} is {self.terms[name]}" for name in self.term_names if not np.isfinite(self.terms[name])]
             raise NonFiniteError(
-                f"{type(task).__name__}.step returned the reward {reward}" + ("; of its terms, " if wrong else "") + ", ".join(wrong)
+                f"{type(task).__name__}.step returned the reward {reward}"
+                + ("; of its terms, " if wrong else "")
+                + ", ".join(wrong)
             )
         info = {name: float(self.terms[name]) for name in self.term_names}
         if self.render_mode == "human":
@@ -186,7 +201,7 @@ class TaskEnv(gymnasium.Env):
         if not self.task.defines("observe"):
             assert ob is not None
             return ob
-        found: NDArray[np.float64] = self.task.observe(self.data, self.memory)  # type: ignore[union-attr]
+        found: NDArray[np.float64] = self.task.observe(self.data, self.memory)
         wanted = self.observation_space.shape
         if found.shape != wanted:
             name = type(self.task).__name__

@@ -10,16 +10,19 @@ import numpy as np
 
 
 def listed(node: Any) -> list[Any]:
+    """Returns one node, or a list of nodes, as a list."""
     return node if isinstance(node, list) else [node]
 
 
 def root(node: ast.AST) -> str | None:
+    """Returns the name that a chain of attributes and calls begins with."""
     while isinstance(node, ast.Attribute | ast.Call):
         node = node.value if isinstance(node, ast.Attribute) else node.func
     return node.id if isinstance(node, ast.Name) else None
 
 
 def named(name: str, node: ast.AST) -> ast.Name:
+    """Returns a name, at the place of a node."""
     return ast.copy_location(ast.Name(name, ast.Load()), node)
 
 
@@ -55,6 +58,7 @@ _NOT_FINITE = {"nan": "math.nan", "inf": "math.inf", "-inf": "(-math.inf)"}
 
 
 def kind(value: Any) -> str:
+    """Returns what a value is, for a sentence."""
     if isinstance(value, ModuleType):
         return f"the module {value.__name__}"
     if isinstance(value, np.ndarray):
@@ -64,10 +68,12 @@ def kind(value: Any) -> str:
 
 
 def same(one: Any, other: Any) -> bool:
+    """Returns whether two constants are of one type and equal."""
     return type(one) is type(other) and bool(np.array_equal(one, other))
 
 
 def nearest(name: str, names: list[str]) -> str:
+    """Returns a question after the name that is most like this one; "" if none is like it."""
     found = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 

@@ -1,4 +1,4 @@
-"""Records: named numbers and arrays in one piece of memory, which Python and compiled functions read by the same names."""
+"""Records: named numbers and arrays in one piece of memory, which Python and compiled code read by the same names."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -10,6 +10,7 @@ from xcfast.errors import TaskError
 from xcfast.tasks.env import TaskEnv
 from xcfast.tasks.task import GymnasiumTask, MujocoTask
 
+_MAKE: Any = TaskEnv
 Kind = TypeVar("Kind", bound=type[MujocoTask] | type[GymnasiumTask])
 
 
@@ -29,7 +30,7 @@ def register(env_id: str, max_episode_steps: int | None = None) -> Callable[[Kin
         task_spec(kind)
         gymnasium.register(
             env_id,
-            entry_point=TaskEnv,
+            entry_point=_MAKE,
             max_episode_steps=max_episode_steps,
             vector_entry_point="xcfast.envs.make:make_task_envs",
             kwargs={"task": kind},
@@ -52,4 +53,4 @@ def task_spec(kind: Any) -> EnvSpec:
     for spec in gymnasium.registry.values():
         if spec.kwargs.get("task") is kind:
             return spec
-    return EnvSpec(f"{kind.__name__}-v0", entry_point=TaskEnv, kwargs={"task": kind})
+    return EnvSpec(f"{kind.__name__}-v0", entry_point=_MAKE, kwargs={"task": kind})

@@ -42,7 +42,9 @@ _NO_STATEMENTS = {
 # Functions whose order of additions is numpy's, or that numba lacks without SciPy; of xcfast.tasks.arithmetic.
 _OWN_FUNCTIONS = {"numpy.sum": 1, "numpy.mean": 1, "numpy.dot": 2, "numpy.linalg.norm": 1}
 _OWN_METHODS = {"sum": 0, "mean": 0, "dot": 1}
-_ACCESSORS = frozenset(("actuator", "body", "cam", "camera", "geom", "jnt", "joint", "light", "sensor", "site", "tendon"))
+_ACCESSORS = frozenset(
+    ("actuator", "body", "cam", "camera", "geom", "jnt", "joint", "light", "sensor", "site", "tendon")
+)
 
 
 class RefusedError(Exception):
@@ -335,7 +337,9 @@ class _Rewriter(ast.NodeTransformer):
         if not isinstance(node.ctx, ast.Load):
             self.refuse(node, f"data.{node.attr} cannot be replaced; write into it, as in data.{node.attr}[:] = ...")
         known = node.attr in ("time", "ncon", "contact")
-        if not known and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.flags.c_contiguous):
+        if not known and not (
+            isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.flags.c_contiguous
+        ):
             self.refuse(node, f"data.{node.attr} is {kind(value)}, which compiled code cannot read")
         if node.attr.startswith(("efc_", "iefc_", "efm_", "island_", "map_")):
             self.refuse(node, f"data.{node.attr} moves in memory, which compiled code cannot follow")
@@ -350,15 +354,9 @@ class _Rewriter(ast.NodeTransformer):
         func = node.func
         if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id == "self":
             method = inspect.getattr_static(type(self.writer.task), func.attr, None)
-            if isinstance(method, staticmethod):
-                node.func = self.global_value(func, func.attr, method.__func__)
-            elif isinstance(method, FunctionType):
-                node.func = self._function_name(func, method)
-                node.args.insert(0, ast.copy_location(ast.Name("self", ast.Load()), node))
-                node.args[1:] = [self.visit(one) for one in node.args[1:]]
-                node.keywords = [self.visit(one) for one in node.keywords]
-                return node
-            elif method is not None and not hasattr(method, "__get__"):
+            if isinstance(method, FunctionType | staticmethod):
+                return self._method_call(node, func, method)
+            if method is not None and not isinstance(method, property):
                 self.refuse(node, f"self.{func.attr} is {kind(method)}, not a method")
         own = self._own_function(node)
         if own is not None:
@@ -367,6 +365,16 @@ class _Rewriter(ast.NodeTransformer):
         if path is not None and path.startswith("numpy.random"):
             self.refuse(node, "random numbers are drawn in reset, from its rng; memory keeps them")
         return self.generic_visit(node)
+
+    def _method_call(self, node: ast.Call, func: ast.Attribute, method: FunctionType | staticmethod) -> ast.Call:
+        arguments = [self.visit(one) for one in node.args]
+        if isinstance(method, staticmethod):
+            function = self.global_value(func, func.attr, method.__func__)
+        else:
+            function = self._function_name(func, method)
+            arguments.insert(0, ast.Name("self", ast.Load()))
+        keywords = [self.visit(one) for one in node.keywords]
+        return ast.copy_location(ast.Call(function, arguments, keywords), node)
 
     def _own_function(self, node: ast.Call) -> ast.expr | None:
         if node.keywords:
@@ -423,7 +431,7 @@ class _Rewriter(ast.NodeTransformer):
         return [ast.copy_location(one, node) for one in (first, *rest)]
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
-        node.target = self._whole(node.target)  # type: ignore[assignment]
+        node.target = self._whole(node.target)
         return self.generic_visit(node)
 
     def _whole(self, target: ast.expr) -> Any:

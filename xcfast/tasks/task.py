@@ -152,7 +152,9 @@ class MujocoTask(_Task):
                 return mujoco.MjModel.from_xml_string(self.xml)
             return mujoco.MjModel.from_xml_path(self.find_xml(self.xml))
         except ValueError as error:
-            raise TaskError(f"{type(self).__name__}: the model cannot be loaded: {' '.join(str(error).split())}") from None
+            raise TaskError(
+                f"{type(self).__name__}: the model cannot be loaded: {' '.join(str(error).split())}"
+            ) from None
 
     def find_xml(self, name: str) -> str:
         """Returns the path of a model: an absolute one, beside the file of the class, or among Gymnasium's models.
@@ -195,14 +197,14 @@ class MujocoTask(_Task):
 class GymnasiumTask(_Task):
     """One of Gymnasium's MuJoCo tasks with another reward or another end.
 
-    A subclass sets `env_id` and defines `step`, and `observe` if it wants another observation; `build` and `before_step`
-    as in `MujocoTask`. The physics, the initial states and the actions are those of Gymnasium's task.
+    A subclass sets `env_id` and defines `step`, `observe` if it wants another observation, and `build` and
+    `before_step` as in `MujocoTask`. The physics, the initial states and the actions are those of Gymnasium's task.
 
     In `step`, ``terms.reward`` and ``terms.terminated`` (0 or 1) are those of Gymnasium's task, and ``terms`` has what
     they were made of as far as the task has it: ``x_velocity``, ``y_velocity``, ``forward``, ``healthy``, ``control``
     and ``contact``, with Gymnasium's weights, costs as positive numbers. Arms have the distance term in
-    ``forward``, Pusher the near term in ``contact``; InvertedDoublePendulum has its penalties of distance in ``forward``
-    and of velocity in ``control``. Terms in `terms` of the class come after these.
+    ``forward``, and Pusher the near term in ``contact``. InvertedDoublePendulum has its penalties of distance in
+    ``forward`` and of velocity in ``control``. Terms in `terms` of the class come after these.
 
     Attributes:
         env_id: The id of Gymnasium's task, such as "HalfCheetah-v5".
