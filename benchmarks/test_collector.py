@@ -20,10 +20,12 @@ NUM_ENVS, NUM_THREADS = 16, 2
 NUM_STEPS = 5 if SMOKE else 250
 
 
-def make(env_id: str, backend: str, num_threads: int = NUM_THREADS) -> tuple[Any, Rollout, Callable[[], None]]:
+def make(
+    env_id: str, backend: str, num_threads: int = NUM_THREADS, envs: Any = None
+) -> tuple[Any, Rollout, Callable[[], None]]:
     """A collector, its rollout, and a function that collects the same rollout again and again."""
     config = load_config(overrides={"env_id": env_id, "device": "cpu", "collector_backend": backend})
-    envs = MujocoVecEnv(env_id, NUM_ENVS, num_threads, copy=False)
+    envs = envs or MujocoVecEnv(env_id, NUM_ENVS, num_threads, copy=False)
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     policy = build_policy(config, obs_space, action_space)
     normalizer = ObservationNormalizer(obs_space.shape, num_envs=NUM_ENVS, clip=config.obsnorm_range)

@@ -39,7 +39,12 @@ def stepper(envs: Any, actions: np.ndarray) -> Callable[[], None]:
     return run
 
 
-def physics_alone(envs: MujocoVecEnv, actions: np.ndarray, num_threads: int) -> Callable[[], Any]:
+def physics_alone(
+    envs: MujocoVecEnv,
+    actions: np.ndarray,
+    num_threads: int,
+    to_controls: Callable[[np.ndarray], np.ndarray] = lambda actions: actions,
+) -> Callable[[], Any]:
     """As many steps of the same physics on the same states: MuJoCo's own C++ rollout of what `stepper` goes through.
 
     The trajectory is cut into segments, each from its recorded state on, since a rollout cannot reset. A segment in
@@ -55,7 +60,7 @@ def physics_alone(envs: MujocoVecEnv, actions: np.ndarray, num_threads: int) -> 
             mujoco.mj_getState(model, data, row, FULL)
         states.append(state)
         warmstarts.append(np.stack([data.qacc_warmstart.copy() for data in datas]))
-        controls.append(np.repeat(segment.swapaxes(0, 1), frame_skip, axis=1).astype(np.float64))
+        controls.append(np.repeat(to_controls(segment).swapaxes(0, 1), frame_skip, axis=1).astype(np.float64))
         for action in segment:
             envs.step(action)
     state, warmstart, control = (np.concatenate(parts) for parts in (states, warmstarts, controls))

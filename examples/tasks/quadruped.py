@@ -28,6 +28,7 @@ _LEGS = (
     ("rear_right", -0.19, -0.05),
     ("rear_left", -0.19, 0.05),
 )
+_MOTORS = "".join(f'<position joint="{n}_{j}"/>' for n, _, _ in _LEGS for j in ("abduction", "hip", "knee"))
 _STAND = "0 .9 -1.8 " * 4
 _XML = f"""
 <mujoco model="quadruped">
@@ -48,7 +49,7 @@ _XML = f"""
     <gyro name="gyro" site="imu"/><velocimeter name="velocity" site="imu"/>
     <framezaxis name="up" objtype="site" objname="imu"/>
   </sensor>
-  <actuator>{"".join(f'<position joint="{n}_{j}"/>' for n, _, _ in _LEGS for j in ("abduction", "hip", "knee"))}</actuator>
+  <actuator>{_MOTORS}</actuator>
   <keyframe><key name="stand" qpos="0 0 .29 1 0 0 0 {_STAND}" ctrl="{_STAND}"/></keyframe>
 </mujoco>
 """
