@@ -75,11 +75,11 @@ inline void stand_in_step(const void *, void *d) {
 inline void stand_in_forward(const void *, void *) {}
 inline void stand_in_reset(const void *, void *d) { *static_cast<Data *>(d) = Data{}; }
 
-// What an engine of n envs writes into; all have four numbers to observe and to draw.
+// What an engine of n envs writes into; all have four numbers to observe, and four to draw unless it is said otherwise.
 struct Memory {
-  explicit Memory(int64_t n)
-      : obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n), terminated(n), truncated(n), lengths(n),
-        finished_lengths(n), elapsed(n), draws(n * kCapacity * 4), drawn(n), used(n) {}
+  explicit Memory(int64_t n, int64_t draw = 4)
+      : draw_size(draw), obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n), terminated(n), truncated(n), lengths(n),
+        finished_lengths(n), elapsed(n), draws(n * kCapacity * draw), drawn(n), used(n) {}
 
   Rows rows() {
     return {obs.data(),    final_obs.data(),        rewards.data(),          terminated.data(), truncated.data(), returns.data(),
@@ -88,11 +88,13 @@ struct Memory {
   }
 
   void fill(int64_t i) {
-    for (int64_t k = 0; k < kCapacity * 4; ++k) draws[i * kCapacity * 4 + k] = 0.001 * static_cast<double>(k);
+    const int64_t size = kCapacity * draw_size;
+    for (int64_t k = 0; k < size; ++k) draws[i * size + k] = 0.001 * static_cast<double>(k);
     used[i] = 0;
     drawn[i] = kCapacity;
   }
 
+  const int64_t draw_size;
   std::vector<double> obs, final_obs, rewards, returns, finished_returns;
   std::vector<uint8_t> terminated, truncated;
   std::vector<int64_t> lengths, finished_lengths, elapsed;
@@ -104,6 +106,18 @@ struct Memory {
 struct World : Memory {
   World(int64_t n, int64_t limit) : Memory(n), data(n), terms(n), warning_counts(n * kWarnings) {
     static_assert(kNq + kNv == 4);
+    auto dynamics = std::make_unique<Simulations>(config(), make_task("InvertedPendulum", setup()), simulations());
+    engine = std::make_unique<Engine>(Engine::Config{limit, kCapacity}, std::move(dynamics), rows());
+  }
+
+  std::vector<Data> data;
+  std::vector<Terms> terms;
+  std::vector<int64_t> warning_counts;
+
+ protected:
+  World(int64_t n, int64_t draw, bool) : Memory(n, draw), data(n), terms(n), warning_counts(n * kWarnings) {}  // without an engine
+
+  Simulations::Config config() {
     Simulations::Config config;
     config.api.step = &stand_in_step;
     config.api.forward = &stand_in_forward;
@@ -118,8 +132,12 @@ struct World : Memory {
     config.warning_stride = 2 * sizeof(int);
     config.terms = terms.data();
     config.warning_counts = warning_counts.data();
-    std::vector<Simulation> simulations(n);
-    for (int64_t i = 0; i < n; ++i) {
+    return config;
+  }
+
+  std::vector<Simulation> simulations() {
+    std::vector<Simulation> simulations(data.size());
+    for (size_t i = 0; i < data.size(); ++i) {
       Simulation &sim = simulations[i];
       sim.data = &data[i];
       sim.qpos = data[i].qpos;
@@ -131,19 +149,18 @@ struct World : Memory {
       sim.fields.qvel = sim.qvel;
       sim.fields.ctrl = sim.ctrl;
     }
+    return simulations;
+  }
+
+  static Setup setup() {
     Setup setup;
     setup.nq = kNq;
     setup.nv = kNv;
     setup.nu = kNu;
     setup.dt = 0.02;
     setup.v5 = true;
-    auto dynamics = std::make_unique<Simulations>(config, make_task("InvertedPendulum", setup), simulations);
-    engine = std::make_unique<Engine>(Engine::Config{limit, kCapacity}, std::move(dynamics), rows());
+    return setup;
   }
-
-  std::vector<Data> data;
-  std::vector<Terms> terms;
-  std::vector<int64_t> warning_counts;
 };
 
 struct ClassicWorld : Memory {
