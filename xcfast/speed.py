@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-
 from xcfast.config import Config
 from xcfast.envs import DummyVecEnv, SubprocVecEnv, available_cpus, make_env_fn
 from xcfast.envs.make import native_kind
