@@ -133,7 +133,11 @@ def _native_if_it_serves(
         if vectorize in _NATIVE or (isinstance(error, NotNativeError) and is_own_task(env_id)):
             if not isinstance(error, NotNativeError):
                 raise
-            print(f"xcfast: {env_id} is stepped by {other}, not by the native engine: {error}", file=sys.stderr)
+            reason = f"{env_id} is stepped by {other}, not by the native engine: {error}"
+            if vectorize in _NATIVE:
+                print(f"xcfast: {reason}", file=sys.stderr)
+            else:
+                _announce(reason)
         return None
     if vectorize not in _NATIVE:
         numbers = f"{env_id} is stepped by {kind.__name__}, with the numbers of {vectorize}"

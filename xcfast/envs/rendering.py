@@ -93,9 +93,11 @@ def _has_free_tracking_camera(constructor: EnvConstructor) -> bool:
         import mujoco
         from gymnasium.envs.mujoco import MujocoEnv
 
+        from xcfast.tasks.env import TaskEnv
+
         spec = constructor.spec or gymnasium.spec(constructor.env_id)
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-        if not (isinstance(creator, type) and issubclass(creator, MujocoEnv)):
+        if not (isinstance(creator, type) and issubclass(creator, MujocoEnv | TaskEnv)):
             return False
         chosen = {**spec.kwargs, **constructor.kwargs}
         if {"camera_name", "camera_id", "default_camera_config"} & chosen.keys():
