@@ -1,7 +1,7 @@
 """``python -m xcfast.sweep CONFIG --seeds 5 [--grid key=v1,v2] [--study N --search key=low:high[:log]]``.
 
-Trains the seeds of one or several settings side by side, in one process per job on CPUs of its own. The same command
-continues: it skips finished jobs, resumes interrupted ones, and tries failed ones again. Ctrl-C stops and saves all.
+Trains the seeds of one or several settings side by side, in one process per job. The same command continues: it
+skips finished jobs, resumes interrupted ones, and tries failed ones again. Ctrl-C stops and saves all.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def _sweep(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     folder = args.output or Path("sweeps") / env_folder(base.env_id)
     threads = base.num_threads or 1
+    processors = {"num_threads": threads, "num_workers": base.num_workers or threads}
 
     def make(values: Mapping[str, Any], trial: int | None = None) -> Setting:
-        config = load_config(path, {**given, **values, "num_threads": threads})
+        config = load_config(path, {**given, **processors, **values})
         typed = {key: _value(config, key) for key in values}
         name = _name(typed) if trial is None else f"trial_{trial:03d}"
         jobs = [Job(folder / name, seed, f"{name} seed {seed}") for seed in args.seeds]
