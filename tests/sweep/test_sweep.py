@@ -269,7 +269,9 @@ def test_every_job_has_cpus_of_its_own(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is Linux's")
-@pytest.mark.parametrize(("cpus", "num_jobs", "threads", "own"), [(4, 1, 1, 0), (4, 2, 1, 0), (4, 2, 2, 2), (2, 3, 1, 1)])
+@pytest.mark.parametrize(
+    ("cpus", "num_jobs", "threads", "own"), [(4, 1, 1, 0), (4, 2, 1, 0), (4, 2, 2, 2), (2, 3, 1, 1)]
+)
 def test_jobs_have_cpus_of_their_own_only_where_they_take_all(tmp_path, monkeypatch, cpus, num_jobs, threads, own):
     """Two sweeps of one job each would otherwise meet on the first CPU."""
     asked = []

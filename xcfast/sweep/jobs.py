@@ -73,8 +73,8 @@ class Job:
 class Slots:
     """Slots for jobs. No job runs any more when the context ends.
 
-    Where the slots take all CPUs, each slot has CPUs of its own. Where CPUs remain, the system places the jobs: a second
-    sweep would choose the same CPUs as this one.
+    Where the slots take all CPUs, each slot has CPUs of its own. Where CPUs remain, the system places the jobs: a
+    second sweep would choose the same CPUs as this one.
 
     A requested stop goes to all jobs once, as SIGTERM: they finish their iteration and save.
 
