@@ -18,6 +18,7 @@ from xcfast.config.keys import RENAMED_KEYS, keys_of
 from xcfast.config.loading import load_config
 from xcfast.config.schema import RESUMABLE_KEYS, TESTABLE_KEYS, Config
 from xcfast.config.shipped import file_and_env_id, shipped_config, shipped_configs
+from xcfast.config.trust import allow_modules
 from xcfast.config.yaml_file import read_overrides
 from xcfast.errors import CheckpointError, ConfigError
 from xcfast.resources import launched
@@ -207,13 +208,9 @@ def _resumed_config(
             )
     file = _find_run(args.resume).log_dir / "config.json"
     config = load_config(file, [*_as_overrides(flags), *overrides])
-    strange = [module for module in config.modules if module not in args.allow_module]
-    if strange:
-        flag = " ".join(f"--allow-module {module}" for module in strange)
-        raise ConfigError(
-            f"its environment runs code of {', '.join(strange)}; if you trust that code, add {flag}", where=str(file)
-        )
-    return config
+    return allow_modules(
+        config, args.allow_module, lambda modules: " ".join(f"--allow-module {module}" for module in modules)
+    )
 
 
 def _find_run(path: Path) -> "RunFolders":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from xcfast.collectors.collector import warm_up
+from xcfast.config.trust import allow_modules as allow
 from xcfast.errors import ConfigError
 from xcfast.output.checkpoint import BEST_MODEL
 from xcfast.output.console import ProgressBar, say
@@ -60,6 +61,7 @@ class Trainer:
         optimizer: An optimizer of the policy's parameters.
         scheduler: A scheduler of that optimizer, stepped after each gradient step. It sets the learning rates.
         below_env: Whether the run's folders are in one ``<env_id>``.
+        allow_modules: Names of modules that the environment may import with ``resume``, see ``xcfast.run``.
 
     Attributes:
         components: What the trainer works with.
@@ -90,7 +92,10 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
         below_env: bool = True,
+        allow_modules: Collection[str] = (),
     ) -> None:
+        if resume is not None:
+            config = allow(config, allow_modules)
         if ranks.world_size == 1:
             check_alone(config)
         self.config, self.ranks, self.quiet = config, ranks, quiet or not ranks.is_main
