@@ -19,7 +19,7 @@ from xcfast.errors import ConfigError
 from xcfast.output.console import say
 from xcfast.output.folders import RunFolders, find_model, model_file
 from xcfast.output.summary import Summary
-from xcfast.resources import training_device
+from xcfast.resources import enough_of_all, training_device
 from xcfast.runs.evaluation import TEST_RUN, Evaluator
 from xcfast.runs.player import Player, load_player
 from xcfast.runs.recording import RecordingEvaluator
@@ -53,7 +53,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         quiet: Whether to print nothing but warnings.
     """
     path = find_model(config) if resume is None else model_file(resume)
-    with rendering(config) as able:
+    with rendering(config) as able, enough_of_all():
         saved = load_player(path)
         if saved.config.env_id != config.env_id:
             raise ConfigError(f"{path} was trained on {saved.config.env_id}; env_id is {config.env_id}")

@@ -22,6 +22,7 @@ from xcfast.output.folders import Mode, RunFolders
 from xcfast.output.run_log import RunLog
 from xcfast.ranks.group import ALONE, Ranks
 from xcfast.ranks.launch import check_alone
+from xcfast.resources import enough_of_all
 from xcfast.runs.components import Components
 from xcfast.runs.evaluation import EvaluationStopped
 from xcfast.runs.progress import Progress
@@ -120,7 +121,7 @@ class Trainer:
     def _prepare(self, given: dict[str, Any]) -> None:
         """Makes the components, and goes on from the checkpoint, if there is one."""
         config, ranks, saved = self.config, self.ranks, {} if self._resumed is None else self._resumed.saved
-        with ranks.together():
+        with ranks.together(), enough_of_all():
             self._components = Components(
                 config,
                 ranks,
