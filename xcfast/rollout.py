@@ -268,8 +268,9 @@ class Rollout:
         num_envs = len(self.last_obs)
         if not np.isfinite(self.rewards).all():
             step, env = np.argwhere(~np.isfinite(self.rewards))[0].tolist()
-            reward = self.rewards[step, env]
-            raise NonFiniteError(f"reward of env {env_offset + env} at step {step} of the rollout is {reward}")
+            reward, place = self.rewards[step, env], f"env {env_offset + env} at step {step} of the rollout"
+            limit = f" as float32, whose largest number is {np.finfo(np.float32).max:.2g}" if np.isinf(reward) else ""
+            raise NonFiniteError(f"reward of {place} is {reward}{limit}")
         for row in _not_finite(self.last_obs):
             env = env_offset + row
             raise NonFiniteError(f"observation of env {env} after the last step of the rollout is not finite")

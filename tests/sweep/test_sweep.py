@@ -414,3 +414,16 @@ def test_a_grid_over_a_key_without_effect_is_refused(base, capsys):
 
 def test_a_search_over_an_argument_of_the_environment():
     assert search_space(["env_kwargs.reset_noise_scale=0.1:0.2"]) == {"env_kwargs.reset_noise_scale": (0.1, 0.2, False)}
+
+
+def test_a_tilde_in_the_output_is_the_home_folder(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    argv = [base(running_steps=0), "--seeds", "1", "-o", "~/out"]
+    assert main(argv) == 2  # before anything is made
+    base()
+    (tmp_path / "out").mkdir()
+    lock = os.open(tmp_path / "out" / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert main(argv) == 2
+    assert f"{tmp_path / 'out'} is in use" in capsys.readouterr().err
+    os.close(lock)

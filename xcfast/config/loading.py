@@ -29,6 +29,7 @@ def load_config(
     Raises:
         ConfigError: If it cannot be run; the message names file, line, key, what was given and what is allowed.
     """
+    path = None if path is None else os.path.expanduser(path)
     file_layer = {} if path is None else read_file(path)
     notices: list[str] = []
     of_file, *of_caller = (

@@ -12,6 +12,7 @@ from xcfast.envs import MujocoVecEnv
 from xcfast.errors import CheckpointError, ConfigError, EnvError, RankError, RankLostError, RunFailed
 from xcfast.output.checkpoint import FINAL_MODEL
 from xcfast.output.console import ProgressBar, end_table, say, say_warnings
+from xcfast.output.files import user_path
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
 from xcfast.ranks.group import Ranks
@@ -49,7 +50,7 @@ def run(
         ConfigError: The configuration does not fit the environment, or names a module that is not allowed.
         RunFailed: Training stopped on a failure. A checkpoint was saved where possible.
     """
-    resume = None if resume is None else Path(resume)
+    resume = None if resume is None else user_path(resume)
     if resume is not None:
         config = allow(config, allow_modules)
     if mode == "test":

@@ -25,7 +25,7 @@ from xcfast.config import RESUMABLE_KEYS, Config, ConfigError, load_config
 from xcfast.config.keys import INERT_KEYS, RENAMED_KEYS
 from xcfast.config.shipped import file_and_env_id
 from xcfast.config.yaml_file import read_overrides
-from xcfast.output.files import write_json
+from xcfast.output.files import user_path, write_json
 from xcfast.output.folders import env_folder
 from xcfast.plot.curves import mean_and_interval, short_text
 from xcfast.runs.signals import StopRequest
@@ -272,5 +272,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--grid", action="append", default=[], metavar="key=v1,v2", help="values of a key; several: all combinations")
     add("--study", type=jobs_of, metavar="N", help="N trials of an Optuna study over --search, by mean final score")
     add("--search", action="append", default=[], metavar="key=low:high[:log]", help="a range, or key=v1,v2, of a study")
-    add("-o", "--output", type=Path, metavar="DIR", help="where everything goes (default sweeps/ENV_ID)")
+    add("-o", "--output", type=user_path, metavar="DIR", help="where everything goes (default sweeps/ENV_ID)")
     return parser
