@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from xcfast.config.trust import allow_modules as allow
 from xcfast.envs import MujocoVecEnv
+from xcfast.envs.sending import registration_of
 from xcfast.errors import CheckpointError, ConfigError, EnvError, RankError, RankLostError, RunFailed
 from xcfast.output.checkpoint import FINAL_MODEL
 from xcfast.output.console import ProgressBar, end_table, say, say_warnings
@@ -171,6 +172,7 @@ def _run_in_processes(
         "resume": None if resume is None else str(resume),
         "quiet": quiet,
         "below_env": below_env,
+        "registration": registration_of(config.env_id),
     }
     outcome = launch("xcfast.runs.rank", job, num_ranks)
     if "error" not in outcome:
