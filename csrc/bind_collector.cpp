@@ -128,6 +128,12 @@ class EnvLoop {
                           py::array_t<float>(py::ssize_t(ended.final_obs.size()), ended.final_obs.data()), ended.not_finite);
   }
 
+  // The number of episodes of the evaluation that have ended.
+  int64_t episodes_ended() const {
+    if (!evaluation_) throw std::runtime_error("there is no evaluation");
+    return evaluation_->ended();
+  }
+
   // Ends the evaluation. Returns the returns of the episodes, float64 [N * quota], env by env.
   py::array end_evaluation() {
     if (!evaluation_) throw std::runtime_error("there is no evaluation to end");
@@ -176,6 +182,7 @@ void bind_collector(py::module_ &m) {
       .def("run", &EnvLoop::run, py::arg("seconds"),
            "Works for about `seconds` on what was prepared. Returns whether all is done; if not, draw initial states for the envs that have "
            "none left and run again. Releases the GIL.")
+      .def("episodes_ended", &EnvLoop::episodes_ended, "Number of episodes of the evaluation that have ended.")
       .def("end_collection", &EnvLoop::end_collection,
            "Ends the collection. Returns episodes (bytes), final_index int64 [K], final_obs float32 [K * D], and the index t * N + env of "
            "the first final observation that is not finite, or -1.")

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -196,7 +197,12 @@ class ThreadPool {
     if (!crew_) {
       crew_ = std::make_unique<Crew>(num_threads_);
       owner_ = getpid();
-      for (int t = 1; t < num_threads_; ++t) crew_->threads.emplace_back([crew = crew_.get(), t] { crew->thread_main(t); });
+      crew_->threads.reserve(size_t(num_threads_ - 1));
+      try {
+        for (int t = 1; t < num_threads_; ++t) crew_->threads.emplace_back([crew = crew_.get(), t] { crew->thread_main(t); });
+      } catch (const std::system_error &) {
+        // The system allows no more threads. Those that there are take the others' shares.
+      }
     }
     return *crew_;
   }

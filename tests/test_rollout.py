@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from implementations import KERNELS, forced
 
 from xcfast import Rollout
+from xcfast.errors import NonFiniteError
 from xcfast.kernels import reference
 
 each_implementation = pytest.mark.parametrize("implementation", KERNELS)
@@ -311,3 +312,14 @@ def test_two_threads_cannot_store_at_once():
     assert len(errors) == 1 and "another thread" in errors[0]
     assert rollout.step == 1
     np.testing.assert_array_equal(rollout.obs[0], steps.obs[0])
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"), [(1e300, "is inf as float32, whose largest number is 3.4e\\+38$"), (float("nan"), "is nan$")]
+)
+def test_a_reward_that_float32_cannot_hold_is_named_as_such(reward, words):
+    rollout = Rollout(2, 3, (1,), (1,))
+    with np.errstate(over="ignore"):
+        rollout.rewards[1, 2] = reward
+    with pytest.raises(NonFiniteError, match=f"^reward of env 9 at step 1 of the rollout {words}"):
+        rollout.check_finite(7)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +95,42 @@ def check_gpus(num_ranks: int) -> None:
             given=num_ranks,
             allowed=f"at most {count}, or device: cpu",
         )
+
+
+def shortage(error: BaseException) -> str | None:
+    """Returns a sentence that says that this machine's memory or threads ran out, if that is what an error means.
+
+    numpy, torch, MuJoCo and the system each have words of their own for it.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
+        size = _SIZE.search(text)
+        asked = f": {size.group(1)} {size.group(2)} more were asked for" if size else ""
+        return f"this machine has not the memory for it{asked}; {_SMALLER}"
+    if isinstance(error, RuntimeError) and _NO_THREAD.search(text):
+        return "the system allows no more threads; a smaller num_threads needs fewer"
+    return None
+
+
+_NO_MEMORY = re.compile("allocate memory|not enough memory|out of memory", re.IGNORECASE)
+_NO_THREAD = re.compile("start new thread|Resource temporarily unavailable")
+_SIZE = re.compile(r"allocate:? ([\d.]+) ([KMGTPE]iB|bytes)")
+_SMALLER = "smaller parallels, horizon_size or hidden sizes need less"
+
+
+@contextlib.contextmanager
+def enough_of_all() -> Iterator[None]:
+    """Makes one sentence of an error in the block that means that memory or threads ran out.
+
+    Raises:
+        ConfigError: They did.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ConfigError) or (sentence := shortage(error)) is None:
+            raise
+        raise ConfigError(sentence) from error
 
 
 def page_locked(shape: int | tuple[int, ...], dtype: Any = "float32") -> np.ndarray:

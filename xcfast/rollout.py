@@ -267,7 +267,10 @@ class Rollout:
         """
         if not np.isfinite(self.rewards).all():
             step, env = np.argwhere(~np.isfinite(self.rewards))[0].tolist()
-            raise NonFiniteError.at("reward", env_offset + env, step, self.rewards[step, env])
+            reward: Any = self.rewards[step, env]
+            if np.isinf(reward):
+                reward = f"{reward} as float32, whose largest number is {np.finfo(np.float32).max:.2g}"
+            raise NonFiniteError.at("reward", env_offset + env, step, reward)
         check_finite("observation", self.last_obs, env_offset + np.arange(self.num_envs))
         steps, envs = np.divmod(self.final_index, self.num_envs)
         check_finite("final observation", self.final_obs, env_offset + envs, steps)

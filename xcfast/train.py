@@ -18,8 +18,10 @@ from xcfast.config.keys import RENAMED_KEYS, keys_of
 from xcfast.config.loading import load_config
 from xcfast.config.schema import RESUMABLE_KEYS, TESTABLE_KEYS, Config
 from xcfast.config.shipped import file_and_env_id, shipped_config, shipped_configs
+from xcfast.config.trust import allow_modules
 from xcfast.config.yaml_file import read_overrides
 from xcfast.errors import CheckpointError, ConfigError
+from xcfast.output.files import user_path
 from xcfast.resources import launched
 
 if TYPE_CHECKING:
@@ -207,13 +209,9 @@ def _resumed_config(
             )
     file = _find_run(args.resume).log_dir / "config.json"
     config = load_config(file, [*_as_overrides(flags), *overrides])
-    strange = [module for module in config.modules if module not in args.allow_module]
-    if strange:
-        flag = " ".join(f"--allow-module {module}" for module in strange)
-        raise ConfigError(
-            f"its environment runs code of {', '.join(strange)}; if you trust that code, add {flag}", where=str(file)
-        )
-    return config
+    return allow_modules(
+        config, args.allow_module, lambda modules: " ".join(f"--allow-module {module}" for module in modules)
+    )
 
 
 def _find_run(path: Path) -> "RunFolders":
@@ -260,10 +258,6 @@ def _resolved(config: Config) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None).rstrip()
 
 
-def _folder(text: str) -> Path:
-    return Path(os.path.expanduser(text))
-
-
 def _algorithm(name: str) -> str:
     if name.lower() in ("ppo", "ppo_clip", "ppoclip"):
         return "ppo"
@@ -291,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--benchmark", type=int, choices=(0, 1), help="train with evaluations (default 1); wins over --test")
     add("--seed", type=int, metavar="N", help="sets seed and env_seed")
     add("--device", help="cpu, cuda, cuda:K or auto")
-    add("--resume", type=_folder, metavar="RUN_DIR", help="continue the run in this folder")
+    add("--resume", type=user_path, metavar="RUN_DIR", help="continue the run in this folder")
     add(
         "--allow-module",
         action="append",

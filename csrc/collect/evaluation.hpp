@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "collect/actor.hpp"
@@ -32,6 +33,9 @@ class Evaluation {
     return schedule_.run(pool, limit, [this](int64_t block, int64_t worker) { return advance(schedule_[block], actors_[size_t(worker)]); });
   }
   bool failed() const { return schedule_.failed(); }
+
+  // The number of episodes that have ended. Not while run() works.
+  int64_t ended() const { return std::accumulate(finished_.begin(), finished_.end(), int64_t(0)); }
 
   // The returns of the episodes, [N, quota].
   const std::vector<double> &scores() const { return scores_; }

@@ -80,6 +80,23 @@ def test_the_evaluator_stops_on_request(small):
     setup.envs.close()
 
 
+def test_a_long_evaluation_reports_its_episodes(small, monkeypatch):
+    monkeypatch.setattr("xcfast.runs.evaluation._REPORT_SECONDS", 0.2)
+    config = small(env_id="Hopper-v4", vectorize="MujocoVecEnv", test_episode=100_000)
+    setup = Collecting(config, MujocoVecEnv(config.env_id, 4, 1), "native")
+    reports = []
+    player = Player(setup.policy, setup.normalizer, setup.action_map)
+    evaluator = Evaluator(config, player, lambda: len(reports) == 3, setup.envs)
+    evaluator.report = lambda done, wanted: reports.append((done, wanted))
+    assert evaluator.backend == "native"
+    with pytest.raises(EvaluationStopped):
+        evaluator(0)
+    setup.envs.close()
+    done, wanted = zip(*reports, strict=True)
+    assert set(wanted) == {100_000}
+    assert 0 < done[0] < done[1] < done[2] < 100_000
+
+
 def test_the_second_control_c_ends_an_evaluation_at_once(cart_poles):
     def press():
         for _ in range(2):

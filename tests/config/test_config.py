@@ -754,8 +754,26 @@ def test_shipped_files_are_found_by_any_version(name: str) -> None:
 
 def test_the_table_lists_every_key() -> None:
     table = config_table()
-    for field in dataclasses.fields(Config):
-        if field.name not in ("notices", "source"):
-            assert f"| `{field.name}` |" in table
+    for name in Config().to_dict():
+        assert f"| `{name}` |" in table
     assert "`n_steps` as `horizon_size`" in table
     assert "`clip_type`: MindSpore only" in table
+
+
+def test_a_tilde_in_the_path_of_a_file_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("gamma: 0.5\n")
+    assert load_config("~/mine.yaml").gamma == 0.5
+    assert file_and_env_id("~/mine.yaml") == (str(tmp_path / "mine.yaml"), None)
+
+
+@pytest.mark.parametrize("key", ["log_dir", "env_id"])
+def test_a_text_that_no_file_name_can_hold_is_refused(key: str) -> None:
+    code = f"from xcfast.config import load_config; load_config({key}='\\u4e2d\\u6587-v0')"
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **ascii_only}
+    )
+    assert f"ConfigError: {key}: no file name of this process can hold it; given: " in done.stderr
+    assert "PYTHONUTF8=1" in done.stderr

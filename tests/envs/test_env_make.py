@@ -180,7 +180,7 @@ def test_env_kwargs(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for envs in (wanted, default, native, subproc):
         envs.close()
     for kwargs, message in (
-        ({"noise": 1}, "'Hopper-v4' cannot be made with env_kwargs .*'noise'"),
+        ({"noise": 1}, "'Hopper-v4' cannot be made with env_kwargs {'noise': 1}: .*'noise'"),
         ({"copy": 1}, "copy"),
     ):
         with pytest.raises(EnvError, match=message):

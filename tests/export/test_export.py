@@ -274,3 +274,10 @@ def test_a_module_that_a_model_file_names_is_not_imported(tiny_runs, tmp_path, m
     assert main([str(tmp_path / "older.pth"), "--format", "torch"]) == 2
     assert "evil_module:Env-v0" in capsys.readouterr().err
     assert not (tmp_path / "imported").exists() and "evil_module" not in sys.modules
+
+
+def test_a_tilde_is_the_home_folder(tiny_runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(tiny_runs[0].model_dir)
+    assert main(["~/run/" + ckpt.BEST_MODEL, "--format", "torch", "-o", "~/policy.pt2"]) == 0
+    assert (tmp_path / "policy.pt2").is_file()

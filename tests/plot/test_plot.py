@@ -249,3 +249,10 @@ def test_without_matplotlib_it_says_what_to_install(tiny_runs, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main([tiny_runs[0].log_dir, "-o", str(tmp_path / "curves.png")]) == 2
     assert capsys.readouterr().err == 'xcfast.plot: matplotlib is missing; pip install "xcfast[plot]"\n'
+
+
+def test_a_tilde_is_the_home_folder(tiny_runs, tmp_path, monkeypatch, drawn):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs").symlink_to(Path(tiny_runs[0].log_dir).parent)
+    assert main(["~/runs", "mine=~/runs", "-o", "~/curves.png"]) == 0
+    assert (tmp_path / "curves.png").is_file()

@@ -171,3 +171,37 @@ def test_two_torchrun_agents(tmp_path, native):
     assert "4, 2 on this node" in outputs[0] and "192 (" in outputs[0] and "steps" not in outputs[1], outputs
     (models,) = Path(config.model_dir).glob("*/*")
     assert ckpt.load_checkpoint(models / ckpt.FINAL_MODEL)["step"] == 192
+
+
+OWN = """
+import sys, threading
+import gymnasium
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from xcfast import load_config, run
+from xcfast.errors import EnvError
+
+class Mine(PendulumEnv):
+    def __init__(self, lock=None, **kwargs):
+        super().__init__(**kwargs)
+
+gymnasium.register("Mine-v0", Mine, max_episode_steps=10)
+config = load_config(None, CONFIG)
+print(run(config, quiet=True).steps)
+gymnasium.registry["Mine-v0"].kwargs["lock"] = threading.Lock()
+try:
+    run(config, quiet=True)
+except EnvError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("vectorize", ["DummyVecEnv", "SubprocVecEnv"])
+def test_ranks_know_the_environment_that_a_script_registered(tmp_path, small, vectorize):
+    keys = {"env_id": "Mine-v0", "num_ranks": 2, "running_steps": 256, "vectorize": vectorize, "num_workers": 1}
+    script = tmp_path / "script.py"
+    script.write_text(OWN.replace("CONFIG", repr(small(**keys).to_dict())))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps, refused = done.stdout.splitlines()
+    assert steps == "256"
+    assert refused.startswith("the registration of 'Mine-v0' cannot be sent to another process: cannot pickle ")

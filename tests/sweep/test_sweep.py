@@ -65,7 +65,7 @@ def test_a_grid_over_seeds_ends_in_a_table_and_a_failed_job_ends_no_other(base, 
     for seed, (log_dir,) in enumerate(runs, 1):
         config = json.loads((log_dir / "config.json").read_text())
         assert (config["seed"], config["env_seed"], config["n_epochs"]) == (seed, seed, 1)
-        assert (config["gamma"], config["num_threads"]) == (0.9, 1)
+        assert (config["gamma"], config["num_threads"], config["num_workers"]) == (0.9, 1, 1)
         summaries.append(json.loads((log_dir / "summary.json").read_text()))
     for score in ("final_mean", "best_mean"):
         mean, low, high = mean_and_interval([one[score] for one in summaries])
@@ -268,6 +268,21 @@ def test_every_job_has_cpus_of_its_own(tmp_path):
     assert sorted(os.sched_getaffinity(0)) == usable
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is Linux's")
+@pytest.mark.parametrize(
+    ("cpus", "num_jobs", "threads", "own"), [(4, 1, 1, 0), (4, 2, 1, 0), (4, 2, 2, 2), (2, 3, 1, 1)]
+)
+def test_jobs_have_cpus_of_their_own_only_where_they_take_all(tmp_path, monkeypatch, cpus, num_jobs, threads, own):
+    """Two sweeps of one job each would otherwise meet on the first CPU."""
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, chosen: asked.append(sorted(chosen)))
+    with StopRequest() as stop, Slots(num_jobs, threads, (), stop):
+        pass
+    assert [len(chosen) for chosen in asked] == [own] * (num_jobs if own else 0)
+    assert {cpu for chosen in asked for cpu in chosen} == set(range(cpus if own else 0))
+
+
 # Command lines
 
 
@@ -399,3 +414,16 @@ def test_a_grid_over_a_key_without_effect_is_refused(base, capsys):
 
 def test_a_search_over_an_argument_of_the_environment():
     assert search_space(["env_kwargs.reset_noise_scale=0.1:0.2"]) == {"env_kwargs.reset_noise_scale": (0.1, 0.2, False)}
+
+
+def test_a_tilde_in_the_output_is_the_home_folder(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    argv = [base(running_steps=0), "--seeds", "1", "-o", "~/out"]
+    assert main(argv) == 2  # before anything is made
+    base()
+    (tmp_path / "out").mkdir()
+    lock = os.open(tmp_path / "out" / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert main(argv) == 2
+    assert f"{tmp_path / 'out'} is in use" in capsys.readouterr().err
+    os.close(lock)

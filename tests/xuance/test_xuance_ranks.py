@@ -108,3 +108,44 @@ def test_a_script_that_asks_for_several_processes_is_told_how_they_start():
     with pytest.raises(ConfigError, match=r"torchrun --nproc-per-node=2 SCRIPT"):
         PPO_Agent(args, envs)
     envs.close()
+
+
+OWN = """
+import json, sys
+from argparse import Namespace
+import numpy as np
+from gymnasium.spaces import Box
+from xcfast.xuance import REGISTRY_ENV, RawEnvironment, get_runner
+
+class Mine(RawEnvironment):
+    def __init__(self, config):
+        super().__init__()
+        self.observation_space, self.action_space = Box(-9, 9, [3]), Box(-1, 1, [2])
+        self.max_episode_steps, self.goal = 8, config.goal
+
+    def reset(self, **kwargs):
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.full(3, self.goal, np.float32), float(action[0]), False, False, {}
+
+    def render(self, *args, **kwargs):
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def close(self):
+        pass
+
+REGISTRY_ENV["Mine"] = Mine
+args = Namespace(**json.loads(sys.argv[1]))
+print(get_runner("ppo", "Mine", args.env_id, parser_args=args).run("benchmark").steps)
+"""
+
+
+def test_the_processes_that_the_runner_starts_know_the_scripts_own_environment(tmp_path):
+    (tmp_path / "script.py").write_text(OWN)
+    keys = {**ARGUMENTS, "env_name": "Mine", "env_id": "one", "goal": 0.5, "num_ranks": 2, "vectorize": "DummyVecEnv"}
+    keys |= {"log_dir": str(tmp_path / "logs"), "model_dir": str(tmp_path / "models")}
+    command = [sys.executable, "script.py", json.dumps(keys)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "512"

@@ -114,12 +114,18 @@ class EnvLoop:
             final_obs.reshape(-1, *rollout.obs_shape),
         )
 
-    def evaluate(self, quota: int, should_stop: Callable[[], bool] | None = None) -> np.ndarray | None:
+    def evaluate(
+        self,
+        quota: int,
+        should_stop: Callable[[], bool] | None = None,
+        report: Callable[[int], None] = lambda ended: None,
+    ) -> np.ndarray | None:
         """Plays episodes with the policy's most likely actions; no statistics change.
 
         Args:
             quota: The number of episodes that count in each environment, the first ones from now on.
             should_stop: Called about every 100 ms; True ends the evaluation.
+            report: Called as often with the number of episodes that have ended, of those that count.
 
         Returns:
             The returns of the episodes, float64 [N * quota], environment by environment; None where `should_stop` ended
@@ -134,6 +140,7 @@ class EnvLoop:
 
         def run() -> bool:
             nonlocal stopped
+            report(self._core.episodes_ended())
             stopped = should_stop is not None and should_stop()
             return stopped or self._core.run(_TURN_SECONDS)
 

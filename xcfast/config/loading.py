@@ -29,12 +29,15 @@ def load_config(
     Raises:
         ConfigError: If it cannot be run; the message names file, line, key, what was given and what is allowed.
     """
+    path = None if path is None else os.path.expanduser(path)
     file_layer = {} if path is None else read_file(path)
-    layers = (file_layer, read_overrides(overrides), read_overrides(more))
-    given: Layer = {}
     notices: list[str] = []
-    for layer in layers:
-        _add_layer(given, _rename(layer, notices))
+    of_file, *of_caller = (
+        _rename(layer, notices) for layer in (file_layer, read_overrides(overrides), read_overrides(more))
+    )
+    given: Layer = {}
+    for layer in (of_file, *of_caller):
+        _add_layer(given, layer)
     for name in [name for name in given if name in INERT_KEYS]:
         notices.append(f"{name} has no effect: {INERT_KEYS[name]}")
         del given[name]
@@ -53,7 +56,9 @@ def load_config(
             error.where = given[error.key][1] if error.key in given else in_file
         raise
     source = "" if path is None else os.fspath(path)
-    return replace(config, notices=(*notices, *machine_notices), source=source)
+    named = config.modules_of(*(name for layer in of_caller for name in layer))
+    file_modules = tuple(module for module in config.modules if path is not None and module not in named)
+    return replace(config, notices=(*notices, *machine_notices), source=source, file_modules=file_modules)
 
 
 def _add_layer(given: Layer, layer: Layer) -> None:

@@ -6,6 +6,7 @@ The schema calls `settle` for each new configuration, so this module does not im
 import itertools
 import os
 import re
+import sys
 from typing import Any
 
 from xcfast.config.keys import nearest_name
@@ -60,7 +61,7 @@ def _folder(name: str, path: str) -> str:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ConfigError("no such user", key=name, given=path, allowed="a path; ~ alone is your home folder")
-    if any(len(os.fsencode(part)) > _MAX_NAME for part in expanded.split(os.sep)):
+    if any(_num_bytes(name, part) > _MAX_NAME for part in expanded.split(os.sep)):
         raise ConfigError(
             "the name of a folder is too long",
             key=name,
@@ -68,6 +69,20 @@ def _folder(name: str, path: str) -> str:
             allowed=f"{_MAX_NAME} bytes for each folder's name",
         )
     return expanded
+
+
+def _num_bytes(name: str, text: str) -> int:
+    """Returns the length of a text as part of a path.
+
+    Raises:
+        ConfigError: The file names of this process cannot hold it.
+    """
+    try:
+        return len(os.fsencode(text))
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        allowed = f"texts of {encoding}; PYTHONUTF8=1 allows any"
+        raise ConfigError("no file name of this process can hold it", key=name, given=text, allowed=allowed) from None
 
 
 def _refusal(config: Any, name: str, problem: str, allowed: str, nearest: str | None = None) -> ConfigError:
@@ -78,7 +93,7 @@ def _check_texts(config: Any) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", config.device):
         near = nearest_name(config.device, ("auto", "cpu", "cuda", "gpu"))
         raise _refusal(config, "device", "unknown device", DEVICES, near)
-    if len(os.fsencode(config.env_id)) > _MAX_ID or not ENV_ID.fullmatch(config.env_id):
+    if _num_bytes("env_id", config.env_id) > _MAX_ID or not ENV_ID.fullmatch(config.env_id):
         allowed = f"an id such as Ant-v4, or module:id, of up to {_MAX_ID} bytes"
         raise _refusal(config, "env_id", "not an environment's id", allowed)
     for name in config.env_kwargs.keys() & _ARGUMENTS_SET_HERE.keys():

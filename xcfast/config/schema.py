@@ -37,6 +37,7 @@ class Config:
     Attributes besides the keys:
         notices: Lines to show once at start: old names, keys without effect and why, a device that is missing.
         source: The file that the configuration was read from, or "".
+        file_modules: Those of `modules` that this file alone names.
     """
 
     # What runs where
@@ -316,6 +317,7 @@ class Config:
 
     notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
     source: str = field(default="", compare=False, repr=False)
+    file_modules: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Gives every value its type, then checks what concerns several keys."""
@@ -326,8 +328,13 @@ class Config:
     @property
     def modules(self) -> tuple[str, ...]:
         """Names of the modules, besides Gymnasium's, that making the environment imports."""
-        names = [self.env_id] if ":" in self.env_id else []
-        names += [entry if isinstance(entry, str) else next(iter(entry)) for entry in self.env_wrappers]
+        return self.modules_of("env_id", "env_wrappers")
+
+    def modules_of(self, *keys: str) -> tuple[str, ...]:
+        """Returns those of `modules` that these keys name."""
+        names = [self.env_id] if "env_id" in keys and ":" in self.env_id else []
+        if "env_wrappers" in keys:
+            names += [entry if isinstance(entry, str) else next(iter(entry)) for entry in self.env_wrappers]
         modules = dict.fromkeys(name.partition(":")[0] for name in names)
         return tuple(module for module in modules if module.partition(".")[0] != "gymnasium")
 

@@ -36,6 +36,7 @@ def file_and_env_id(word: str) -> tuple[str | Path | None, str | None]:
         A path and None, or, where the word is an id, the shipped file of the task (None if there is none) and the id. A
         word that is neither counts as the path of a file, which is then missing.
     """
+    word = os.path.expanduser(word)
     if os.path.exists(word) or word.endswith((".yaml", ".yml", ".json")):
         return word, None
     if word in shipped_configs():

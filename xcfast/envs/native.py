@@ -209,8 +209,8 @@ class NativeVecEnv(VecEnv):
             "obs_size": int(np.prod(self._rows.obs.shape[1:])),
             "num_envs": self.num_envs,
         }
-        self.num_threads = num_threads
-        self._pool = _core.ThreadPool(num_threads)
+        self.num_threads = min(num_threads, self.num_envs)
+        self._pool = _core.ThreadPool(self.num_threads)
         self._engine = self._build_engine(arrays, config, self._pool)
 
     reset = exclusive(VecEnv.reset)

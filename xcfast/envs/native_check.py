@@ -41,6 +41,7 @@ def check_against_gymnasium(
 
 
 def _compare(env_id: str | type, env_kwargs: Mapping[str, Any], make_native: Callable[..., NativeVecEnv]) -> str:
+    make_env_fn(env_id, **env_kwargs)().close()  # an error here names the arguments that were given, and no others
     # A short time limit, so that truncation and autoreset take part.
     kwargs = {**env_kwargs, "max_episode_steps": _STEPS // 3}
     rng = np.random.default_rng(0)

@@ -14,13 +14,13 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
-import cloudpickle
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from xcfast.envs.construct import EnvConstructor, make_env_fn
 from xcfast.envs.opengl import advice, first_line
+from xcfast.envs.sending import to_send
 from xcfast.errors import EnvError
 from xcfast.resources import module_path
 
@@ -52,7 +52,7 @@ def find_backend(env: EnvConstructor | str, render_mode: str) -> tuple[str | Non
         )
     problem = None
     constructor = _constructor(env)
-    env_id, pickled = constructor.env_id, cloudpickle.dumps(constructor)
+    env_id, pickled = constructor.env_id, to_send(constructor, "the environment's constructor")
     for backend in ("egl", "osmesa") if headless and not wanted else (None,):
         reason, of_opengl = _try_frame(pickled, render_mode, backend)
         if reason is None:

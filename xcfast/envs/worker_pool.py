@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import cloudpickle
 import numpy as np
 from gymnasium import Space
 from numpy.typing import NDArray
 
 from xcfast.envs.channel import Channel
+from xcfast.envs.sending import to_send
 from xcfast.envs.serial import EnvFn
 from xcfast.envs.shared_memory import Buffers, array_in, buffers_in, create_memory, map_memory
 from xcfast.envs.worker import MESSAGE, STEP, failure
@@ -80,7 +80,7 @@ class WorkerPool:
             setup = {
                 "sys_path": [os.path.abspath(path) for path in sys.path],
                 "environ": pythonpath,
-                "env_fns": cloudpickle.dumps(list(self._env_fns[start:stop])),
+                "env_fns": to_send(list(self._env_fns[start:stop]), "env_fns"),
                 "infos": self._infos,
                 "action_masks": self._action_masks,
                 "next_step": self._next_step,

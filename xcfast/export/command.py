@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from xcfast.errors import CheckpointError, ConfigError, EnvError
 from xcfast.export.check import ExportError
 from xcfast.export.export import SUFFIXES, export_policy
+from xcfast.output.files import user_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,9 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a policy as one file: raw observation in, action out.",
     )
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="a run folder (its best model), or a model file")
+    add("run", type=user_path, metavar="RUN", help="a run folder (its best model), or a model file")
     add("--format", choices=tuple(SUFFIXES), default="onnx", help="default: onnx; torch is torch.export's")
-    add("-o", "--output", type=Path, metavar="FILE", help="default: beside the model, with the format's suffix")
+    add("-o", "--output", type=user_path, metavar="FILE", help="default: beside the model, with the format's suffix")
     text = "compare the file with the policy before it gets its name (default)"
     add("--check", action=argparse.BooleanOptionalAction, default=True, help=text)
     return parser

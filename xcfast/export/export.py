@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from xcfast import __version__
 from xcfast.export.check import Call, round_trip
+from xcfast.output.files import user_path
 from xcfast.output.folders import model_file
 from xcfast.runs.player import SavedPlayer, load_player
 
@@ -67,8 +68,8 @@ def export_policy(
         ExportError: File and policy differ by more than rounding explains. No file is left.
         ImportError: A package of the extra ``export`` is missing.
     """
-    model = model_file(Path(run))
-    path = model.with_suffix(SUFFIXES[format]) if output is None else Path(output)
+    model = model_file(user_path(run))
+    path = model.with_suffix(SUFFIXES[format]) if output is None else user_path(output)
     saved = load_player(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{SUFFIXES[format]}")

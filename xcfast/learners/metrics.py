@@ -80,8 +80,9 @@ def moments_of(x: np.ndarray) -> tuple[float, float, float]:
     """Returns number, mean and sum of squared deviations of float64 [B]; zeros if it is empty."""
     if len(x) == 0:
         return 0.0, 0.0, 0.0
-    mean = float(x.mean())
-    return float(len(x)), mean, float(np.square(x - mean).sum())
+    with np.errstate(over="ignore", invalid="ignore"):  # an update that went wrong is reported by its losses
+        mean = float(x.mean())
+        return float(len(x)), mean, float(np.square(x - mean).sum())
 
 
 def joined_moments(parts: np.ndarray, ranks: Ranks) -> np.ndarray:

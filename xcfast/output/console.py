@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from xcfast.output.summary import Summary
 
+_LONG_SCORE = 1e12
+
 
 def say(text: str, quiet: bool = False, error: bool = False) -> None:
     """Prints a line without tearing a progress bar.
@@ -78,13 +80,21 @@ class ProgressBar:
         self._bar.close()
 
 
+def score_text(score: float | None) -> str:
+    """Returns a score with two decimals, or in exponential form where that would be a long row of digits."""
+    if score is None:
+        return "none"
+    return f"{score:.2f}" if abs(score) < _LONG_SCORE else f"{score:.6g}"
+
+
 def end_table(summary: Summary, stopped_by: str | None) -> str:
     """Returns the table of scores, of where the time went, and of where the files are."""
     rows = [("stopped by", f"{stopped_by}; continue with --resume {summary.log_dir}")] if stopped_by else []
     rows.append(("steps", f"{summary.steps:,} ({summary.steps_per_second:,.0f} per second of training)"))
     if summary.best_mean is not None:
-        rows.append(("best score", f"{summary.best_mean:.2f} +- {summary.best_std:.2f} at step {summary.best_step:,}"))
-        score = f"{summary.final_mean:.2f} +- {summary.final_std:.2f}"
+        score = f"{score_text(summary.best_mean)} +- {score_text(summary.best_std)}"
+        rows.append(("best score", f"{score} at step {summary.best_step:,}"))
+        score = f"{score_text(summary.final_mean)} +- {score_text(summary.final_std)}"
         at_the_end = summary.final_step in (None, summary.steps)
         rows.append(("final score", score) if at_the_end else ("last score", f"{score} at step {summary.final_step:,}"))
     seconds = (summary.collection_seconds, summary.update_seconds, summary.evaluation_seconds)

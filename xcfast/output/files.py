@@ -15,6 +15,11 @@ from typing import Any
 _PACKAGES = ("xcfast", "torch", "numpy", "gymnasium", "mujoco")
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Returns a path that a user gave, with a leading ``~`` expanded, which a shell leaves alone in some places."""
+    return Path(os.path.expanduser(path))
+
+
 def package_versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that decide results."""
     versions = {"python": platform.python_version()}

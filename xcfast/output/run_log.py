@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xcfast.output.console import say
+from xcfast.output.console import say, score_text
 from xcfast.output.folders import Mode, RunFolders
 from xcfast.output.results import ResultFiles
 from xcfast.output.writers import make_writer
@@ -86,7 +86,7 @@ class RunLog:
         tags = {"Test-Episode-Rewards/Mean-Score": mean, "Test-Episode-Rewards/Std-Score": std}
         self._writer.scalars(tags, step)
         self._writer.flush()
-        say(f"step {step:>9,}  score {mean:10.2f} +- {std:.2f}", self._quiet)
+        say(f"step {step:>9,}  score {score_text(mean):>10} +- {score_text(std)}", self._quiet)
 
     def new_best(self, scores: np.ndarray, step: int) -> None:
         """Notes that a new best model was saved."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from xcfast.output.files import user_path
 from xcfast.plot.curves import CurveError, Run, find_runs, group_runs
 from xcfast.plot.figure import plot
 
@@ -49,10 +50,10 @@ def read_groups(words: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
     for word in words:
         label, equals, folder = word.partition("=")
         if equals and not Path(word).exists():
-            for run in find_runs(Path(folder)):
+            for run in find_runs(user_path(folder)):
                 named.setdefault(run.env_id, {}).setdefault(label, []).append(run)
         else:
-            free |= {run.folder.resolve(): run for run in find_runs(Path(word))}
+            free |= {run.folder.resolve(): run for run in find_runs(user_path(word))}
     envs = sorted({run.env_id for run in free.values()} | set(named))
     return {
         env_id: group_runs(run for run in free.values() if run.env_id == env_id) | named.get(env_id, {})
@@ -67,5 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN | LABEL=RUN", help="a run folder, or a folder with runs below it")
-    add("-o", "--output", type=Path, default=Path("learning_curves.png"), metavar="FILE", help="default: %(default)s")
+    file = Path("learning_curves.png")
+    add("-o", "--output", type=user_path, default=file, metavar="FILE", help="default: %(default)s")
     return parser

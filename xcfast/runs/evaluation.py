@@ -116,7 +116,7 @@ class Evaluator:
         seeds = evaluation_seeds(self._config, number, num_envs)
         if self._loop is not None:
             envs.reset(seed=seeds)
-            played = self._loop.evaluate(per_env, self._should_stop)
+            played = self._loop.evaluate(per_env, self._should_stop, self._reporter(per_env * num_envs))
             if played is None:
                 raise EvaluationStopped
             scores = played
@@ -130,7 +130,7 @@ class Evaluator:
         """Returns float64 [N * per_env] of the first ``per_env`` episodes of each environment, one after the other."""
         scores: list[list[float]] = [[] for _ in seeds]
         limit = None if has_time_limit(envs) else self._config.test_step_limit
-        threads, reported = torch.get_num_threads(), time.monotonic()
+        threads, report = torch.get_num_threads(), self._reporter(per_env * len(seeds))
         torch.set_num_threads(1)
         try:
             obs, _ = envs.reset(seed=seeds)
@@ -146,12 +146,22 @@ class Evaluator:
                     obs, _ = envs.reset(options={"reset_mask": long})
                 if all(len(score) >= per_env for score in scores):
                     return np.array([value for score in scores for value in score[:per_env]])
-                if time.monotonic() - reported > _REPORT_SECONDS:
-                    reported = time.monotonic()
-                    self.report(sum(min(len(score), per_env) for score in scores), per_env * len(scores))
+                report(sum(min(len(score), per_env) for score in scores))
             raise EvaluationStopped
         finally:
             torch.set_num_threads(threads)
+
+    def _reporter(self, wanted: int) -> Callable[[int], None]:
+        """Returns a function that hands a number of ended episodes on to ``report``, about once a second."""
+        reported = time.monotonic()
+
+        def hand_on(ended: int) -> None:
+            nonlocal reported
+            if time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
+                self.report(ended, wanted)
+
+        return hand_on
 
     def _use(self, envs: VecEnv) -> VecEnv:
         check_autoreset(envs)

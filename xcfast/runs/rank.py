@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xcfast.config import load_config
+from xcfast.envs.sending import register_text
 from xcfast.errors import CheckpointError, ConfigError, EnvError, RunFailed
 from xcfast.ranks.launch import read_job, write_outcome
 from xcfast.runs.run import run
@@ -21,6 +22,8 @@ def main() -> int:
     try:
         resume = None if job["resume"] is None else Path(job["resume"])
         config = load_config(overrides=job["config"])
+        if job["registration"] is not None:
+            register_text(job["registration"])
         outcome = run(config, job["mode"], resume, job["quiet"], below_env=job["below_env"]).to_dict()
     except (ConfigError, CheckpointError, EnvError, RunFailed) as error:
         if isinstance(error, RunFailed) and not error.expected:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xcfast.config.trust import allow_modules as allow
 from xcfast.envs import MujocoVecEnv
+from xcfast.envs.sending import registration_of
 from xcfast.errors import CheckpointError, ConfigError, EnvError, RankError, RankLostError, RunFailed
 from xcfast.output.checkpoint import FINAL_MODEL
 from xcfast.output.console import ProgressBar, end_table, say, say_warnings
+from xcfast.output.files import user_path
 from xcfast.output.folders import Mode
 from xcfast.output.summary import Summary
 from xcfast.ranks.group import Ranks
@@ -28,6 +32,7 @@ def run(
     quiet: bool = False,
     *,
     below_env: bool = True,
+    allow_modules: Collection[str] = (),
 ) -> Summary:
     """Does what the command line does. Starts further processes where the configuration wants several ranks.
 
@@ -38,13 +43,17 @@ def run(
         resume: A run folder or a checkpoint file to continue (in ``test`` mode: to take the model from).
         quiet: Whether to print nothing but warnings.
         below_env: Whether the folders of a new run are in one ``<env_id>`` below ``log_dir`` and ``model_dir``.
+        allow_modules: Names of modules that the environment may import with ``resume``, besides those of an
+            ``env_id`` or ``env_wrappers`` that the script itself gives: a run's ``config.json`` may be a stranger's.
 
     Raises:
         CheckpointError: The run or the model cannot be read.
-        ConfigError: The configuration does not fit the environment.
+        ConfigError: The configuration does not fit the environment, or names a module that is not allowed.
         RunFailed: Training stopped on a failure. A checkpoint was saved where possible.
     """
-    resume = None if resume is None else Path(resume)
+    resume = None if resume is None else user_path(resume)
+    if resume is not None:
+        config = allow(config, allow_modules)
     if mode == "test":
         from xcfast.runs.testing import run_test
 
@@ -163,6 +172,7 @@ def _run_in_processes(
         "resume": None if resume is None else str(resume),
         "quiet": quiet,
         "below_env": below_env,
+        "registration": registration_of(config.env_id),
     }
     outcome = launch("xcfast.runs.rank", job, num_ranks)
     if "error" not in outcome:

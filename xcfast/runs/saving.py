@@ -22,6 +22,7 @@ from xcfast.output import checkpoint as ckpt
 from xcfast.output.console import say
 from xcfast.output.files import package_versions
 from xcfast.output.folders import RunFolders
+from xcfast.resources import shortage
 
 if TYPE_CHECKING:
     from xcfast.runs.state import RunState
@@ -159,9 +160,11 @@ class Saver:
         """
         known = self._ranks.world_size == 1 or isinstance(error, RankError | NonFiniteError)
         cause = error.__cause__ if isinstance(error, RankError) else error
-        return RunFailed(self._save_after_failure(error, known), isinstance(cause, _EXPECTED), known)
+        short = shortage(cause or error)
+        expected = isinstance(cause, _EXPECTED) or short is not None
+        return RunFailed(self._save_after_failure(short or str(error), known), expected, known)
 
-    def _save_after_failure(self, error: Exception, known: bool) -> str:
+    def _save_after_failure(self, error: str, known: bool) -> str:
         state, ranks = self._state, self._ranks
         state.components.obs_normalizer.discard()
         message = f"stopped at step {state.step}: {error}"

@@ -13,7 +13,7 @@ from xcfast.output.console import table
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.policy.build import resolve_policy
 from xcfast.ranks.group import ALONE, Ranks
-from xcfast.resources import available_cpus, training_device, update_threads
+from xcfast.resources import available_cpus, enough_of_all, training_device, update_threads
 from xcfast.runs.evaluation import has_time_limit
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def describe(config: Config, mode: str) -> str:
     env = configured_env_fn(config)()
     try:
         config = resolve_policy(config, env.action_space)
-        policy = build_policy(config, env.observation_space, env.action_space)
+        with enough_of_all():
+            policy = build_policy(config, env.observation_space, env.action_space)
         action_map = ActionMap(env.action_space, config.activation_action)
         shapes = f"observation {env.observation_space.shape}, action {_space(env.action_space)}"
         limited = env.spec is not None and env.spec.max_episode_steps is not None

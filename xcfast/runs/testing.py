@@ -16,10 +16,10 @@ from xcfast.envs.opengl import mujoco_gl
 from xcfast.envs.rendering import find_backend
 from xcfast.envs.serial import DummyVecEnv
 from xcfast.errors import ConfigError
-from xcfast.output.console import say
+from xcfast.output.console import say, score_text
 from xcfast.output.folders import RunFolders, find_model, model_file
 from xcfast.output.summary import Summary
-from xcfast.resources import training_device
+from xcfast.resources import enough_of_all, training_device
 from xcfast.runs.evaluation import TEST_RUN, Evaluator
 from xcfast.runs.player import Player, load_player
 from xcfast.runs.recording import RecordingEvaluator
@@ -53,7 +53,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         quiet: Whether to print nothing but warnings.
     """
     path = find_model(config) if resume is None else model_file(resume)
-    with rendering(config) as able:
+    with rendering(config) as able, enough_of_all():
         saved = load_player(path)
         if saved.config.env_id != config.env_id:
             raise ConfigError(f"{path} was trained on {saved.config.env_id}; env_id is {config.env_id}")
@@ -66,7 +66,7 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
         scores, backend = play(config, saved.player, TEST_RUN, folders.log_dir if able else None, quiet)
     mean, std = float(scores.mean()), float(scores.std())
     say(f"scores {np.array2string(scores, precision=2)}", quiet)
-    say(f"Mean Score: {mean:.2f}, Std: {std:.2f}, Best Score: {scores.max():.2f}", quiet)
+    say(f"Mean Score: {score_text(mean)}, Std: {score_text(std)}, Best Score: {score_text(scores.max())}", quiet)
     return Summary(
         steps=saved.step,
         collection_seconds=0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from xcfast.collectors.collector import warm_up
+from xcfast.config.trust import allow_modules as allow
 from xcfast.envs import MujocoVecEnv
 from xcfast.errors import ConfigError
 from xcfast.output.checkpoint import BEST_MODEL
@@ -22,6 +23,7 @@ from xcfast.output.folders import Mode, RunFolders
 from xcfast.output.run_log import RunLog
 from xcfast.ranks.group import ALONE, Ranks
 from xcfast.ranks.launch import check_alone
+from xcfast.resources import enough_of_all
 from xcfast.runs.components import Components
 from xcfast.runs.evaluation import EvaluationStopped
 from xcfast.runs.progress import Progress
@@ -61,6 +63,7 @@ class Trainer:
         optimizer: An optimizer of the policy's parameters.
         scheduler: A scheduler of that optimizer, stepped after each gradient step. It sets the learning rates.
         below_env: Whether the run's folders are in one ``<env_id>``.
+        allow_modules: Names of modules that the environment may import with ``resume``, see ``xcfast.run``.
 
     Attributes:
         components: What the trainer works with.
@@ -91,7 +94,10 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: LRScheduler | None = None,
         below_env: bool = True,
+        allow_modules: Collection[str] = (),
     ) -> None:
+        if resume is not None:
+            config = allow(config, allow_modules)
         if ranks.world_size == 1:
             check_alone(config)
         self.config, self.ranks, self.quiet = config, ranks, quiet or not ranks.is_main
@@ -116,7 +122,7 @@ class Trainer:
     def _prepare(self, given: dict[str, Any]) -> None:
         """Makes the components, and goes on from the checkpoint, if there is one."""
         config, ranks, saved = self.config, self.ranks, {} if self._resumed is None else self._resumed.saved
-        with ranks.together():
+        with ranks.together(), enough_of_all():
             self._components = Components(
                 config,
                 ranks,

@@ -1,7 +1,7 @@
 """``python -m xcfast.sweep CONFIG --seeds 5 [--grid key=v1,v2] [--study N --search key=low:high[:log]]``.
 
-Trains the seeds of one or several settings side by side, in one process per job on CPUs of its own. The same command
-continues: it skips finished jobs, resumes interrupted ones, and tries failed ones again. Ctrl-C stops and saves all.
+Trains the seeds of one or several settings side by side, in one process per job. The same command continues: it
+skips finished jobs, resumes interrupted ones, and tries failed ones again. Ctrl-C stops and saves all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from xcfast.config import RESUMABLE_KEYS, Config, ConfigError, load_config
 from xcfast.config.keys import INERT_KEYS, RENAMED_KEYS
 from xcfast.config.shipped import file_and_env_id
 from xcfast.config.yaml_file import read_overrides
-from xcfast.output.files import write_json
+from xcfast.output.files import user_path, write_json
 from xcfast.output.folders import env_folder
 from xcfast.plot.curves import mean_and_interval, short_text
 from xcfast.runs.signals import StopRequest
@@ -68,9 +68,10 @@ def _sweep(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     folder = args.output or Path("sweeps") / env_folder(base.env_id)
     threads = base.num_threads or 1
+    processors = {"num_threads": threads, "num_workers": base.num_workers or threads}
 
     def make(values: Mapping[str, Any], trial: int | None = None) -> Setting:
-        config = load_config(path, {**given, **values, "num_threads": threads})
+        config = load_config(path, {**given, **processors, **values})
         typed = {key: _value(config, key) for key in values}
         name = _name(typed) if trial is None else f"trial_{trial:03d}"
         jobs = [Job(folder / name, seed, f"{name} seed {seed}") for seed in args.seeds]
@@ -271,5 +272,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--grid", action="append", default=[], metavar="key=v1,v2", help="values of a key; several: all combinations")
     add("--study", type=jobs_of, metavar="N", help="N trials of an Optuna study over --search, by mean final score")
     add("--search", action="append", default=[], metavar="key=low:high[:log]", help="a range, or key=v1,v2, of a study")
-    add("-o", "--output", type=Path, metavar="DIR", help="where everything goes (default sweeps/ENV_ID)")
+    add("-o", "--output", type=user_path, metavar="DIR", help="where everything goes (default sweeps/ENV_ID)")
     return parser

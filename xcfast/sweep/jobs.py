@@ -1,4 +1,4 @@
-"""Training runs side by side: one process per job on CPUs of its own, resumable, stopped together."""
+"""Training runs side by side: one process per job, resumable, stopped together."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ class Job:
 
 
 class Slots:
-    """Slots for jobs, each with CPUs of its own. No job runs any more when the context ends.
+    """Slots for jobs. No job runs any more when the context ends.
+
+    Where the slots take all CPUs, each slot has CPUs of its own. Where CPUs remain, the system places the jobs: a
+    second sweep would choose the same CPUs as this one.
 
     A requested stop goes to all jobs once, as SIGTERM: they finish their iteration and save.
 
@@ -92,12 +95,11 @@ class Slots:
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._told = False
         self.running = 0
+        own = len(usable) if self.size * threads >= len(usable) else 0  # CPUs to share out
         self._workers = [
             threading.Thread(
-                target=self._work, args=({usable[(i * threads + k) % len(usable)] for k in range(threads)},)
+                target=self._work, args=({usable[(i * threads + k) % own] for k in range(threads) if own},)
             )
-            if usable
-            else threading.Thread(target=self._work, args=(set(),))
             for i in range(self.size)
         ]
 
