@@ -48,7 +48,7 @@ CXXFLAGS := -std=c++17 -O1 -g -Wall -Wextra -Werror -ffp-contract=off -fno-omit-
 TESTS := $(basename $(notdir $(wildcard csrc/tests/*.cpp)))
 THREADED_TESTS := $(filter-out test_kernels,$(TESTS))
 HEADERS := $(shell find csrc -name '*.hpp')
-# gcc's thread sanitizer dies where the kernel randomises addresses over more bits than it expects.
+# gcc's thread sanitizer dies where the kernel randomizes addresses over more bits than it expects.
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 sanitize: $(TESTS:%=run-address-%) $(THREADED_TESTS:%=run-thread-%)

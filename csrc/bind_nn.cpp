@@ -303,7 +303,7 @@ void bind_nn(py::module_ &m) {
            py::arg("normalize_advantages"), py::arg("seed"), py::arg("iteration"), py::arg("n_epochs"), py::arg("n_minibatch"),
            py::arg("env_offset"),
            "An update in parts, of one rank's envs: float64 [n_epochs * n_minibatch, 3], number, mean and sum of squared "
-           "deviations of the advantages of its part of each minibatch; zeros where they are not to be normalised.")
+           "deviations of the advantages of its part of each minibatch; zeros where they are not to be normalized.")
       .def("minibatch_gradients", &BoundLearner::minibatch_gradients, py::arg("index"), py::arg("total"), py::arg("mean"), py::arg("square"),
            "Of this rank's part of a minibatch: the sums of what compute_gradients means over. Writes `gradient`, a sum divided by "
            "`total`; mean and square are those of the advantages of the whole minibatch.");

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation and bootstrapped returns, for numpy arrays and torch tensors."""
+"""Generalized advantage estimation and bootstrapped returns, for numpy arrays and torch tensors."""
 
 import sys
 from typing import Any, TypeVar

@@ -130,7 +130,7 @@ class RunningMeanStd:
     def update_and_normalize(
         self, batch: npt.ArrayLike, clip: float | None = None, out: Float32 | None = None
     ) -> Float32:
-        """Adds a batch, then normalises it, in one call; arguments and errors as in `update` and `normalize`."""
+        """Adds a batch, then normalizes it, in one call; arguments and errors as in `update` and `normalize`."""
         return self._apply("update_and_normalize", batch, clip, out)
 
     def state_dict(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def xuance(settings: dict[str, Any], vectorize: str, update: Clock) -> Callable[
 
 
 def stable_baselines3(settings: dict[str, Any], vectorize: str, update: Clock) -> Callable[[int], None]:
-    """Stable-Baselines3 with the same network (a trunk that actor and critic share), normalisers and batches."""
+    """Stable-Baselines3 with the same network (a trunk that actor and critic share), normalizers and batches."""
     import gymnasium
     import torch
     from stable_baselines3 import PPO

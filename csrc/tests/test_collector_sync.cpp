@@ -167,7 +167,7 @@ class Boundless final : public xc::envs::Dynamics {
   }
 };
 
-// The collection names the first final observation that is not finite, although normalisation clips it to an ordinary number.
+// The collection names the first final observation that is not finite, although normalization clips it to an ordinary number.
 void final_observations_that_are_not_finite() {
   Memory world(6);
   world.engine = std::make_unique<Engine>(Engine::Config{kLimit, kCapacity}, std::make_unique<Boundless>(6), world.rows());

@@ -305,7 +305,7 @@ def test_state_without_envs_asks_for_a_reset(hopper):
 
 @pytest.mark.parametrize("outside", [False, True])
 def test_a_loaded_formula_of_the_deviation_counts_from_the_next_call(hopper, outside):
-    """A state may be loaded after the collector was made; both formulas give the bits of the normaliser's own call."""
+    """A state may be loaded after the collector was made; both formulas give the bits of the normalizer's own call."""
     config, _ = hopper
     setup = Setup(config).lively()
     setup.collector.reset(3)
@@ -355,7 +355,7 @@ def test_non_finite_observation_is_named(small, use_obsnorm):
     ],
 )
 def test_infinite_observations_that_only_the_critic_sees(small, use_obsnorm, limit, message):
-    """The last observation of an episode that a time limit ends, and of a rollout. Normalisation clips infinity."""
+    """The last observation of an episode that a time limit ends, and of a rollout. Normalization clips infinity."""
     setup = Setup(small(env_id="Reacher-v4", horizon_size=4, use_obsnorm=use_obsnorm), limit=limit)
     setup.collector.reset(0)
     setup.collector.collect(setup.rollout, 3)

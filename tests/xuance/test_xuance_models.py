@@ -61,7 +61,7 @@ def acting_agent(tmp_path, name, **keys):
 def check_actions(agent, folder):
     """Statistics exactly; values and actions up to the rounding of XuanCe's float32.
 
-    A normalised observation of at most 5 is rounded to within 1e-6, and each layer adds roundings of that size. These
+    A normalized observation of at most 5 is rounded to within 1e-6, and each layer adds roundings of that size. These
     small networks stretch a difference by less than 4.
     """
     expected = np.load(folder / "expected.npz")
@@ -152,7 +152,7 @@ def test_a_policy_from_xuance_keeps_its_map_of_actions(tmp_path):
     agent.save_model("kept.pth")
 
     again = PPO_Agent(args, envs, quiet=True)
-    with pytest.warns(RuntimeWarning, match="clipped but not normalised"):
+    with pytest.warns(RuntimeWarning, match="clipped but not normalized"):
         assert again.get_actions(np.zeros((1, 3)))["actions"].shape == (1, 1)
     again.load_model(agent.model_dir_save, "kept.pth")
     np.testing.assert_array_equal(played(again), expected)

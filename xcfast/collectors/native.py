@@ -44,7 +44,7 @@ class EnvLoop:
     Args:
         envs: The environments. All calls go through this object, so that one Python thread at a time steps them.
         policy: The policy. Its weights are read, from whatever device they are on, at the start of each call.
-        normalizer: The normaliser of the observations.
+        normalizer: The normalizer of the observations.
         action_map: The map from the policy's samples to the environments' actions.
 
     Raises:
@@ -161,7 +161,7 @@ class NativeCollector:
     Args:
         envs: The vector environment to step.
         policy: The policy that chooses the actions.
-        normalizer: The normaliser of the observations.
+        normalizer: The normalizer of the observations.
         action_map: The map from the policy's samples to the environments' actions.
         seed: The seed of the action noise.
         env_offset: The global index of the first environment.

@@ -121,7 +121,7 @@ def _check_sizes(config: Any) -> None:
         allowed = f"at most horizon_size * parallels = {batch}"
         raise _refusal(config, "n_minibatch", "more minibatches than steps in a batch", allowed)
     if config.use_advnorm and batch < 2 * config.n_minibatch:
-        problem = "minibatches of one step, whose normalised advantage is always 0, so the actor would not learn"
+        problem = "minibatches of one step, whose normalized advantage is always 0, so the actor would not learn"
         allowed = (
             f"at most {batch // 2}, half of horizon_size * parallels = {batch}"
             if batch > 1

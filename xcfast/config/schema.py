@@ -50,13 +50,13 @@ class Config:
     test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark", learning=False)
     agent: Literal["PPO", "PPO_KL"] = key(
         "PPO",
-        "algorithm: PPO clips the probability ratio, PPO_KL penalises the KL divergence with an adaptive coefficient",
+        "algorithm: PPO clips the probability ratio, PPO_KL penalizes the KL divergence with an adaptive coefficient",
         aliases={"PPO_Clip": "PPO", "PPO_Agent": "PPO", "PPOCLIP_Agent": "PPO", "PPOKL_Agent": "PPO_KL"},
     )
     learner: Literal["PPO_Learner", "PPOKL_Learner"] = key(
         "PPO_Learner", "learner of the algorithm; PPO_KL has PPOKL_Learner", aliases={"PPOCLIP_Learner": "PPO_Learner"}
     )
-    seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=MAX_SEED, learning=False)
+    seed: int = key(79811, "decides initialization, action noise and minibatches", low=0, high=MAX_SEED, learning=False)
     running_steps: int = key(
         1_000_000, "environment steps of the whole run, over all environments", low=1, high=MAX_STEPS, resumable=True
     )
@@ -91,7 +91,7 @@ class Config:
         aliases={"Dummy_Gym": "DummyVecEnv", "Subproc_Gym": "SubprocVecEnv"},
         refused={
             **dict.fromkeys(("Dummy_Atari", "Subproc_Atari"), "Atari is not supported"),
-            "NOREQUIRED": "the environments here are always vectorised",
+            "NOREQUIRED": "the environments here are always vectorized",
         },
         learning=False,
         resumable=True,
@@ -150,7 +150,7 @@ class Config:
     )
     normalize: Literal["LayerNorm"] | None = key(
         None,
-        "normalisation after each hidden activation",
+        "normalization after each hidden activation",
         refused={
             **dict.fromkeys(
                 ("BatchNorm", "BatchNorm2d"),
@@ -162,8 +162,8 @@ class Config:
     )
     initializer: Literal["orthogonal"] = key(
         "orthogonal",
-        "initialisation of the weights",
-        refused=dict.fromkeys(("normal", "zeros", "ones"), "only orthogonal initialisation is supported"),
+        "initialization of the weights",
+        refused=dict.fromkeys(("normal", "zeros", "ones"), "only orthogonal initialization is supported"),
     )
     log_std_init: float = key(-1.0, "initial logarithm of the Gaussian policy's standard deviation", low=-10, high=5)
 
@@ -187,13 +187,13 @@ class Config:
     )
     kl_coef: float = key(1.0, "initial weight of PPO_KL's penalty", low=MIN_KL_COEF, high=MAX_KL_COEF)
     gamma: float = key(0.99, "discount factor", low=0, high=1)
-    use_gae: bool = key(True, "generalised advantage estimation; False: Monte-Carlo return minus value")
+    use_gae: bool = key(True, "generalized advantage estimation; False: Monte-Carlo return minus value")
     gae_lambda: float = key(0.95, "lambda of the advantage estimation", low=0, high=1)
-    use_advnorm: bool = key(True, "normalise the advantages of each minibatch")
+    use_advnorm: bool = key(True, "normalize the advantages of each minibatch")
     use_grad_clip: bool = key(True, "limit the norm of the gradient")
     grad_clip_norm: float = key(0.5, "largest norm of the gradient", low=0, open_low=True, high=1e9)
-    use_obsnorm: bool = key(True, "normalise observations by running mean and variance")
-    obsnorm_range: float = key(5.0, "normalised observations are clipped to +- this", low=0, open_low=True, high=1e9)
+    use_obsnorm: bool = key(True, "normalize observations by running mean and variance")
+    obsnorm_range: float = key(5.0, "normalized observations are clipped to +- this", low=0, open_low=True, high=1e9)
     use_rewnorm: bool = key(True, "scale rewards by the running deviation of the discounted return")
     rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True, high=1e9)
     use_actions_mask: bool = key(False, "choose among the actions that the environment allows; needs discrete actions")

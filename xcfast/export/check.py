@@ -85,7 +85,7 @@ def rounding_bound(policy: ActorCritic, obs: Tensor) -> tuple[np.ndarray, np.nda
 
     Args:
         policy: the network.
-        obs: float32 [B, ...], normalised.
+        obs: float32 [B, ...], normalized.
 
     Returns:
         The head's output and the bound, both float64 [B, A].

@@ -4,7 +4,7 @@ The file holds everything between the two: normalizer, network, most likely acti
 is float32 [B, *obs_shape] for any B. Its output ``action`` is [B, *action_shape], of the action space's dtype. A policy
 with action masks has a second input, ``action_mask``, bool [B, number of actions].
 
-Observations are normalised in float64, as in training: float32 would lose digits where a mean is large beside its
+Observations are normalized in float64, as in training: float32 would lose digits where a mean is large beside its
 deviation. The network is float32. The file is run and compared with the policy before it gets its name.
 """
 

@@ -51,7 +51,7 @@ class CudaLearner:
         device: CUDA device; a CPU serves for tests, without graphs.
         ranks: The ranks that learn together.
         optimizer: A script's plain Adam of all of the policy's parameters, whose state is kept as if it stepped.
-        scheduler: Scheduler of the script's optimiser.
+        scheduler: Scheduler of the script's optimizer.
 
     Attributes:
         compile: The form of the steps in use: "graph", "default" (compiled, launched one by one) or "off" (eager).
@@ -59,7 +59,7 @@ class CudaLearner:
         device_policy: The copy on the device, for inference there.
 
     Raises:
-        ValueError: Optimiser, scheduler and policy do not belong together.
+        ValueError: Optimizer, scheduler and policy do not belong together.
     """
 
     name = "cuda"
@@ -237,5 +237,5 @@ class CudaLearner:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser in torch: a script's, or one that gives the saved state its form."""
+        """The optimizer in torch: a script's, or one that gives the saved state its form."""
         return self._adam.optimizer

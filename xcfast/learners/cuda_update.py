@@ -261,7 +261,7 @@ class DeviceUpdate:
             self._try()
 
     def _try(self) -> None:
-        """Runs everything once, so that whatever is initialised or compiled lazily is ready."""
+        """Runs everything once, so that whatever is initialized or compiled lazily is ready."""
         self._graphs = None
         self._evaluate()
         self._step()
@@ -273,7 +273,7 @@ class DeviceUpdate:
         self._graph_steps = max(n for n in range(1, _GRAPH_STEPS + 1) if self.span % n == 0)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):  # libraries initialise themselves for each stream
+        with torch.cuda.stream(stream):  # libraries initialize themselves for each stream
             self._try()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         evaluation, steps = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -357,27 +357,27 @@ class DeviceUpdate:
     def _compute_advantage_moments(self) -> None:
         """Computes mean and 1 / (standard deviation + 1e-8) of every minibatch's advantages in one pass over all."""
         # Deviations from the rollout's mean, so that the difference of the two sums below does not cancel.
-        centre = self.advantages.double().mean()
-        advantages = (self.advantages.double() - centre).flatten()[self.indices]
+        center = self.advantages.double().mean()
+        advantages = (self.advantages.double() - center).flatten()[self.indices]
         if self.ranks.world_size > 1:
-            self._advantage_moments.copy_(self._joined_advantage_moments(advantages, float(centre)))
+            self._advantage_moments.copy_(self._joined_advantage_moments(advantages, float(center)))
             return
         mean = (advantages * self._shares).sum(1)
         variance = (advantages.square() * self._shares).sum(1) - mean.square()
-        self._advantage_moments[:, 0] = mean + centre
+        self._advantage_moments[:, 0] = mean + center
         self._advantage_moments[:, 1] = 1.0 / (variance.clamp(min=0.0).sqrt() + 1e-8)
 
-    def _joined_advantage_moments(self, advantages: Tensor, centre: float) -> Tensor:
+    def _joined_advantage_moments(self, advantages: Tensor, center: float) -> Tensor:
         """Returns the same of several ranks' parts of the minibatches.
 
         Args:
-            advantages: float64 [updates, largest minibatch], less ``centre``.
-            centre: Mean of this rank's advantages.
+            advantages: float64 [updates, largest minibatch], less ``center``.
+            center: Mean of this rank's advantages.
         """
         count = self._taken.sum(1)
         mean = (advantages * self._taken).sum(1) / count.clamp(min=1)
         square = ((advantages - mean[:, None]).square() * self._taken).sum(1)
-        parts = torch.stack([count, (mean + centre) * (count > 0), square], 1).cpu().numpy()
+        parts = torch.stack([count, (mean + center) * (count > 0), square], 1).cpu().numpy()
         counts, means, squares = joined_moments(parts, self.ranks).T
         return torch.from_numpy(np.stack([means, 1.0 / (np.sqrt(squares / counts) + 1e-8)], 1))
 

@@ -17,7 +17,7 @@ class UpdateGuard:
     """Runs a learner's updates, one at a time, and undoes those that fail.
 
     Args:
-        reward_normalizer: Normaliser that the updates feed; the guard restores its statistics.
+        reward_normalizer: Normalizer that the updates feed; the guard restores its statistics.
     """
 
     def __init__(self, reward_normalizer: RewardNormalizer) -> None:

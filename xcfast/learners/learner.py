@@ -21,7 +21,7 @@ class Learner(Protocol):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser in torch: a script's, or one that gives the saved state its form."""
+        """The optimizer in torch: a script's, or one that gives the saved state its form."""
 
     @property
     def overlaps(self) -> bool:
@@ -50,7 +50,7 @@ class Learner(Protocol):
             RuntimeError: Another thread is in an update of this learner.
 
         Note:
-            After any exception, weights, optimiser and schedule are those from before the call.
+            After any exception, weights, optimizer and schedule are those from before the call.
         """
 
     def adopt(self) -> None:
@@ -67,7 +67,7 @@ class Learner(Protocol):
         """Restores ``behaviour``, after ``adopt``. Does nothing where the policy's own weights collect."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the optimiser in ``torch.optim``'s form, of the schedule, and of the KL penalty."""
+        """Returns the state of the optimizer in ``torch.optim``'s form, of the schedule, and of the KL penalty."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` of any learner returned.

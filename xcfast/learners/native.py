@@ -47,10 +47,10 @@ class NativeLearner:
         num_threads: Number of threads of an update.
         ranks: The ranks that learn together.
         optimizer: A script's plain Adam of all of the policy's parameters, whose state is kept as if it stepped.
-        scheduler: Scheduler of the script's optimiser.
+        scheduler: Scheduler of the script's optimizer.
 
     Raises:
-        ValueError: Native code cannot serve (see ``reason_not``), or optimiser, scheduler and policy do not belong
+        ValueError: Native code cannot serve (see ``reason_not``), or optimizer, scheduler and policy do not belong
             together.
     """
 
@@ -216,5 +216,5 @@ class NativeLearner:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser in torch: a script's, or one that gives the saved state its form."""
+        """The optimizer in torch: a script's, or one that gives the saved state its form."""
         return self._adam.optimizer

@@ -1,4 +1,4 @@
-"""The learning rate of each gradient step: linear decay by the configuration, or a script's optimiser and scheduler."""
+"""The learning rate of each gradient step: linear decay by the configuration, or a script's optimizer and scheduler."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def learning_rate(config: Config, update: int) -> float:
 
 
 class Schedule:
-    """The learning rates of an optimiser, update by update.
+    """The learning rates of an optimizer, update by update.
 
     Args:
-        config: The run's configuration, whose line decides the rates of an optimiser that was made here.
-        optimizer: The optimiser that gets the rates.
-        scheduler: A torch scheduler of this optimiser, which is stepped after each update and decides the rates.
-        own: Whether the optimiser was made here. A script's optimiser without a scheduler keeps its own rate.
+        config: The run's configuration, whose line decides the rates of an optimizer that was made here.
+        optimizer: The optimizer that gets the rates.
+        scheduler: A torch scheduler of this optimizer, which is stepped after each update and decides the rates.
+        own: Whether the optimizer was made here. A script's optimizer without a scheduler keeps its own rate.
 
     Raises:
-        ValueError: The scheduler belongs to another optimiser, or needs more than a step after each update.
+        ValueError: The scheduler belongs to another optimizer, or needs more than a step after each update.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Schedule:
         return float(group["lr"])
 
     def end(self) -> None:
-        """Steps the scheduler. Call it after the optimiser's step."""
+        """Steps the scheduler. Call it after the optimizer's step."""
         if self.scheduler is not None:
             self.scheduler.step()
 

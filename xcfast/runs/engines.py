@@ -46,7 +46,7 @@ def make_collector(
         config: The run's configuration; `collector_backend` and `inference_device` decide.
         envs: This rank's share of the training environments.
         policy: The policy, on the CPU.
-        normalizer: The normaliser of the observations.
+        normalizer: The normalizer of the observations.
         action_map: The map from the policy's samples to the environments' actions.
         ranks: The ranks that collect together.
         device_policy: The same policy on a CUDA device, if the learner keeps one there.

@@ -335,7 +335,7 @@ class PPO_Agent:
         """Returns actions for a batch of observations.
 
         Args:
-            observations: Raw observations float [B, *obs_shape]; they are normalised here.
+            observations: Raw observations float [B, *obs_shape]; they are normalized here.
             deterministic: Whether to return the most likely actions, instead of samples by torch's global generator.
             return_dists: Whether to return the distributions.
             return_logpi: Whether to return the log-probabilities.

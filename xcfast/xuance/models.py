@@ -26,7 +26,7 @@ class SavedModel:
         path: Path of the file.
         policy: Weights by name.
         optimizer: State of Adam in torch's form, or None.
-        obs_rms: Mean and var (both [*obs_shape]) and count of the observations, or None if they were not normalised.
+        obs_rms: Mean and var (both [*obs_shape]) and count of the observations, or None if they were not normalized.
         reward_rms: Mean, var and count of the discounted returns, or None.
         keys: Configuration that the model was trained with; empty for a file of XuanCe, which has none.
         identity_actions: Whether the policy was trained with actions that are neither mapped to the bounds nor clipped.

@@ -18,9 +18,9 @@ from xcfast.xuance.arguments import set_device
 from xcfast.xuance.checks import sizes
 from xcfast.xuance.names import Names
 
-#: Name -> function that makes the activation. Capitalised names are known too.
+#: Name -> function that makes the activation. Capitalized names are known too.
 ActivationFunctions: Names[Callable[[], nn.Module]] = Names(ACTIVATIONS, keys_of(Config)["activation"].aliases)
-#: Name -> class of the normalisation.
+#: Name -> class of the normalization.
 NormalizeFunctions: Names[type[nn.Module]] = Names({"LayerNorm": nn.LayerNorm})
 
 Initialize = Callable[..., Any]
@@ -50,7 +50,7 @@ def Basic_MLP(
         **kwargs: Arguments of XuanCe's other representations, which have no effect.
 
     Raises:
-        ConfigError: The activation or the normalisation is not supported.
+        ConfigError: The activation or the normalization is not supported.
     """
     widths = sizes("hidden_sizes", hidden_sizes)
     layers = BasicMLP(
@@ -90,8 +90,8 @@ def Gaussian_AC_Policy(
         representation: A trunk from ``Basic_MLP`` or ``Basic_Identical``.
         actor_hidden_size: Widths of the actor's own hidden layers.
         critic_hidden_size: Widths of the critic's own hidden layers.
-        normalize: Normalisation, as in ``Basic_MLP``.
-        initialize: Initialisation, as in ``Basic_MLP``.
+        normalize: Normalization, as in ``Basic_MLP``.
+        initialize: Initialization, as in ``Basic_MLP``.
         activation: Activation of the hidden layers, as in ``Basic_MLP``.
         activation_action: Activation of the mean. None leaves the mean unbounded; actions are then clipped to the
             bounds, but not mapped to them.

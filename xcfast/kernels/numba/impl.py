@@ -133,7 +133,7 @@ def discounted_returns(rewards, terminated, truncated, last_values, final_values
     return True
 
 
-# --- moments and normalisation ---
+# --- moments and normalization ---
 
 
 def _moments_ok(mean: Any, var: Any, count: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Jitted running moments and normalisation, in the order of operations of csrc/kernels/moments.hpp."""
+"""Jitted running moments and normalization, in the order of operations of csrc/kernels/moments.hpp."""
 # mypy: disallow-untyped-defs=False
 
 import numpy as np
