@@ -30,8 +30,8 @@ class ObservationNormalizer:
         epsilon: Small number that keeps the deviation away from 0.
         epsilon_outside: Where `epsilon` is added; see `RunningMeanStd`.
         enabled: Whether to normalize; otherwise observations are only cast to float32 and checked to be finite.
-        join: Function that collects the rows of all processes' envs, where several processes have envs. All then hold
-            the same statistics.
+        join: Function that collects the rows of all processes' envs, if several processes have envs. All then have the
+            same statistics.
 
     Attributes:
         rms: The committed statistics.
@@ -108,7 +108,7 @@ class ObservationNormalizer:
 
         Raises:
             NonFiniteError: An observation since the last commit was NaN, infinite, or so large that the moments would
-                overflow (from 1e140 in absolute value, where observations are normalized). Nothing is merged or
+                overflow (from 1e140 in absolute value, if observations are normalized). Nothing is merged or
                 forgotten.
         """
         with self.rms.lock:
@@ -185,7 +185,7 @@ class ObservationNormalizer:
         )  # fmt: skip
 
     def _warn_without_statistics(self) -> None:
-        """Warns once where there are no statistics, neither committed nor tracked."""
+        """Warns once if there are no statistics, neither committed nor tracked."""
         if self.rms.count == 0 and self._counts.any():
             return  # a first rollout, which `commit` follows
         self._may_lack_statistics = False
@@ -210,8 +210,8 @@ class RewardNormalizer:
         clip: Bound of the absolute scaled reward.
         epsilon: Number added to the variance before its root is taken.
         enabled: Whether to scale; otherwise rewards are only cast to float32 and checked to be finite.
-        join: Function that collects the rows of all processes' envs, where several processes have envs. All then hold
-            the same statistics.
+        join: Function that collects the rows of all processes' envs, if several processes have envs. All then have the
+            same statistics.
 
     Attributes:
         rms: Statistics of the discounted returns; scalar.
@@ -250,7 +250,7 @@ class RewardNormalizer:
             out: float32 [T, N], for the result. It must not share memory with `rewards`, `done` or `returns`.
 
         Raises:
-            NonFiniteError: A reward is not finite, or at least 1e140 in absolute value (above float32's range where
+            NonFiniteError: A reward is not finite, or at least 1e140 in absolute value (above float32's range if
                 rewards are not scaled). The statistics have not changed.
             TypeError: An argument is a masked array, or has another kind of dtype.
             ValueError: A shape is wrong, `out` is read-only, or shares memory with another argument.

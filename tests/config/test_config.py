@@ -392,7 +392,7 @@ def test_errors(
     [
         ("gamma: [0.9", "broken YAML"),
         ('project_name: "\\Uffffffff"', r"broken YAML: an escape \U names no character"),
-        ("seed: !!timestamp x", "line 1: seed: broken YAML: no value for the tag timestamp; given: x"),
+        ("seed: !!timestamp x", "line 1: seed: broken YAML: the value does not fit the tag timestamp; given: x"),
         ("gamma: 0.9\nseed: !!int 1:30", "line 2: seed: a number in base 60; given: 1:30"),
         ("gamma: 0.9\nenv_kwargs: {a: {b: 1, b: 2}}", "line 2: env_kwargs: b is given twice"),
         ("gamma: 0.9\nactor_hidden_size: [" + "1, " * 6000 + "]", "line 2: broken YAML: more than 5000 entries"),
@@ -400,9 +400,9 @@ def test_errors(
         ("gamma: 0.9\n\tseed: 1", "line 2: broken YAML"),
         ("gamma: !!python/object/apply:os.system ['true']", "broken YAML"),
         ("a: 1\n---\nb: 2", "broken YAML"),
-        ("[gamma]: 1", "line 1: a key that is no text"),
-        ("- gamma", "is no mapping"),
-        ("just text", "is no mapping"),
+        ("[gamma]: 1", "line 1: a key that is not a text"),
+        ("- gamma", "is not a mapping"),
+        ("just text", "is not a mapping"),
         ("", "is empty"),
         ("# only a comment", "is empty"),
     ],
@@ -427,7 +427,7 @@ def test_folders_and_binaries_are_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         load_config(tmp_path)
     (tmp_path / "model.pth").write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(ConfigError, match="no UTF-8"):
+    with pytest.raises(ConfigError, match="not UTF-8"):
         load_config(tmp_path / "model.pth")
 
 

@@ -1,4 +1,4 @@
-"""What a collector is: the env loop that fills a rollout, whichever engine runs it."""
+"""The interface of collectors, the env loops that fill rollouts, whichever engine runs them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _TURN_SECONDS = 0.1  # how long native code works before Python may handle signa
 def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
     """Returns why native code cannot run this policy in these environments, as a phrase; None if it can."""
     if type(envs) not in (MujocoVecEnv, ClassicControlVecEnv):
-        return f"it steps MujocoVecEnv and ClassicControlVecEnv; these environments are {type(envs).__name__}"
+        return f"it steps only MujocoVecEnv and ClassicControlVecEnv, and these environments are {type(envs).__name__}"
     return reason_policy_not_native(policy)
 
 

@@ -120,7 +120,7 @@ def _of_the_other_agent(config: Config) -> list[tuple[str, str]]:
     reason = "PPO_KL only; PPO limits the ratio with clip_range"
     keys = [("kl_coef", reason)]
     if not config.early_stop_kl:
-        keys.append(("target_kl", f"{reason}, and stops by it with early_stop_kl: True"))
+        keys.append(("target_kl", f"{reason}, and by target_kl only with early_stop_kl: True"))
     return keys
 
 
@@ -137,7 +137,7 @@ def _fit_machine(config: Config) -> tuple[Config, list[str]]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(config.device.partition(":")[2] or 0)
         if count == 0:
-            notices.append(f"warning: device {config.device} is not there (no CUDA); running on the CPU")
+            notices.append(f"warning: there is no CUDA device, so {config.device} is not available; running on the CPU")
             config = replace(config, device="cpu")
         elif index >= count:
             last = f"cuda:{count - 1}"

@@ -26,13 +26,16 @@ _ACTIVATION_RULES: dict[str, Any] = {
         "ELU": "elu",
         "Softmax": "softmax",
     },
-    "refused": dict.fromkeys(("softmax2d", "Softmax2d"), "needs batches of images, which the networks here never see"),
+    "refused": dict.fromkeys(("softmax2d", "Softmax2d"), "needs batches of images, which are not supported"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a run does. A field has exactly its YAML key's name; the defaults are those of XuanCe's MuJoCo file.
+    """What a run does. Each field has exactly the name of its YAML key.
+
+    The defaults are those of the configuration in XuanCe's MuJoCo tutorial, except for four keys: `device`, `policy`
+    and `fps` adapt to the machine and the environment, and `vectorize` is SubprocVecEnv.
 
     Attributes besides the keys:
         notices: Lines to show once at start: old names, keys without effect and why, a device that is missing.
@@ -198,7 +201,7 @@ class Config:
     rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True, high=1e9)
     use_actions_mask: bool = key(False, "choose among the actions that the environment allows; needs discrete actions")
     early_stop_kl: bool = key(
-        False, "no more passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
+        False, "stop the passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
     )
 
     # Evaluation, logs, files
@@ -216,7 +219,7 @@ class Config:
     test_seed: int | None = key(
         None,
         "environment i of an evaluation or a test is seeded with test_seed + i, the same every time; null: seeds that "
-        "training never uses, others in every evaluation",
+        "training never uses, different ones in every evaluation",
         low=0,
         high=MAX_SEED,
         learning=False,
@@ -224,14 +227,14 @@ class Config:
     )
     test_step_limit: int = key(
         10_000,
-        "steps after which an episode of an evaluation is cut, where the task itself has no time limit",
+        "steps after which an episode of an evaluation is cut off, if the task itself has no time limit",
         low=1,
         high=1e9,
         learning=False,
         resumable=True,
     )
     logger: Literal["tensorboard", "wandb", "none"] = key(
-        "tensorboard", "where curves go; result files come always", learning=False, resumable=True
+        "tensorboard", "where curves are logged; result files are always written", learning=False, resumable=True
     )
     project_name: str = key("XuanCe_Benchmark", "project in wandb", learning=False)
     wandb_user_name: str = key(
@@ -262,7 +265,7 @@ class Config:
     )
     num_threads: int = key(
         0,
-        "threads of native stepping and of the update, of each process; 0: as many as it may use",
+        "threads of each process for native stepping and for the update; 0: as many as it may use",
         low=0,
         high=1024,
         learning=False,
@@ -280,7 +283,7 @@ class Config:
         "graph", "how the update runs on CUDA: compiled and in CUDA graphs, compiled, or eager"
     )
     precision: Literal["fp32", "tf32", "bf16"] = key(
-        "fp32", "arithmetic of matrix products in the update; tf32 and bf16 on CUDA alone"
+        "fp32", "arithmetic of matrix products in the update; tf32 and bf16 only on CUDA"
     )
     inference_device: Literal["auto", "cpu", "cuda"] = key(
         "auto",
@@ -293,13 +296,13 @@ class Config:
     )
     distributed_training: bool = key(
         False,
-        "train in several processes: one for each GPU, or num_ranks; under torchrun it is so in any case",
+        "train in several processes: one for each GPU, or num_ranks; torchrun does so in any case",
         learning=False,
         resumable=True,
     )
     master_port: int = key(
         12355,
-        "accepted for XuanCe's files; the processes of such a run find a free port by themselves",
+        "has no effect; accepted because XuanCe's files have it (a free port is found automatically)",
         low=1,
         high=65535,
         learning=False,
@@ -325,7 +328,7 @@ class Config:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Names of the modules, besides Gymnasium's, that making the environment imports."""
+        """Names of the modules, besides Gymnasium's, that are imported to make the environment."""
         names = [self.env_id] if ":" in self.env_id else []
         names += [entry if isinstance(entry, str) else next(iter(entry)) for entry in self.env_wrappers]
         modules = dict.fromkeys(name.partition(":")[0] for name in names)
@@ -353,12 +356,12 @@ class Config:
 
     @property
     def num_updates(self) -> int:
-        """Gradient steps in the run, K of the learning-rate schedule."""
+        """Gradient steps in the run, the K of the learning-rate schedule."""
         return self.num_iterations * self.n_epochs * self.n_minibatch
 
     @property
     def ratio_range(self) -> float:
-        """How far from 1 the ratio is clipped: infinite with PPO_KL, which does not clip."""
+        """How far from 1 the probability ratio may be before it is clipped: infinite with PPO_KL."""
         return self.clip_range if self.agent == "PPO" else math.inf
 
     @property
@@ -373,7 +376,7 @@ class Config:
 
     @property
     def checkpoint_every(self) -> int:
-        """Environment steps between two checkpoints, the default resolved."""
+        """Environment steps between two checkpoints; where `checkpoint_interval` is 0, a tenth of the run."""
         return self.checkpoint_interval or max(1, self.running_steps // 10)
 
     def to_dict(self) -> dict[str, Any]:

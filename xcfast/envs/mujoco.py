@@ -23,10 +23,11 @@ class MujocoVecEnv(NativeVecEnv):
     """N environments of one of Gymnasium's MuJoCo tasks (v4 and v5), stepped in C++ on a pool of threads.
 
     Observations, terminations, truncations and resets, seeded or not, are those of `gymnasium.make(env_id)` bit for
-    bit; rewards too, but for Reacher and Pusher on a CPU for which numpy's BLAS has its own order of operations:
-    there within one unit of float32's last place. Results do not depend on the number of threads.
+    bit. So are the rewards, except for Reacher and Pusher on a CPU for which numpy's BLAS has its own order of
+    operations: there they agree within one unit of float32's last place. Results do not depend on the number of
+    threads.
 
-    Contact forces (`cfrc_ext`) of the simulations are computed only for tasks that observe them or pay for them.
+    Contact forces (`cfrc_ext`) of the simulations are computed only for tasks whose observation or reward needs them.
 
     Arguments, attributes and errors are those of `NativeVecEnv`.
     """

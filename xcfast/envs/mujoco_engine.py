@@ -1,4 +1,4 @@
-"""Builds the native engine: the addresses of MuJoCo's functions and arrays, and how this numpy computes."""
+"""Builds the native engine from the addresses of MuJoCo's functions and arrays, and from how this numpy computes."""
 
 import ctypes
 import functools
@@ -157,5 +157,5 @@ def _address(array: Any) -> int:
 def _object_address(thing: Any) -> int:
     address = getattr(thing, "_address", None)
     if not address:
-        raise NotNativeError(f"this MuJoCo's {type(thing).__name__} does not tell its address")
+        raise NotNativeError(f"this MuJoCo's {type(thing).__name__} has no address")
     return int(address)

@@ -10,7 +10,7 @@ DERIVED_ARRAYS = ("xpos", "xipos", "site_xpos")
 
 
 def get_physics(model: Any, data: Any) -> dict[str, Any]:
-    """Returns all that decides how the simulation goes on, as numpy arrays."""
+    """Returns everything that decides how the simulation continues, as numpy arrays."""
     import mujoco
 
     physics = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
@@ -28,7 +28,7 @@ def set_physics(model: Any, data: Any, state: dict[str, Any], name: Any) -> None
         name: The environment, for the error.
 
     Raises:
-        ValueError: The state is of another model or MuJoCo version.
+        ValueError: The state belongs to another model or MuJoCo version.
     """
     import mujoco
 

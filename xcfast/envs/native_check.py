@@ -22,8 +22,8 @@ def check_against_gymnasium(
 ) -> None:
     """Compares a few steps of two environments, with ends of episodes, once per process, id and arguments.
 
-    Where the kind of environment names states for that (`NativeVecEnv.probes`), it compares a step from each of them
-    too, with the whole state afterwards, of which observations show only a rounded part.
+    If `NativeVecEnv.probes` returns further states, it also compares a step from each of them, with the whole state
+    afterwards, because observations are rounded.
 
     Args:
         env_id: Gymnasium's id.
@@ -76,7 +76,7 @@ def _first_difference(ours: NativeVecEnv, theirs: list[gymnasium.Env], rng: np.r
             if not _same_reward(rewards[index], float(reward)):
                 return f"its reward differs from Gymnasium's ({rewards[index]} for {float(reward)})"
             if [bool(terminated[index]), bool(truncated[index])] != ends:
-                return "its episodes end otherwise than Gymnasium's"
+                return "its episodes end at other steps than Gymnasium's"
             if any(ends):
                 if not _same(infos["final_obs"][index], ob):
                     return "its last observation of an episode differs from Gymnasium's"

@@ -29,9 +29,9 @@ _REPORT_SECONDS = 0.5  # the least time between two reports that the constructio
 
 
 def leave_signals_to_parent() -> None:
-    """Gives SIGINT and SIGTERM handlers that do nothing, since the parent decides when this process ends.
+    """Sets handlers for SIGINT and SIGTERM that do nothing, since the parent decides when this process ends.
 
-    Such a signal may go to all processes of a run. The signals are not ignored, because the programs that an
+    Such a signal may reach all processes of a run. The signals are not ignored, because the programs that an
     environment starts would inherit that and could not be terminated. Handlers do not outlive exec, and a fork gets
     the usual ones back.
     """
@@ -81,7 +81,7 @@ def answer(channel: Channel, message: tuple[str, Any]) -> None:
 
 
 def reporting(channel: Channel, env_fns: Sequence[EnvFn]) -> Iterator[EnvFn]:
-    """Yields the constructors, and tells the parent now and then that they advance."""
+    """Yields the constructors, and tells the parent from time to time that they make progress."""
     reported = time.monotonic()
     for env_fn in env_fns:
         yield env_fn

@@ -1,4 +1,4 @@
-"""The parent's side of the worker processes: commands, answers, errors, end."""
+"""The parent's side of the worker processes: their start, commands, answers, errors and end."""
 
 import os
 import pickle
@@ -101,7 +101,7 @@ class WorkerPool:
         return description
 
     def attach(self, observation_space: Space[Any], action_space: Space[Any]) -> Buffers:
-        """Lays out the shared memory, hands it to the workers and returns the parent's view of it."""
+        """Lays out the shared memory, passes it to the workers and returns the parent's view of it."""
         num_envs, num_workers = self.slices[-1][1], len(self.slices)
         layout = num_envs, observation_space, action_space, self._action_masks
         _, end = buffers_in(None, self._core.Sync.nbytes, *layout)
@@ -179,7 +179,7 @@ class WorkerPool:
             self._end(reason)
 
     def _close_envs(self, workers: Sequence[int]) -> None:
-        """Has these workers close their environments, each as soon as it is through with what it is at work on.
+        """Makes these workers close their environments, each as soon as it has finished its current work.
 
         The answers to an interrupted call come first and are dropped: a worker announces that it begins to close.
         """
@@ -213,7 +213,7 @@ class WorkerPool:
             self._processes[worker].wait(deadline - time.monotonic())
 
     def _end(self, reason: str) -> None:
-        """Ends the workers at once, with all that their environments started, and releases what belongs to them."""
+        """Ends the workers and all processes that their environments started, and frees their resources."""
         self._ended = self._ended or reason
         for process in self._processes:
             process.kill()
@@ -251,7 +251,7 @@ class WorkerPool:
         return finished
 
     def _hung(self, late: NDArray[np.bool_]) -> list[int]:
-        """Returns the workers that keep a step from its end and are late."""
+        """Returns the workers that have not finished a step and are late."""
         if not late.any():
             return []
         # A worker that has failed keeps its place in `progress`; its answer is there already.
@@ -261,7 +261,7 @@ class WorkerPool:
         return [worker for worker in at_work if late[worker]] if at_work else silent if late[silent].all() else []
 
     def _answers(self, timeout: float) -> list[Any]:
-        """Receives an answer from each worker that owes one; raises the first error among them.
+        """Receives an answer from each worker that must send one; raises the first error among them.
 
         Args:
             timeout: Seconds that a worker may take for one environment.
@@ -283,7 +283,7 @@ class WorkerPool:
         return [answer for _, (_, answer) in sorted(answers.items())]
 
     def _receive(self, worker: int, patience: "Patience") -> tuple[str, Any] | None:
-        """Returns a worker's answer; None if it has not come within a moment.
+        """Returns a worker's answer, or None if it has not come within a short time.
 
         Raises:
             WorkerDiedError: The worker has ended without an answer.
@@ -395,12 +395,12 @@ class Patience:
         self._since = np.full(progress.size, time.monotonic())
 
     def renew(self, worker: int, limit: float) -> None:
-        """Notes that a worker goes on with another environment, for which it may take `limit` seconds."""
+        """Notes that a worker begins with another environment, for which it may take `limit` seconds."""
         self._since[worker] = time.monotonic()
         self.limits[worker] = limit
 
     def late(self) -> NDArray[np.bool_]:
-        """Returns bool [K], True for workers that have not gone on to another environment within the limit."""
+        """Returns bool [K], True for workers that have been at one environment for longer than the limit."""
         moved = self._progress != self._seen
         self._seen[moved] = self._progress[moved]
         self._since[moved] = time.monotonic()

@@ -1,4 +1,4 @@
-"""One worker process of SubprocVecEnv, with the process group that it leads: its start, its connection, its end."""
+"""One worker process of SubprocVecEnv, with the process group that it leads."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ _BLOCKED = {signal.SIGINT, signal.SIGTERM}
 class WorkerProcess:
     """A fresh interpreter that runs `xcfast.envs.worker` in a session of its own.
 
-    Whatever its environments start belongs to its process group, unless it asks for another one, and ends with it.
+    Processes that its environments start belong to its process group, unless they choose another one, and end with it.
 
     Args:
         memory_fd: The descriptor of the shared memory, which the worker inherits.
@@ -68,14 +68,14 @@ class WorkerProcess:
         return self._process.poll() is not None
 
     def wait(self, seconds: float) -> bool:
-        """Waits at most `seconds` for the process to end by itself; returns whether it has."""
+        """Waits at most `seconds` for the process to end by itself; returns whether it has ended."""
         deadline = time.monotonic() + seconds
         while not (ended := self.ended()) and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
         return ended
 
     def show_stack(self) -> None:
-        """Has the worker print to stderr where in Python it is."""
+        """Makes the worker print its Python stack to stderr."""
         if hasattr(signal, "SIGUSR1") and not self.ended():
             self._process.send_signal(signal.SIGUSR1)
 

@@ -1,4 +1,4 @@
-"""Compares an exported file with its policy: they may differ by what rounding explains."""
+"""Compares an exported file with its policy: they may differ only by rounding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xcfast.runs.player import SavedPlayer
 
 Call = Callable[..., np.ndarray]
-"""Env actions [B, ...] of raw observations float32 [B, ...], and of masks bool [B, n] where the policy takes them."""
+"""Env actions [B, ...] for raw observations float32 [B, ...], and for masks bool [B, n] if the policy takes them."""
 
 _ROWS = 256
 _EPS = 2.0**-24  # largest relative error of one float32 operation
@@ -27,10 +27,10 @@ class ExportError(RuntimeError):
 
 
 def round_trip(saved: SavedPlayer, call: Call) -> tuple[float, float]:
-    """Compares actions of file and policy for likely observations, far ones that are clipped, and one alone.
+    """Compares the actions of file and policy for likely observations, for extreme ones, and for a single one.
 
     Returns:
-        The largest difference and what rounding allows at most.
+        The largest difference, and the largest one that rounding allows.
 
     Raises:
         ExportError: They differ by more than rounding can explain.
@@ -84,7 +84,7 @@ def rounding_bound(policy: ActorCritic, obs: Tensor) -> tuple[np.ndarray, np.nda
     difference. The bound is 8 deviations.
 
     Args:
-        policy: the network.
+        policy: The network.
         obs: float32 [B, ...], normalized.
 
     Returns:

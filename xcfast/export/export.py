@@ -57,7 +57,7 @@ def export_policy(
     """Writes the policy of a run as one file.
 
     Args:
-        run: A run folder, whose best model is taken, or else the final one; or a model file.
+        run: A run folder, whose best model (or else the final one) is exported; or a model file.
         output: The file to write. None: beside the model, with the format's suffix (.onnx, .pt2).
         format: ``onnx``, or ``torch`` for ``torch.export.load(path).module()``.
         check: Whether to compare the file's actions with the policy's before it gets its name.

@@ -28,16 +28,16 @@ class FlatAdam:
         config: The run's configuration.
         flat: The layout of the policy's parameters.
         exp_avg: float32, laid out like ``flat.array``, on any device: first moment, which the learner updates.
-        exp_avg_sq: float32, likewise: second moment.
+        exp_avg_sq: float32, of the same form: second moment.
         optimizer: A script's plain Adam; default: Adam with the configuration's learning rates.
         scheduler: Scheduler of the script's optimizer.
 
     Attributes:
-        optimizer: The optimizer in torch.
+        optimizer: The torch optimizer.
         schedule: The learning rates.
-        steps_done: Number of updates so far.
+        steps_done: Number of gradient steps so far.
         betas: Decay rates of the two moments.
-        eps: What is added to the root of the second moment.
+        eps: Number that is added to the root of the second moment.
 
     Raises:
         ValueError: Optimizer, scheduler and policy do not belong together.
@@ -67,10 +67,10 @@ class FlatAdam:
         self.steps_done = 0
         self._read()
 
-    def advance(self, updates: int) -> None:
-        """Counts updates as done."""
-        self.steps_done += updates
-        if not self._own:  # the script finds in its optimizer what it would hold had it stepped
+    def advance(self, steps: int) -> None:
+        """Counts gradient steps as taken."""
+        self.steps_done += steps
+        if not self._own:  # the script finds the same state in its optimizer as if the optimizer had stepped
             self._write()
 
     def state_dict(self) -> dict[str, Any]:

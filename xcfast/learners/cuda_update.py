@@ -1,4 +1,4 @@
-"""What an update runs on a CUDA device: evaluation of the rollout, minibatch steps; compiled and in graphs."""
+"""The parts of an update on a CUDA device, compiled and in graphs: evaluation of the rollout, minibatch steps."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class DeviceUpdate:
     """The evaluation of a rollout and the minibatch steps, as functions of buffers that are allocated once.
 
     The minibatch step is two functions without arguments or results, ``_gradients`` (gather, loss, flat gradient) and
-    ``_apply`` (norm limit, Adam), which find their minibatch by a counter on the device. So the same step serves all
-    updates: eager, compiled, or as one sequence of nodes of a CUDA graph. Minibatches are padded to one size with
-    entries of no weight, so uneven ones need no other shape.
+    ``_apply`` (norm limit, Adam), which find their minibatch by a counter on the device. So the same two functions
+    serve every step: eager, compiled, or as one sequence of nodes of a CUDA graph. Minibatches are padded to one size
+    with entries of no weight, so uneven ones need no other shape.
 
-    Of several ranks, each computes its part of every minibatch, weighted by the size of the whole one. Between the two
-    functions, the flat gradient is summed over the ranks. Graphs are not used then.
+    If there are several ranks, each one computes its part of every minibatch, weighted by the size of the whole one.
+    Between the two functions, the flat gradient is summed over the ranks. Graphs are not used then.
 
     Args:
         policy: The policy on the CPU, which is copied.
@@ -57,15 +57,15 @@ class DeviceUpdate:
         policy: The copy on the device. Its parameters are views of ``weights``.
         weights: Flat weights that learn.
         moments: Adam's two moments, laid out like ``weights``.
-        behaviour: Flat weights that collected: ``weights`` itself, or with ``overlap`` a copy from one update before.
+        behaviour: Flat weights that collected: ``weights`` itself, or with ``overlap`` a copy that is one update older.
         mode: The form in use: "graph", "default" (compiled, launched one by one) or "off" (eager).
         fallbacks: Why the forms before it in that order were not used, one sentence each.
         counts: int64 [n_minibatch], this rank's number of steps in each minibatch.
         padded: Whether these numbers differ.
-        updates: Number of updates of an iteration.
-        span: Number of updates between two looks at the KL: those of an epoch where it may be the last one.
-        indices: int64 [updates, largest minibatch], the minibatches; padding repeats row 0.
-        rates: float32 [updates, 2], for update t of Adam: learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t).
+        updates: Number K of gradient steps in an update.
+        span: Number of gradient steps between two checks of the KL: one epoch with ``early_stop_kl``, else K.
+        indices: int64 [K, largest minibatch], the minibatches; padding repeats row 0.
+        rates: float32 [K, 2], for step t of Adam: learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t).
         loss_sums: Sums of the loss's parts over all samples; of the penalty's KL over those of the last epoch alone.
         norm_sum: Sum of the gradients' norms.
         drift: With ``overlap``, the mean of |ratio - 1| between ``weights`` and ``behaviour`` before the first step.
@@ -218,7 +218,7 @@ class DeviceUpdate:
     # The three forms in which the step runs.
 
     def prepare(self, wanted: str, betas: tuple[float, float], eps: float) -> None:
-        """Compiles and captures as far as ``wanted`` says and as that works here.
+        """Compiles and captures the steps, as far as ``wanted`` says and as it works on this machine.
 
         Args:
             wanted: One of ``MODES``, to be tried first.
@@ -261,7 +261,7 @@ class DeviceUpdate:
             self._try()
 
     def _try(self) -> None:
-        """Runs everything once, so that whatever is initialized or compiled lazily is ready."""
+        """Runs everything once, so that all lazy initialization and compilation is done."""
         self._graphs = None
         self._evaluate()
         self._step()
@@ -298,7 +298,7 @@ class DeviceUpdate:
             self._graphs[0].replay()
 
     def run_span(self) -> None:
-        """Does the next ``span`` updates."""
+        """Takes the next ``span`` gradient steps."""
         if self._graphs is None:
             for _ in range(self.span):
                 self._step()
@@ -316,7 +316,7 @@ class DeviceUpdate:
         return [x.clone() for x in (self.weights, *self.moments)]
 
     def restore(self, snapshot: list[Tensor]) -> None:
-        """Goes back to the weights and moments of ``snapshot``."""
+        """Restores the weights and moments of ``snapshot``."""
         for x, old in zip((self.weights, *self.moments), snapshot, strict=True):
             x.copy_(old)
 
@@ -371,7 +371,7 @@ class DeviceUpdate:
         """Returns the same of several ranks' parts of the minibatches.
 
         Args:
-            advantages: float64 [updates, largest minibatch], less ``center``.
+            advantages: float64 [K, largest minibatch], less ``center``.
             center: Mean of this rank's advantages.
         """
         count = self._taken.sum(1)

@@ -59,7 +59,7 @@ def make_collector(
     Raises:
         ConfigError: `collector_backend: native` or `inference_device: cuda` cannot serve.
     """
-    reason_not = "it knows no action masks" if config.use_actions_mask else reason_not_native(envs, policy)
+    reason_not = "it does not support action masks" if config.use_actions_mask else reason_not_native(envs, policy)
     parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
     if config.collector_backend == "torch":
         return _torch_collector(parts, config, device_policy, inference, "as configured")

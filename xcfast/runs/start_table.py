@@ -47,7 +47,7 @@ def describe(config: Config, mode: str) -> str:
 
 
 def _kind_of_envs(config: Config) -> str:
-    """Says how the environments of a configuration would be stepped."""
+    """Returns how the environments of a configuration would be stepped."""
     cpus = available_cpus()
     kind, threads = native_kind(config.env_id), f"{config.num_threads or cpus} threads"
     if config.vectorize in ("MujocoVecEnv", "ClassicControlVecEnv"):
@@ -114,7 +114,7 @@ def _rows(
         ("device", f"{device}, {update_threads(config, ranks.sharing)} threads for the update, 1 for inference"),
         ("network", f"{parameters:,} parameters: {_network(policy)}"),
         ("rollout", f"{batch} env steps, {updates}"),
-        ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} updates"),
+        ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} gradient steps"),
         ("evaluation", "none" if mode == "train" else evaluation),
         ("seeds", f"seed {config.seed}, env_seed {config.env_seed}"),
     ]

@@ -71,12 +71,12 @@ class Job:
 
 
 class Slots:
-    """Slots for jobs, each with CPUs of its own. No job runs any more when the context ends.
+    """Slots for jobs, each with CPUs of its own. When the context ends, no job is running.
 
     A requested stop goes to all jobs once, as SIGTERM: they finish their iteration and save.
 
     Args:
-        jobs: Number of slots. None: as many as there are CPUs for.
+        jobs: Number of slots. None: as many as the CPUs suffice for.
         threads: Number of CPUs of each slot. Jobs share CPUs where jobs * threads is more than there are.
         keep_open: File descriptors that jobs inherit.
         stop: The request to stop.
@@ -122,7 +122,7 @@ class Slots:
         return self.size - self.running
 
     def start(self, job: Job) -> None:
-        """Gives a job to a free slot."""
+        """Starts a job in a free slot."""
         self.running += 1
         self._todo.put(job)
 

@@ -76,7 +76,7 @@ class Study:
     def _setting(
         self, number: int, params: Mapping[str, Any], make: Callable[[Mapping[str, Any], int | None], Setting]
     ) -> Iterator[Setting]:
-        """Yields the trial as a setting; or fails the trial, if its values cannot be run together."""
+        """Yields the trial as a setting, or marks it as failed if its values are not valid together."""
         values = {key: json.loads(value) if isinstance(value, str) else value for key, value in params.items()}
         try:
             if set(values) != set(self._space):
@@ -99,7 +99,7 @@ def _distribution(key: str, values: list[Any] | Range) -> BaseDistribution:
 
 
 def _check_space(space: Mapping[str, BaseDistribution], trials: list[optuna.trial.FrozenTrial]) -> None:
-    """Refuses to continue trials over other keys or choices. The bounds of a range may change."""
+    """Checks that a study is continued over the same keys and choices. The bounds of a range may change."""
     known = {key for trial in trials for key in trial.params}
     if known and known != set(space):
         raise ConfigError(

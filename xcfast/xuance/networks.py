@@ -43,10 +43,10 @@ def Basic_MLP(
         input_shape: Shape of an observation.
         hidden_sizes: Width of each layer.
         normalize: ``nn.LayerNorm`` for one after each activation, or None.
-        initialize: Function that is called with each weight matrix, such as ``torch.nn.init.orthogonal_``; biases are
-            set to 0 then. None means orthogonal with xcfast's gains. Both draw from torch's global generator.
+        initialize: Function that is called with each weight matrix, such as ``torch.nn.init.orthogonal_``; biases then
+            become 0. None means orthogonal with xcfast's gains. Both draw from torch's global generator.
         activation: An entry of ``ActivationFunctions``, or its name.
-        device: Device of the weights. A device that is missing is replaced by the CPU.
+        device: Device of the weights. The CPU replaces a device that is not available.
         **kwargs: Arguments of XuanCe's other representations, which have no effect.
 
     Raises:
@@ -100,7 +100,7 @@ def Gaussian_AC_Policy(
         log_std_init: Initial logarithm of the standard deviation.
 
     Raises:
-        ConfigError: The action space is no Box, or a part is not supported.
+        ConfigError: The action space is not a Box, or a part is not supported.
     """
     if not isinstance(action_space, Box):
         raise ConfigError(
