@@ -406,8 +406,7 @@ def test_other_names_of_weights_are_listed(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         acting_agent(tmp_path, "inverted_pendulum_bare").load_model(folder)
     assert str(caught.value).endswith(
-        "another network of the same widths: "
-        "it has actor.log_std [1], which is unknown; it lacks actor.logstd [1]"
+        "another network of the same widths: it has actor.log_std [1], which is unknown; it lacks actor.logstd [1]"
     )
 
 
