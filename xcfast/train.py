@@ -83,7 +83,7 @@ def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
             _print_to_pipe(f"{_resolved(config)}\n{table}")
         else:
             run(config, mode=mode, resume=args.resume)
-    except (ConfigError, EnvError, CheckpointError) as error:  # what the configuration names does not exist or not fit
+    except (ConfigError, EnvError, CheckpointError) as error:  # it names something that does not exist or fit
         return _bad_config(error)
     except (RunFailed, WorkerError) as error:
         if isinstance(error, RunFailed) and not error.expected:

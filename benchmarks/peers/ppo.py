@@ -1,4 +1,4 @@
-"""Trains a peer's PPO with the seed's settings; run by the peer's interpreter: ppo.py NAME VECTORIZE SETTINGS.
+"""Trains a peer's PPO with given settings; run by the peer's interpreter: ppo.py NAME VECTORIZE SETTINGS.
 
 SETTINGS is XuanCe's YAML as JSON (not every peer's environment has a YAML reader).
 

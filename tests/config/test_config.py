@@ -275,7 +275,7 @@ def test_missing_cuda_falls_back_to_the_cpu(no_cuda: None) -> None:
     config = load_config(None, device="cuda:1")
     assert config.device == "cpu"
     (notice,) = config.notices
-    assert notice.startswith("warning: device cuda:1")
+    assert notice.startswith("warning: there is no CUDA device, so cuda:1 is not available")
     assert load_config(overrides={"device": "cuda"}).device == "cpu"
 
 

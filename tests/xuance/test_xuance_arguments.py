@@ -115,7 +115,7 @@ def test_arguments_become_a_configuration():
     config = to_config(args)
     reference = load_config(TUTORIAL)
     assert config == reference
-    assert [line for line in config.notices if "are no keys" in line] == [
+    assert [line for line in config.notices if "ignored arguments" in line] == [
         "ignored arguments, which are not keys: learning_rat (did you mean learning_rate?)"
     ]
     assert to_config(SimpleNamespace(**values), gamma=0.5).gamma == 0.5

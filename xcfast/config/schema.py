@@ -34,8 +34,8 @@ _ACTIVATION_RULES: dict[str, Any] = {
 class Config:
     """What a run does. Each field has exactly the name of its YAML key.
 
-    The defaults are those of the configuration in XuanCe's MuJoCo tutorial, except for four keys: `device`, `policy`
-    and `fps` adapt to the machine and the environment, and `vectorize` is SubprocVecEnv.
+    A key in the configuration of XuanCe's MuJoCo tutorial has the value there as its default, with four exceptions:
+    `device`, `policy` and `fps` adapt to the machine and the environment, and `vectorize` is SubprocVecEnv.
 
     Attributes besides the keys:
         notices: Lines to show once at start: old names, keys without effect and why, a device that is missing.

@@ -112,7 +112,7 @@ def _read_text(path: str | os.PathLike[str]) -> str:
         raise ConfigError("is not UTF-8 text; wanted: a YAML file", where=where) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=where) from None
-    except ValueError:  # a NUL or half a character in the name
+    except ValueError:  # a NUL or half of a surrogate pair in the name
         raise ConfigError("cannot be the name of a file", where=where) from None
 
 

@@ -20,7 +20,7 @@ from xcfast.resources import available_cpus
 NativeKind = type[MujocoVecEnv] | type[ClassicControlVecEnv]
 _NATIVE: dict[str, NativeKind] = {"MujocoVecEnv": MujocoVecEnv, "ClassicControlVecEnv": ClassicControlVecEnv}
 _VECTORIZE = ("DummyVecEnv", "SubprocVecEnv", *_NATIVE)
-# Where the classes that a native engine knows are defined.
+# The modules that define the classes that a native engine knows.
 _MODULES: dict[str, NativeKind] = {
     "gymnasium.envs.mujoco.": MujocoVecEnv,
     "gymnasium.envs.classic_control": ClassicControlVecEnv,

@@ -15,7 +15,7 @@ from xcfast.envs.native_draws import Draw
 from xcfast.errors import NotNativeError
 
 _MAX_WARNINGS = 16  # kWarnings in csrc/mujoco/simulations.hpp
-_NUM_TERMS = 6  # of Terms
+_NUM_TERMS = 6  # the fields of Terms
 _CONSTANTS = ("model", "init_qpos", "init_qvel", "frame_skip", "dt", "metadata", "observation_structure")
 
 
@@ -73,7 +73,7 @@ class MujocoVecEnv(NativeVecEnv):
         return [getattr(self._base, name)] * self.num_envs if name in _CONSTANTS else None
 
     def _picture(self, index: int) -> Any:
-        # The renderer draws the simulation of env 0, which another one's state is copied into for that long.
+        # The renderer draws the simulation of env 0. To draw another one, its state is copied there for the moment.
         if index == 0:
             return self._base.render()
         import mujoco

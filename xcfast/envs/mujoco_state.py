@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-# What Gymnasium's tasks read before the physics recomputes it. A restored state must not be completed by mj_forward:
+# The arrays that Gymnasium's tasks read before the physics recomputes them. mj_forward must not complete a state:
 # after mj_step these arrays lag behind qpos, and the tasks' rewards depend on that.
 DERIVED_ARRAYS = ("xpos", "xipos", "site_xpos")
 

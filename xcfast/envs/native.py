@@ -112,7 +112,7 @@ class NativeVecEnv(VecEnv):
         self._turn = threading.Lock()
         self.closed = False
 
-    # What a kind of native environment adds.
+    # The parts that differ between the kinds of native environments.
 
     @staticmethod
     def _check(env_id: str, env_kwargs: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ class NativeVecEnv(VecEnv):
         num_envs, spaces = self.num_envs, (self.single_observation_space, self.single_action_space)
         _, nbytes = buffers_in(None, 0, num_envs, *spaces)
         self._buffers, _ = buffers_in(bytearray(nbytes), 0, num_envs, *spaces)
-        # The same arrays where they have the engine's types. Numbers of the others' types have an exact place in these.
+        # The same arrays if they have the engine's types; else arrays of types that hold their numbers exactly.
         self._rows: Buffers = self._buffers._replace(
             obs=_as_type(self._buffers.obs, np.float64),
             final_obs=_as_type(self._buffers.final_obs, np.float64),

@@ -41,7 +41,7 @@ def check_against_gymnasium(
 
 
 def _compare(env_id: str, env_kwargs: Mapping[str, Any], make_native: Callable[..., NativeVecEnv]) -> str:
-    # A short time limit, so that truncation and autoreset take part.
+    # A short time limit, so that truncation and autoreset occur.
     kwargs = {**env_kwargs, "max_episode_steps": _STEPS // 3}
     rng = np.random.default_rng(0)
     ours = make_native(env_id, 2, 1, **kwargs)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xcfast.errors import EnvError
 
-# Types that numpy stores without a change. Integers are not among the rewards, since Python's may be too large.
+# Types that numpy stores without a change. Integers are not among those for rewards, since Python's may be too large.
 REWARD_TYPES = frozenset({float, np.float64, np.float32})
 FLAG_TYPES = frozenset({bool, np.bool_})
 

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import Space
 from numpy.typing import NDArray
 
-ALIGNMENT = 64  # a cache line: what two processes write does not share one
+ALIGNMENT = 64  # a cache line, so that two processes do not write to the same one
 
 
 class Buffers(NamedTuple):
@@ -21,7 +21,7 @@ class Buffers(NamedTuple):
     rewards: NDArray[np.float64]  # [N]
     terminated: NDArray[np.bool_]  # [N]
     truncated: NDArray[np.bool_]  # [N]
-    action_masks: NDArray[np.bool_] | None  # [N, number of actions], of obs; None where they are not asked for
+    action_masks: NDArray[np.bool_] | None  # [N, number of actions], of obs; None without action masks
 
     def rows(self, start: int, stop: int) -> "Buffers":
         """Returns the views of environments start to stop - 1."""

@@ -147,7 +147,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         self._reports_episodes = episode_statistics
         self._phase = Phase.NEW
 
-    # What a kind of vector environment adds.
+    # The parts that differ between the kinds of vector environments.
     _buffers: Buffers
 
     def _reset_envs(
@@ -293,7 +293,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         if self._reports_episodes:
             returns, lengths = np.where(done, self.episode_returns, 0.0), np.where(done, self.episode_lengths, 0)
             for place in places:
-                if place is infos or "episode" not in place:  # a wrapper of the single environments may have been there
+                if place is infos or "episode" not in place:  # a wrapper of the single environments may have added it
                     place["episode"], place["_episode"] = {"r": returns, "l": lengths}, done
         self.episode_returns[done] = 0.0
         self.episode_lengths[done] = 0

@@ -22,10 +22,10 @@ from xcfast.envs.channel import Channel
 from xcfast.envs.serial import EnvFn, EnvSlice
 from xcfast.envs.shared_memory import array_in, buffers_in, map_memory
 
-STEP, MESSAGE = 1, 2  # commands; 0 means that none has come
+STEP, MESSAGE = 1, 2  # commands; 0 means that there is none
 
 _IDLE_SECONDS = 1.0  # how long a wait for a command lasts before Python can run signal handlers
-_REPORT_SECONDS = 0.5  # the least time between two reports that the construction goes on
+_REPORT_SECONDS = 0.5  # the least time between two reports of progress in making environments
 
 
 def leave_signals_to_parent() -> None:
@@ -138,7 +138,7 @@ def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
                 message = "ok", getattr(env_slice, method)(*args)
             except BaseException as error:
                 message = failure(int(env_slice.progress[0]), error)
-                env_slice.progress[0] = -1  # the answer holds the index; the parent reads it here after steps only
+                env_slice.progress[0] = -1  # the answer holds the index; the parent reads it here only after steps
             sync.finish(False)
             answer(channel, message)
             if method == "close":
@@ -153,7 +153,7 @@ def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
         memory_fd: The descriptor of the shared memory.
         parent_pid: The process number of the parent.
     """
-    from xcfast import _core  # here, because the parent imports this module also where there is no core
+    from xcfast import _core  # here, because the parent imports this module even without the core
 
     leave_signals_to_parent()
     for fd in (socket_fd, memory_fd):

@@ -22,13 +22,13 @@ from xcfast.envs.worker_process import WorkerProcess
 from xcfast.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
 from xcfast.resources import available_cpus
 
-PARENT_SPIN_SECONDS = 50e-6  # about the price of a sleep and a wake-up
-# The next step is close while a rollout is collected, and waking a sleeping CPU can cost more than a cheap step.
+PARENT_SPIN_SECONDS = 50e-6  # about the cost of a sleep and a wake-up
+# During a rollout the next step comes soon, and waking a sleeping CPU can cost more than a cheap step.
 WORKER_SPIN_SECONDS = 1e-3
 _SLICE_SECONDS = 0.1  # a wait is interrupted this often, to run signal handlers and see whether the workers live
 _START_SECONDS = 60.0  # the least time for the imports of a worker, and for one constructor
 _EXIT_SECONDS = 5.0  # for a worker to end by itself once its environments are closed
-_INTERRUPTED_SECONDS = 5.0  # for what was interrupted to advance before the environments are closed
+_INTERRUPTED_SECONDS = 5.0  # for an interrupted call to make progress before the environments are closed
 
 Request = tuple[str, tuple[Any, ...]]  # a method of EnvSlice and its arguments
 
@@ -64,9 +64,9 @@ class WorkerPool:
         self._memory_fd = -1
         self._sync: Any = None
         self._progress: NDArray[np.int32] = np.full(len(slices), -1, np.int32)
-        self._stepping = False  # whether a step was published and its end not yet seen
+        self._stepping = False  # whether a step was published whose end has not been seen yet
         self._owing: list[int] = []  # workers whose answer is still to come
-        self._ended = ""  # why there are no workers any more
+        self._ended = ""  # why the workers are gone
         self._not_closed: list[str] = []  # a text for each environment, or worker, whose close failed
 
     def build(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class WorkerPool:
         self._progress, _ = array_in(memory, end, (num_workers,), np.int32)
         cpus = available_cpus()
         spin_yields = cpus <= num_workers + 1
-        # Where the workers take all CPUs, a parent that spins while they work only slows them.
+        # If the workers use all CPUs, a parent that spins only slows them down.
         self._sync = self._core.Sync(memory, PARENT_SPIN_SECONDS if cpus > num_workers else 0.0, spin_yields)
         for worker, rows in enumerate(self.slices):
             plan = {
@@ -140,7 +140,7 @@ class WorkerPool:
     def request(self, requests: Sequence[Request]) -> list[Any]:
         """Has every worker run its request; returns the answers in the order of the workers."""
         self._finish_interrupted(self._timeout)
-        packed = [Channel.pack(request) for request in requests]  # what cannot be pickled raises before anybody waits
+        packed = [Channel.pack(request) for request in requests]  # an object that cannot be pickled raises here
         self._sync.publish(MESSAGE, len(self.slices))
         try:
             for worker, request in enumerate(packed):
@@ -257,7 +257,7 @@ class WorkerPool:
         # A worker that has failed keeps its place in `progress`; its answer is there already.
         silent = [worker for worker, process in enumerate(self._processes) if not process.channel.has_message()]
         at_work = [worker for worker in silent if self._progress[worker] >= 0]
-        # Where none is at work, one has not begun, and which one cannot be told.
+        # If none is at work, one of them has not begun, and it is unknown which.
         return [worker for worker in at_work if late[worker]] if at_work else silent if late[silent].all() else []
 
     def _answers(self, timeout: float) -> list[Any]:
@@ -290,7 +290,7 @@ class WorkerPool:
             WorkerTimeoutError: The worker has been busy with one environment for too long.
         """
         process = self._processes[worker]
-        ended = process.ended()  # asked before the look at the channel: a worker may answer and end
+        ended = process.ended()  # checked before the channel, because a worker may answer and then end
         try:
             while (message := process.channel.receive(_SLICE_SECONDS))[0] == "building":
                 patience.renew(worker, patience.limits[worker])

@@ -11,8 +11,8 @@ from contextlib import suppress
 from xcfast.envs.channel import Channel
 from xcfast.resources import module_path
 
-_REAP_SECONDS = 5.0  # how long a process may take to end once it was killed
-_LOOK_SECONDS = 0.002  # time between two looks at a process that is about to end
+_REAP_SECONDS = 5.0  # how long a process may take to end after it was killed
+_LOOK_SECONDS = 0.002  # time between two checks of a process that is about to end
 
 _ONE_THREAD = (
     "OMP_NUM_THREADS",
@@ -21,7 +21,7 @@ _ONE_THREAD = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-# A worker handles these without effect once it runs. Until then it inherits that they are blocked.
+# A running worker ignores these signals. Until it runs, they are blocked, which it inherits.
 _BLOCKED = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -63,7 +63,7 @@ class WorkerProcess:
         It is not reaped: the system keeps its number, so that `end` cannot reach the group of another process.
         """
         if self._process.returncode is None and hasattr(os, "waitid"):
-            with suppress(ChildProcessError):  # somebody else has reaped it
+            with suppress(ChildProcessError):  # other code has reaped it
                 return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         return self._process.poll() is not None
 

@@ -57,7 +57,7 @@ def round_trip(saved: SavedPlayer, call: Call) -> tuple[float, float]:
     difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     if n_actions is not None:
         output = np.where(masks, output, -np.inf)
-    if action_map.discrete:  # a tie within rounding may fall either way
+    if action_map.discrete:  # a tie within rounding may be broken either way
         two = np.sort(output, -1)[:, -2:] if output.shape[-1] > 1 else np.stack([output[:, 0] - 1, output[:, 0]], -1)
         allowed = np.where(two[:, 1] - two[:, 0] > 2 * bound.max(-1), 0.0, np.inf)
     else:

@@ -167,7 +167,7 @@ def _write_onnx(function: PolicyFunction, metadata: dict[str, str], path: Path) 
     inputs = _example(function)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it reports that torchvision is not there
+    logger.setLevel(logging.ERROR)  # it reports that torchvision is missing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch about its own use of torch

@@ -62,7 +62,7 @@ def _gae_kernel(  # type: ignore[no-untyped-def]
                 after = tl.where(timed_out, tl.load(final_values + at, mask=inside & timed_out, other=0.0), after)
         after = tl.where(ended, 0.0, after)
         delta = tl.load(rewards + at, mask=inside, other=0.0) + gamma * after - value
-        # Steps beyond the last one pass the carry on.
+        # Steps beyond the last one pass on the carry.
         delta = tl.where(inside, delta, 0.0)
         factor = tl.where(inside, tl.where(cut, 0.0, decay), 1.0)
         sums, products = tl.associative_scan((delta, factor), 0, _then, reverse=True)

@@ -127,14 +127,14 @@ class DeviceUpdate:
         self.counts = np.diff(offsets)
         size = int(self.counts.max())
         self.padded = bool((self.counts != size).any())
-        # Of the whole minibatches; the counts are those of this rank's part of them.
+        # Sizes of the whole minibatches; `counts` are the sizes of this rank's part of them.
         sizes = torch.tensor(minibatch_sizes(config), device=device).repeat(config.n_epochs)
         self._plain_mean = not self.padded and self.ranks.world_size == 1
         self.indices = torch.zeros((self.updates, size), dtype=torch.int64, device=device)
         counts = torch.from_numpy(self.counts).to(device).repeat(config.n_epochs)
         self._taken = torch.arange(size, device=device) < counts[:, None]
         self._shares = self._taken / sizes[:, None].float()  # 1 / n for each sample of a minibatch of n, 0 for padding
-        # A mean times its weight is a sum; the sum of the penalty's KL is over the last epoch alone.
+        # Weights that turn means into sums; the penalty's KL is summed over the last epoch only.
         self._loss_weights = sizes[:, None].float().repeat(1, len(LOSSES))
         self._loss_weights[: -config.n_minibatch, _KL] = 0.0
         self.kl_coef = torch.zeros((), device=device)
@@ -150,7 +150,7 @@ class DeviceUpdate:
         self.loss_sums, self.norm_sum = torch.zeros(len(LOSSES), device=device), torch.zeros(1, device=device)
         self.drift = torch.zeros(1, device=device)
 
-    # The minibatch step: tensors in, tensors changed in place, nothing for Python to decide.
+    # The gradient step: it changes tensors in place, and leaves Python nothing to decide.
 
     def _gradients(self) -> None:
         """Computes the gradient of minibatch k, and adds the parts of its loss, times its size, to ``loss_sums``."""
@@ -254,7 +254,7 @@ class DeviceUpdate:
     def _compile(self) -> None:
         self._run_gradients = torch.compile(self._gradients, fullgraph=True, dynamic=False)
         self._run_apply = torch.compile(self._apply, fullgraph=True, dynamic=False)
-        # Every learner of a process compiles its own step, which the limit would count as one step compiled again.
+        # Every learner of a process compiles its own step; the limit would count that as recompiling one step.
         unlimited = {"recompile_limit": 1 << 30, "accumulated_recompile_limit": 1 << 30}
         with warnings.catch_warnings(), torch._dynamo.config.patch(unlimited):
             warnings.simplefilter("ignore")  # Inductor's advice about TF32 and its own deprecations
@@ -285,7 +285,7 @@ class DeviceUpdate:
                 self._step()
         self._graphs = evaluation, steps
 
-    # What the learner calls.
+    # The methods that the learner calls.
 
     def evaluate(self) -> None:
         """Computes values, log-probabilities, advantages and returns with the weights that collected the rollout.

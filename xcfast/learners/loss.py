@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Names of the loss's parts, in the order of ``PPOLoss``; the last one is logged only where there is a penalty.
+#: Names of the loss's parts, in the order of ``PPOLoss``; the last one is logged only if there is a penalty.
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "kl")
 
 

@@ -35,7 +35,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: The file cannot be written. What was at ``path`` before is still there.
     """
-    data = io.BytesIO()  # first into memory: torch would hide the file system's error behind one of its own
+    data = io.BytesIO()  # into memory first, because torch would hide the file system's error behind one of its own
     torch.save({"format": FORMAT, "version": VERSION, **_plain(state)}, data)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -68,7 +68,7 @@ def read_torch_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        # Not torch's own words: they advise to load the file once more with everything in it allowed.
+        # Not torch's own message, which advises loading the file again with everything in it allowed.
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
             raise CheckpointError(f"{path}: not a model file of torch") from None

@@ -322,7 +322,7 @@ _CHECKPOINT = _record(
 )
 
 
-# What entries say about each other
+# Relations between entries
 
 
 def _check_relations(state: dict[str, Any]) -> None:

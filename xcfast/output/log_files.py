@@ -64,7 +64,7 @@ class RecordFile:
             self._good_size += len(batch)
             self._pending.clear()
         except OSError as error:
-            with contextlib.suppress(OSError):  # at once, for who reads the file or needs the space
+            with contextlib.suppress(OSError):  # cut off now, since others may read the file or need the space
                 self._cut()
             if not self._warned:
                 self._warned = True

@@ -19,7 +19,7 @@ from xcfast.output.console import ProgressBar
 Act = Callable[[Any, dict[str, Any]], Any]
 """A deterministic policy: takes an observation and its info, and returns an action, in the environment's own form."""
 
-DEFAULT_FPS = 30.0  #: for an environment that names no `render_fps`
+DEFAULT_FPS = 30.0  #: for an environment without `render_fps`
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from xcfast.output.log_files import csv_lines, event_files, event_records
 
 Float64 = npt.NDArray[np.float64]
 
-# Keys that leave the learning of a run as it is: runs that differ in these only are seeds of one setting.
+# Keys that do not change what a run learns: runs that differ only in these are seeds of one setting.
 _TIMES = ("time/collection_seconds", "time/update_seconds", "time/evaluation_seconds")
 
 

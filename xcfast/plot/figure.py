@@ -11,7 +11,7 @@ import numpy as np
 from xcfast.plot.curves import CurveError, Float64, Run, mean_and_interval
 
 FORMATS = (".png", ".pdf", ".svg")
-_POINTS = 200  # at which runs are averaged over seconds, which no two of them share
+_POINTS = 200  # at which curves over seconds are averaged, since no two runs have the same seconds
 
 
 def plot(groups: dict[str, dict[str, list[Run]]], output: Path) -> list[str]:

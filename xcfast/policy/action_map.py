@@ -9,7 +9,7 @@ import numpy as np
 
 from xcfast.errors import EnvError
 
-# The range of the mean with an activation; it is unbounded with those that are missing.
+# The range of the mean for each activation that bounds it.
 _MEANS = {
     "relu": (0.0, np.inf),
     "tanh": (-1.0, 1.0),

@@ -43,7 +43,7 @@ _CHILDREN: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
     Critic: {"model": (nn.Sequential,)},
 }
 _KNOWN = (*_CHILDREN, nn.Sequential, nn.Linear, *_ACTIVATIONS)
-# What these classes define; a script may put something else into a class later.
+# The attributes of these classes now; a script may replace them later.
 _DEFINED = {kind: {name: x for name, x in vars(kind).items() if not name.startswith("__")} for kind in _KNOWN}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OBS = -1

@@ -204,7 +204,7 @@ class CategoricalActor(nn.Module):
         """Returns actions int64 [B]: the cumulative distribution inverted at uniform noise float64 [B] in (0, 1)."""
         cumulative = logits.double().softmax(-1).cumsum(-1)
         reached = (cumulative < noise.unsqueeze(-1)).sum(-1)
-        # Rounding may leave the whole sum below the noise: then the last action that is allowed is taken.
+        # Rounding may leave the whole sum below the noise: then take the last allowed action.
         last = (logits > -math.inf).cumsum(-1).argmax(-1)
         return torch.minimum(reached, last)
 

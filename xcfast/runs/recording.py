@@ -102,7 +102,7 @@ class RecordingEvaluator:
         except Stopped:
             say("no video: the recording was stopped", error=True)
             return
-        except Exception as error:  # whatever a renderer raises: the scores of the test are not lost by it
+        except Exception as error:  # an error of a renderer must not lose the scores of the test
             say(f"no video: {first_line(error)}", error=True)
             return
         say(

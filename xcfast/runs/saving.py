@@ -26,7 +26,7 @@ from xcfast.output.folders import RunFolders
 if TYPE_CHECKING:
     from xcfast.runs.state import RunState
 
-# Failures whose message tells all there is to know; None: a failure of another rank, which tells of it.
+# Failures whose message says everything; None: a failure of another rank, which reports it.
 _EXPECTED = EnvError | NonFiniteError | SimulationError | WorkerError | RankLostError | None
 
 
@@ -173,7 +173,7 @@ class Saver:
         path = self._path
         if ranks.broadcast(path.exists()):  # the others may not see rank 0's files
             return f"{message}\nThe last good state is in {path}"
-        # The environments have gone on, or failed: a resumed run starts new episodes with these weights.
+        # The environments have moved on, or failed: a resumed run starts new episodes with these weights.
         contents = state.gather(with_envs=False)
         try:
             if contents is not None:

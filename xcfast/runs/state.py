@@ -42,7 +42,7 @@ class RunState:
             with_envs: Whether to include the state of the environments.
         """
         parts, own = self.components, {}
-        with self.ranks.together():  # an environment may fail to tell its state
+        with self.ranks.together():  # an environment may fail to return its state
             own = {
                 "obs_normalizer": parts.obs_normalizer.state_dict(),
                 "reward_normalizer": parts.reward_normalizer.state_dict(),

@@ -27,7 +27,7 @@ from xcfast.runs.recording import RecordingEvaluator
 if TYPE_CHECKING:
     from xcfast.config.schema import Config
 
-# Keys that describe the network and what it sees. The model's own values count, whatever the configuration says now.
+# Keys that describe the network and its input. The model's own values count, whatever the configuration says.
 _OF_THE_MODEL = (
     "policy",
     "representation",

@@ -126,7 +126,7 @@ class Trainer:
             )
         self.config = self.components.config
         for tensor in (*self.components.policy.parameters(), *self.components.policy.buffers()):
-            ranks.broadcast_(tensor.detach())  # equal by their seed; to be sure
+            ranks.broadcast_(tensor.detach())  # they are equal already, by their seed; this makes sure
         self.components.learner.adopt()
         self.episodes_done = np.zeros(self.components.envs.num_envs, np.int64)
         self._state = RunState(self.config, ranks, self.components, self.progress)

@@ -56,7 +56,7 @@ class Job:
         file = self.folder / "config.json"
         for run in self._runs():
             if periodic_checkpoints(run.model_dir):
-                # The sweep wrote this file in this call, from what the user gave.
+                # The sweep wrote this file in this call, from the user's arguments.
                 allowed = [word for module in load_config(file).modules for word in ("--allow-module", module)]
                 return [*train, "--resume", str(run.log_dir), *allowed]
         return [*train, str(file), "--seed", str(self.seed), "--benchmark", "1"]
@@ -88,7 +88,7 @@ class Slots:
         self.threads, self._keep_open, self._stop = threads, keep_open, stop
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Job, int | str]] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # nothing starts while all are told to stop
+        self._lock = threading.Lock()  # held while jobs are told to stop, so that none starts
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._told = False
         self.running = 0
@@ -109,7 +109,7 @@ class Slots:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._told = True
-            for process in self._processes:  # only after an error or a second Ctrl-C are there any
+            for process in self._processes:  # there are some only after an error or a second Ctrl-C
                 process.kill()
         for _unused in self._workers:
             self._todo.put(None)
@@ -179,7 +179,7 @@ class Slots:
                     stdout=log,
                     stderr=log,
                     env=environ,
-                    start_new_session=True,  # a terminal's Ctrl-C would reach the jobs besides the signal sent here
+                    start_new_session=True,  # otherwise a terminal's Ctrl-C would reach the jobs too
                     pass_fds=self._keep_open,
                 )
                 self._processes.add(process)

@@ -50,7 +50,7 @@ class Study:
         )
         there = self._study.get_trials(deepcopy=False)
         _check_space(self._space, there)
-        # Seeded by what is there: a study that is continued does not draw its first trials again.
+        # The seed depends on the number of trials so far, so that a continued study does not repeat its first draws.
         self._study.sampler = optuna.samplers.TPESampler(seed=len(there), constant_liar=True)
 
     def settings(self, make: Callable[[Mapping[str, Any], int | None], Setting]) -> Iterator[Setting]:

@@ -363,7 +363,7 @@ class PPO_Agent:
         if trainer is None:
             return None
         if error is not None and self._ranks.world_size > 1 and not (isinstance(error, RunFailed) and error.known):
-            # On its way through this process, perhaps alone: the others must not be waited for, but told.
+            # An error is ending this process, perhaps only this one: do not wait for the others, but tell them.
             trainer.close()
             self._ranks.close(f"{type(error).__name__}: {error}")
             return None
@@ -432,7 +432,7 @@ class PPO_Agent:
         if self._trainer is not None and self._trainer.begun:
             return self._trainer.folders.log_dir
         if self._loaded is not None:
-            with suppress(CheckpointError):  # a model that lies by itself
+            with suppress(CheckpointError):  # a model file outside of a run
                 return RunFolders.find(self._loaded).log_dir
         return Path(self.config.log_dir)
 

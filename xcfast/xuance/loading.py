@@ -111,7 +111,7 @@ def load_training(trainer: Trainer, saved: SavedModel) -> None:
         learner.load_state_dict({**own, "optimizer": {"state": moments, "param_groups": settings}})
     if saved.reward_rms is not None:
         parts.reward_normalizer.rms.load_state_dict(saved.reward_rms)
-    if trainer.begun:  # what other weights have collected must not be learned from
+    if trainer.begun:  # data that other weights have collected must not be learned from
         parts.restart_episodes()
 
 

@@ -62,7 +62,7 @@ def read_model(path: Path, use_obsnorm: bool) -> SavedModel:
     obs_rms = None
     if use_obsnorm:
         obs_rms = read_obs_rms(path.with_name(OBS_RMS))
-    # Where several devices trained it, each part was inside a module of torch's DistributedDataParallel.
+    # If several devices trained it, each part was inside a module of torch's DistributedDataParallel.
     weights = {name.replace("module.", ""): value for name, value in weights.items()}
     optimizer = state.get("optimizer")
     if not isinstance(optimizer, dict) or "state" not in optimizer:

@@ -158,7 +158,7 @@ def _policy(
     critic = Critic(representation.output_size, sizes("critic_hidden_size", critic_hidden_size), *shape)
     policy = ActorCritic(representation, _initialized(actor, initialize), _initialized(critic, initialize))
     policy.to(set_device(device))
-    keys_describing(policy)  # raises where no configuration can describe it
+    keys_describing(policy)  # raises if no configuration can describe it
     return policy
 
 

@@ -37,7 +37,7 @@ REGISTRY_ENV: dict[str, Callable[[Namespace], Any]] = {}
 
 FAMILIES: tuple[str, ...] = get_args(hints()["env_name"])
 _REFUSED = keys_of(Config)["env_name"].refused
-# Keys that mean something to some environments and nothing to the rest of a run.
+# Keys that only some environments read.
 _FOR_ENVIRONMENTS = ("max_episode_steps", "env_config")
 
 
@@ -113,7 +113,7 @@ def with_own_environment(given: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("cannot make an environment", key=f"REGISTRY_ENV[{name!r}]", given=make, allowed=allowed)
     env_id = str(given.get("env_id") or name)
     full_id = "/".join(re.sub(r"[^\w.-]", "-", part) for part in (name.replace(".", "-"), env_id))
-    # Not gymnasium.register, which warns where a second call replaces the values.
+    # Not gymnasium.register, which warns if a second call replaces the values.
     spec = EnvSpec(full_id, partial(OwnEnv, make, dict(given)), order_enforce=False, disable_env_checker=True)
     gymnasium.registry[spec.id] = spec
     kept = {key: value for key, value in given.items() if key not in _FOR_ENVIRONMENTS}
