@@ -142,7 +142,7 @@ def _general(
     time_major: bool,
     out: tuple[Any, ...] | None,
 ) -> tuple[Any, ...]:
-    """Checks and converts the arguments, and calls the kernel of that name in the implementation that serves.
+    """Checks and converts the arguments, and calls the kernel of that name in the implementation in use.
 
     Args:
         kernel: "gae" or "discounted_returns".

@@ -393,7 +393,7 @@ def test_what_native_code_cannot_serve(small, keys, reason):
     action_map = ActionMap(envs.single_action_space, config.activation_action)
     normalizer = ObservationNormalizer(envs.single_observation_space.shape, num_envs=config.parallels)
     parts = (envs, policy, normalizer, action_map)
-    with pytest.raises(ConfigError, match=f"cannot serve.*{reason}.*native") as failure:
+    with pytest.raises(ConfigError, match=f"cannot be used.*{reason}.*native") as failure:
         make_collector(config, *parts)
     assert failure.value.key == "collector_backend"
     with pytest.raises(ValueError, match=reason):
@@ -412,7 +412,7 @@ def test_choice_of_the_engine(small):
         collector, reason = make_collector(replace(config, collector_backend=backend), *parts)
         assert type(collector) is kind
         assert ("as configured" in reason) == (backend != "auto")
-    assert "native where it can serve" in describe(config, "train")
+    assert "native if possible" in describe(config, "train")
     setup.policy.double()
     assert "float32" in reason_not_native(setup.envs, setup.policy)
 

@@ -693,7 +693,7 @@ def test_policy_must_fit_the_actions() -> None:
         ConfigError, match=r"policy: does not fit the Box .* given: Categorical_AC; allowed: Gaussian_AC"
     ):
         resolve_policy(categorical, Box(-1, 1, (2,)))
-    with pytest.raises(ConfigError, match="policy: no policy serves"):
+    with pytest.raises(ConfigError, match="policy: there is no policy for"):
         resolve_policy(gaussian, MultiDiscrete([2, 2]))
 
 

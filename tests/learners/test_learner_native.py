@@ -768,7 +768,7 @@ def test_masks_of_a_gaussian_policy_are_refused(small):
     config = small()
     model = make_policy(config)
     core, *_ = make_core(model, config)
-    with pytest.raises(ValueError, match="of Categorical policies"):
+    with pytest.raises(ValueError, match="for a Categorical policy"):
         core.compute_gradients(*Batch(model, 5).arrays(), True, action_masks=np.ones((5, 3), bool))
 
 

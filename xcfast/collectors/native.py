@@ -48,7 +48,7 @@ class EnvLoop:
         action_map: The map from the policy's samples to the environments' actions.
 
     Raises:
-        ValueError: Native code cannot serve, see `reason_not_native`, or the environments do not reset in the step
+        ValueError: Native code cannot be used, see `reason_not_native`, or the environments do not reset in the step
             that ends an episode.
     """
 
@@ -58,7 +58,7 @@ class EnvLoop:
         check_autoreset(envs)
         reason = reason_not_native(envs, policy)
         if reason is not None:
-            raise ValueError(f"native collection cannot serve: {reason}")
+            raise ValueError(f"native collection cannot be used: {reason}")
         from xcfast import _core
 
         self._envs = envs
@@ -89,8 +89,9 @@ class EnvLoop:
             num_steps: The number of rows.
 
         Raises:
-            SimulationError: MuJoCo raised an error; the rollout's step has not moved.
-            NonFiniteError: The last observation of an episode that a time limit ended is not finite; likewise.
+            SimulationError: MuJoCo raised an error. The rollout's step has not changed.
+            NonFiniteError: The final observation of an episode that a time limit ended is not finite. The rollout's step
+                has not changed.
         """
         self._load()
         self._core.begin_collection(
@@ -122,7 +123,7 @@ class EnvLoop:
             should_stop: Called about every 100 ms; True ends the evaluation.
 
         Returns:
-            The returns of the episodes, float64 [N * quota], environment by environment; None where `should_stop` ended
+            The returns of the episodes, float64 [N * quota], environment by environment; None if `should_stop` ended
             the evaluation.
 
         Note:
@@ -153,7 +154,7 @@ class NativeCollector:
     """Collects with a native vector environment in one C++ call on its threads; `TorchCollector` is its reference.
 
     The network's outputs differ from torch's by rounding, and so do Gaussian actions. A Categorical action differs only
-    where the noise lies as near to a cumulative probability as rounding moves it.
+    if the noise is within rounding of a cumulative probability.
 
     Each thread takes its environments through all steps without waiting for the others. The result depends neither on
     the number of threads nor on how a rollout is divided into calls. `TorchCollector` can load its state.
@@ -168,7 +169,7 @@ class NativeCollector:
         ranks: The ranks that collect together.
 
     Raises:
-        ValueError: Native code cannot serve, see `EnvLoop`.
+        ValueError: Native code cannot be used, see `EnvLoop`.
     """
 
     name = "native"

@@ -11,7 +11,7 @@ _LONGEST_NAME = 100
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """Returns the one of `names` that `name` most likely misspells, or None."""
+    """Returns which of `names` `name` most likely misspells, or None."""
     if len(name) > _LONGEST_NAME:
         return None
     folded = {candidate.lower(): candidate for candidate in names}
@@ -84,7 +84,7 @@ def key(default: Any, doc: str, *, hash: bool | None = None, **rules: Any) -> An
     """Returns a dataclass field that is a YAML key.
 
     Args:
-        default: The key's default; every configuration has a copy of its own if it is a dict.
+        default: The key's default. If it is a dict, every configuration has its own copy.
         doc: One line for the reader of the YAML.
         hash: False for a key whose values may not be hashable, so that the configuration still is.
         **rules: Attributes of `Key`.

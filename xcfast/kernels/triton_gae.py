@@ -87,7 +87,7 @@ def gae(
 ) -> bool:
     """Writes advantages and returns, all [T, N]. Returns False, with nothing done, for other arguments.
 
-    It serves contiguous float32 tensors of fitting shapes with bool flags (its scalars are float32, so float64 would be
+    It supports contiguous float32 tensors of fitting shapes with bool flags (its scalars are float32, so float64 would be
     float64 in name only); which arguments exclude each other is checked by `xcfast.gae`.
     """
     shape = rewards.shape

@@ -48,7 +48,7 @@ class CudaLearner:
         rollout: A rollout of the shape that will be learned from; copies are fast if its arrays are page-locked
             (``page_locked``).
         reward_normalizer: Normalizer that scales its rewards.
-        device: CUDA device; a CPU serves for tests, without graphs.
+        device: CUDA device; in tests also the CPU, without graphs.
         ranks: The ranks that learn together.
         optimizer: A script's plain Adam of all of the policy's parameters, whose state is kept as if it stepped.
         scheduler: Scheduler of the script's optimizer.

@@ -50,7 +50,7 @@ class DeviceUpdate:
         config: The run's configuration.
         control: The KL control.
         rollout: A rollout of the shape that all buffers take.
-        device: CUDA device; a CPU serves for tests, without graphs.
+        device: CUDA device; in tests also the CPU, without graphs.
         ranks: The ranks that learn together.
 
     Attributes:

@@ -50,7 +50,7 @@ class NativeLearner:
         scheduler: Scheduler of the script's optimizer.
 
     Raises:
-        ValueError: Native code cannot serve (see ``reason_not``), or optimizer, scheduler and policy do not belong
+        ValueError: Native code cannot be used (see ``reason_not``), or optimizer, scheduler and policy do not belong
             together.
     """
 
@@ -74,7 +74,7 @@ class NativeLearner:
             check_optimizer(optimizer, policy)
         reason = self.reason_not(config, policy, optimizer)
         if reason is not None:
-            raise ValueError(f"the native learner cannot serve: {reason}")
+            raise ValueError(f"the native learner cannot be used: {reason}")
         from xcfast import _core
 
         self.policy = policy
@@ -105,7 +105,7 @@ class NativeLearner:
 
     @staticmethod
     def reason_not(config: Config, policy: ActorCritic, optimizer: torch.optim.Optimizer | None = None) -> str | None:
-        """Returns why this learner cannot serve, as the end of a sentence; None if it can."""
+        """Returns why this learner cannot be used, as the end of a sentence; None if it can."""
         if policy.device.type != "cpu":
             return f"it computes on the CPU, and the weights are on {policy.device}"
         if (reason := reason_not_native(policy)) is not None:

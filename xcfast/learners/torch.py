@@ -1,4 +1,4 @@
-"""The PPO update in torch, which serves any policy, and is the reference in the tests of the other learners."""
+"""The PPO update in torch, for any policy; it is the reference in the tests of the other learners."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _EVALUATION_ROWS = 16384  # rows per forward pass over the rollout: bounds the m
 class TorchLearner:
     """The update in eager torch, for any policy, on the policy's device.
 
-    On a GPU it serves scripts that bring a policy there with an optimizer other than plain Adam. It is also the
+    On a GPU it is for scripts that bring a policy there with an optimizer other than plain Adam. It is also the
     baseline of ``benchmarks/test_cuda.py``.
 
     ``update`` reads a full rollout, evaluates it in bulk with the weights that collected it, computes advantages, and

@@ -83,7 +83,7 @@ def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
 def reason_not_native(policy: ActorCritic) -> str | None:
     """Returns why native code cannot compute this policy, as the end of a sentence; None if it can.
 
-    Native code computes what ``ActorCritic`` and its parts compute, from their weights alone. So it serves exactly
+    Native code computes what ``ActorCritic`` and its parts compute, from their weights alone. So it supports exactly
     these classes, put together as ``build_policy`` does, with their own methods, without hooks, and with activations
     of torch's default settings. Anything else in the policy would have no effect there.
     """

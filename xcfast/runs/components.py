@@ -64,7 +64,7 @@ class Components:
         evaluator: Plays evaluation episodes.
 
     Raises:
-        ConfigError: The configuration does not fit the environment, or forces an engine that cannot serve.
+        ConfigError: The configuration does not fit the environment, or forces an engine that cannot be used.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ def describe(config: Config, mode: str) -> str:
         limited = env.spec is not None and env.spec.max_episode_steps is not None
     finally:
         env.close()
-    device, undecided = training_device(config), "native where it can serve, else torch"
+    device, undecided = training_device(config), "native if possible, else torch"
     collector = undecided if config.collector_backend == "auto" else config.collector_backend
     learner = undecided if config.learner_backend == "auto" else config.learner_backend
     if device.type == "cuda" and config.learner_backend != "native":
@@ -55,7 +55,7 @@ def _kind_of_envs(config: Config) -> str:
     workers = f", {min(config.num_workers or cpus, config.parallels)} worker processes"
     named = config.vectorize + (workers if config.vectorize == "SubprocVecEnv" else "")
     native = kind is not None and config.native_envs == "auto" and not config.use_actions_mask
-    return f"{kind.__name__}, {threads}, where it can serve, else {named}" if native and kind is not None else named
+    return f"{kind.__name__}, {threads}, if possible, else {named}" if native and kind is not None else named
 
 
 def start_table(config: Config, mode: str, parts: Components, ranks: Ranks = ALONE) -> str:

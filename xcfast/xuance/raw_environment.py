@@ -8,7 +8,7 @@ envs = make_envs(config)
 ```
 
 Such an environment is registered with Gymnasium as ``<env_name>/<env_id>``, so everything that makes environments by
-their id serves it.
+their id can make it.
 """
 
 from __future__ import annotations
