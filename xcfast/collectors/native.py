@@ -90,8 +90,8 @@ class EnvLoop:
 
         Raises:
             SimulationError: MuJoCo raised an error. The rollout's step has not changed.
-            NonFiniteError: The final observation of an episode that a time limit ended is not finite. The rollout's step
-                has not changed.
+            NonFiniteError: The final observation of an episode that a time limit ended is not finite. The rollout's
+                step has not changed.
         """
         self._load()
         self._core.begin_collection(

@@ -131,7 +131,7 @@ def _in_one_kernel(
     factors: dict[str, float],
     out: tuple[Any, ...] | None,
 ) -> tuple[torch.Tensor, ...] | None:
-    """Returns advantages and returns by the Triton kernel, in `out` if that fits; None if the kernel does not support them."""
+    """Returns advantages and returns by the Triton kernel, in `out` if that fits; None for other arguments."""
     rewards = inputs["rewards"]
     if rewards.ndim != 2 or kernels.name == "torch" or not (kernels.name == "triton" or _has_triton(rewards.device)):
         return None

@@ -87,8 +87,8 @@ def gae(
 ) -> bool:
     """Writes advantages and returns, all [T, N]. Returns False, with nothing done, for other arguments.
 
-    It supports contiguous float32 tensors of fitting shapes with bool flags (its scalars are float32, so float64 would be
-    float64 in name only); which arguments exclude each other is checked by `xcfast.gae`.
+    It supports contiguous float32 tensors of fitting shapes with bool flags (its scalars are float32, so float64 would
+    be float64 in name only); which arguments exclude each other is checked by `xcfast.gae`.
     """
     shape = rewards.shape
     for x in (rewards, values, final_values, next_values, advantages, returns, last_values):
