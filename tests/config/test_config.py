@@ -563,7 +563,7 @@ def test_any_file_is_a_configuration_or_a_config_error(text: str, tmp_path_facto
         ("env_kwargs={render_mode: human}", "env_kwargs: env_kwargs.render_mode is set by xcfast"),
         ("env_kwargs.a.b=1", "env_kwargs: a.b is not"),
         ("env_kwargs=3", "env_kwargs: wrong type; given: 3"),
-        ("env_wrappers=[TimeLimit]", "env_wrappers: entry 1 names no class"),
+        ("env_wrappers=[TimeLimit]", "env_wrappers: entry 1 does not name a class"),
     ],
 )
 def test_values_at_the_edge_are_refused(override: str, words: str) -> None:
