@@ -1,4 +1,4 @@
-# What .ci/run runs, one piece at a time. PYTHON is the interpreter of an environment that is set up ("make build").
+# The parts of .ci/run, one target each. PYTHON is the interpreter of an environment that is set up ("make build").
 PYTHON ?= python
 CXX ?= g++
 BUILD := build
@@ -9,7 +9,7 @@ build:  ## Install the package, editable, with everything to test, measure and c
 	$(PYTHON) -m pip install -e ".[test,bench,dev]"
 
 EXTRAS := import tomllib; x = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
-tools:  ## What "build" installs besides the package and its tests, without compiling the package again.
+tools:  ## Install what "build" installs besides the package and its tests, without compiling the package again.
 	$(PYTHON) -m pip install -q $$($(PYTHON) -c '$(EXTRAS); print(*x["bench"], *x["dev"])')
 
 test:
@@ -18,16 +18,16 @@ test:
 slow:
 	$(PYTHON) -m pytest -m slow
 
-bench:  ## A few minutes; see benchmarks/results.md. Peers are measured where "make peers" has been run.
+bench:  ## A few minutes; see docs/performance.md. Peers are measured if "make peers" has been run.
 	$(PYTHON) -m pytest benchmarks
 
-bench-smoke:  ## Do the benchmarks still run? Times nothing, gates nothing.
+bench-smoke:  ## Check that the benchmarks still run: once each, without gates.
 	XCFAST_BENCH_SMOKE=1 XCFAST_PEERS= $(PYTHON) -m pytest -q benchmarks --benchmark-markdown $(BUILD)/smoke.md
 
-peers:  ## One virtual environment for each trainer that the benchmarks compare with, under .peers/.
+peers:  ## Make a virtual environment for each trainer that the benchmarks compare with, under .peers/.
 	scripts/peers
 
-gpu-check:  ## On a machine with a CUDA device: build, test and measure what needs it; a table in build/gpu-check.md.
+gpu-check:  ## On a machine with a CUDA device: build, run the tests that need it, and measure; the table is build/gpu-check.md.
 	PYTHON=$(PYTHON) scripts/gpu-check
 
 lint:
@@ -39,7 +39,7 @@ format:
 	$(PYTHON) -m ruff format .
 	clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.hpp')
 
-type:  ## Types of the package; stubs of the extension against the extension.
+type:  ## Check the types of the package, and the extension's stubs against the extension.
 	$(PYTHON) -m mypy
 	if [ -f xcfast/_core.pyi ]; then $(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist scripts/stubtest-allowlist xcfast._core; fi
 
@@ -48,7 +48,7 @@ CXXFLAGS := -std=c++17 -O1 -g -Wall -Wextra -Werror -ffp-contract=off -fno-omit-
 TESTS := $(basename $(notdir $(wildcard csrc/tests/*.cpp)))
 THREADED_TESTS := $(filter-out test_kernels,$(TESTS))
 HEADERS := $(shell find csrc -name '*.hpp')
-# gcc's thread sanitizer dies where the kernel randomises addresses over more bits than it expects.
+# gcc's thread sanitizer fails if the kernel randomizes addresses over more bits than it expects.
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 sanitize: $(TESTS:%=run-address-%) $(THREADED_TESTS:%=run-thread-%)

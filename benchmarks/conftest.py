@@ -25,7 +25,7 @@ Kind = Literal["at_least", "at_most", "excess_at_most"]
 
 
 class Compare:
-    """Times, records and gates comparisons; one per test, all writing into the session's report."""
+    """Times, records and gates comparisons; one per test, all writing into the report of the pytest run."""
 
     def __init__(self, report: Report, slack: float, missed: list[str]) -> None:
         self._report = report
@@ -85,7 +85,7 @@ class Compare:
             timings: Of ``interleave``; or per name a series taken in the same rounds, in seconds, or in items per
                 second where ``unit`` ends in ``/s``.
             baseline: Name that the others are compared with.
-            shape: What tells this comparison from others of the group.
+            shape: What distinguishes this comparison from others of the group.
             unit: ns, us, ms, s, or a rate such as ``steps/s``; of the raw numbers in the table.
             contender: Name that the target applies to (the first after the baseline); the others are context.
             kind: What the figure is: ``at_least``: baseline / contender (speed-up); ``at_most``: contender / baseline
@@ -148,7 +148,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def peer_interpreters() -> dict[str, str]:
-    """Interpreter of each peer that is prepared on this machine."""
+    """Returns the interpreter of each peer that is installed on this machine."""
     return peers.interpreters()
 
 

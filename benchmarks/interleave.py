@@ -22,7 +22,7 @@ class Spread:
 
     @classmethod
     def of(cls, series: Sequence[float]) -> "Spread":
-        """Summarise a series of at least one value."""
+        """Summarize a series of at least one value."""
         if len(series) == 1:
             return cls(series[0], series[0], series[0])
         low, median, high = statistics.quantiles(series, n=4, method="inclusive")
@@ -77,7 +77,7 @@ def interleave(
     """Time functions in turn, once per round.
 
     Each plain function is called in a loop, long enough that one round of it takes ``min_time``; a ``Measured`` one is
-    called once per round. Synchronise a device inside the function.
+    called once per round. Synchronize a device inside the function.
 
     Args:
         functions: Name to function. The caller has checked that their answers agree.

@@ -74,7 +74,7 @@ class Row:
 
 @dataclass
 class Report:
-    """All rows of a session."""
+    """All rows of a pytest run."""
 
     rows: list[Row] = field(default_factory=list)
 
@@ -109,7 +109,7 @@ class Report:
 
 
 def machine() -> dict[str, str]:
-    """What the numbers depend on besides the code."""
+    """Returns what the numbers depend on besides the code."""
     facts = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),

@@ -1,4 +1,4 @@
-"""Moments update + normalise + clip against Gymnasium's vector NormalizeObservation."""
+"""Moments update + normalize + clip against Gymnasium's vector NormalizeObservation."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_normalize(compare: Any, num_envs: int, dim: int) -> None:
     # Gymnasium starts its count at 1e-4, so the two agree up to that share of a batch.
     np.testing.assert_allclose(np.clip(wrapper.observations(obs), -5, 5), wanted, atol=1e-2)
     compare(
-        "observation normalisation",
+        "observation normalization",
         {"gymnasium": gymnasium, "update_and_normalize": fused, "normalize_and_track": track},
         baseline="gymnasium", shape=f"{num_envs}x{dim}", target=5.0,
     )  # fmt: skip

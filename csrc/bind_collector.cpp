@@ -175,16 +175,17 @@ void bind_collector(py::module_ &m) {
            py::arg("log_std"), py::arg("n_obs"), py::arg("n_parameters"), py::arg("low"), py::arg("high"), py::arg("scale"),
            py::arg("offset"), py::arg("normalizer"), py::arg("normalize"), py::arg("clip"))
       .def("load", &EnvLoop::load, py::arg("parameters"), py::arg("deviation"), py::arg("epsilon"), py::arg("epsilon_outside"),
-           "Uses these weights and these settings of the normalizer from now on.")
+           "Sets the weights and the normalizer's settings for the following calls.")
       .def("begin_collection", &EnvLoop::begin_collection, py::kw_only(), py::arg("rollout"), py::arg("tracked"), py::arg("seed"), py::arg("env_offset"),
            py::arg("counters"), py::arg("begin"), py::arg("end"), "Prepares steps [begin, end) of a rollout.")
       .def("begin_evaluation", &EnvLoop::begin_evaluation, py::arg("quota"), "Prepares `quota` episodes in each env.")
       .def("run", &EnvLoop::run, py::arg("seconds"),
-           "Works for about `seconds` on what was prepared. Returns whether all is done; if not, draw initial states for the envs that have "
-           "none left and run again. Releases the GIL.")
-      .def("episodes_ended", &EnvLoop::episodes_ended, "Number of episodes of the evaluation that have ended.")
+           "Works for about `seconds` on the prepared steps or episodes. Returns whether all of them are done; if not, "
+           "draw initial states for the envs that have none left, and run again. Releases the GIL.")
+      .def("episodes_ended", &EnvLoop::episodes_ended, "The number of episodes of the evaluation that have ended.")
       .def("end_collection", &EnvLoop::end_collection,
            "Ends the collection. Returns episodes (bytes), final_index int64 [K], final_obs float32 [K * D], and the index t * N + env of "
            "the first final observation that is not finite, or -1.")
-      .def("end_evaluation", &EnvLoop::end_evaluation, "Ends the evaluation. Returns the episodes' returns, float64 [N * quota], env by env.");
+      .def("end_evaluation", &EnvLoop::end_evaluation, "Ends the evaluation. Returns the returns of the episodes, "
+                                                       "float64 [N * quota], env by env.");
 }

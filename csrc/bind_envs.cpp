@@ -141,12 +141,16 @@ void EnvEngine::raise_errors() {
 }  // namespace xc
 
 void bind_envs(py::module_ &m) {
-  py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(m, "ThreadPool", "Threads that share out independent tasks.")
+  py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(m, "ThreadPool", "A pool of threads that divides independent "
+                                                                       "tasks among them.")
       .def(py::init<int>(), py::arg("num_threads"))
       .def_property_readonly("num_threads", &ThreadPool::num_threads)
-      .def("stop", &ThreadPool::stop, py::call_guard<py::gil_scoped_release>(), "End the threads; the next use starts new ones.");
+      .def("stop", &ThreadPool::stop, py::call_guard<py::gil_scoped_release>(), "Ends the threads; the next use starts "
+                                                                                "new ones.");
   py::class_<EnvEngine>(m, "EnvEngine", "N environments of one kind; see xcfast/envs/native.py. mujoco_engine and classic_engine make one.")
       .def("step", &EnvEngine::step, py::arg("autoreset"),
-           "Step all envs. Returns 0: no episode ended, 1: some did, 2: and some env has no initial state left. Releases the GIL.")
-      .def("reset", &EnvEngine::reset, py::arg("indices"), "Reset these envs from their next initial states. Releases the GIL.");
+           "Steps all envs. Returns 0 if no episode ended, 1 if one did, 2 if one did and an env has no initial state "
+           "left. Releases the GIL.")
+      .def("reset", &EnvEngine::reset, py::arg("indices"), "Resets these envs from their next initial states. Releases "
+                                                           "the GIL.");
 }

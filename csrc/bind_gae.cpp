@@ -93,11 +93,13 @@ PyObject *discounted_returns(PyObject *, PyObject *const *args, Py_ssize_t nargs
 
 PyMethodDef methods[] = {
     xc::fast_method("gae", gae,
-                    "gae(rewards, values, terminated, truncated, last_values, final_values, next_values, gamma, gae_lambda, advantages, "
-                    "returns) -> bool\n\nSee xcfast.compute_gae. False: not plain arrays, nothing done."),
+                    "gae(rewards, values, terminated, truncated, last_values, final_values, next_values, gamma, "
+                    "gae_lambda, advantages, returns) -> bool\n\nSee xcfast.compute_gae. Returns False, with nothing "
+                    "done, if an argument is not a plain array."),
     xc::fast_method("discounted_returns", discounted_returns,
-                    "discounted_returns(rewards, terminated, truncated, last_values, final_values, next_values, gamma, returns) -> bool"
-                    "\n\nSee xcfast.compute_returns. False: not plain arrays, nothing done."),
+                    "discounted_returns(rewards, terminated, truncated, last_values, final_values, next_values, gamma, "
+                    "returns) -> bool\n\nSee xcfast.compute_returns. Returns False, with nothing done, if an argument "
+                    "is not a plain array."),
     {nullptr, nullptr, 0, nullptr},
 };
 

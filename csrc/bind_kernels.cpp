@@ -74,6 +74,7 @@ void bind_kernels(py::module_ &m) {
   bind_gae(m);
   bind_moments(m);
   bind_rollout(m);
-  m.def("build_info", &build_info, "Compiler, flags, and the instruction-set variants: available and chosen.");
-  m.def("use_variant", &use_variant, "Chooses an instruction-set variant; for tests, no kernel may be running.", py::arg("name"));
+  m.def("build_info", &build_info, "Returns the compiler, its flags, and the instruction-set variants: those available "
+                                   "and the chosen one.");
+  m.def("use_variant", &use_variant, "Chooses an instruction-set variant, for tests. No kernel may be running.", py::arg("name"));
 }

@@ -1,4 +1,4 @@
-// Moments and normalisation: argument checks and GIL release for kernels/moments.hpp.
+// Moments and normalization: argument checks and GIL release for kernels/moments.hpp.
 #include "array_arg.hpp"
 #include "kernels/moments.hpp"
 

@@ -131,5 +131,5 @@ void bind_mujoco(py::module_ &m) {
         py::arg("arrays"), py::arg("pool"), py::arg("keep_alive"), py::arg("own") = py::none(),
         "Makes the engine of one MuJoCo task on one model, or of a user's (`own`); see xcfast/envs/mujoco_engine.py.");
   m.def("mujoco_errors_arrive", [](const py::dict &api) { return errors_arrive(make_api(api)); }, py::arg("api"),
-        "Raises an error in MuJoCo and returns whether the engine's handlers catch it; `api` as for mujoco_engine.");
+        "Makes MuJoCo raise an error, and returns whether the engine's handlers catch it; `api` as for mujoco_engine.");
 }

@@ -97,7 +97,8 @@ class BoundLearner {
     if (batch.size < 1) throw std::invalid_argument("a minibatch needs at least one row");
     if (learner_->loss().kl_penalty) {
       const bool gaussian = !learner_->network().categorical();
-      if (!old_outputs || (gaussian && !old_log_std)) throw std::invalid_argument("the penalty needs old_outputs, and old_log_std");
+      if (!old_outputs || (gaussian && !old_log_std)) throw std::invalid_argument("the penalty needs old_outputs, and "
+                                                                                  "old_log_std for a Gaussian policy");
       batch.old.outputs = checked<float>(*old_outputs, "old_outputs", rows * n_actions);
       if (gaussian) batch.old.log_std = checked<float>(*old_log_std, "old_log_std", n_actions);
     }
@@ -280,38 +281,43 @@ void bind_nn(py::module_ &m) {
            py::kw_only(), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"), py::arg("log_std"), py::arg("n_obs"),
            py::arg("parameters"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("loss"), py::arg("adam"), py::arg("max_minibatch"),
            py::arg("num_threads"), py::arg("kl_penalty") = false, py::arg("variant") = py::none())
-      .def_property("kl_coef", &BoundLearner::kl_coef, &BoundLearner::set_kl_coef, "Weight of the penalty, where there is one.")
+      .def_property("kl_coef", &BoundLearner::kl_coef, &BoundLearner::set_kl_coef, "Weight of the KL penalty, if there "
+                                                                                   "is one.")
       .def_property_readonly(
           "gradient", [](py::object self) { return self.cast<BoundLearner &>().gradient(self); },
-          "float32 [parameters], written by compute_gradients and read by apply; the memory itself, not a copy.")
+          "float32 [parameters], the learner's own memory: compute_gradients writes it, apply reads it.")
       .def("evaluate", &BoundLearner::evaluate, py::arg("obs"), py::arg("actions"), py::arg("action_masks") = py::none(),
            "values [B], log_probs [B]")
       .def("compute_gradients", &BoundLearner::compute_gradients, py::arg("obs"), py::arg("actions"), py::arg("log_probs"),
            py::arg("advantages"), py::arg("returns"), py::arg("normalize_advantages"), py::arg("indices") = py::none(),
            py::arg("old_outputs") = py::none(), py::arg("old_log_std") = py::none(), py::arg("action_masks") = py::none(),
-           "Means over the minibatch: policy loss, value loss, entropy, approximate KL, clipped fraction, KL of the penalty. Writes "
-           "`gradient`.")
+           "Writes the gradient of a minibatch to `gradient`. Returns means over the minibatch: policy loss, value "
+           "loss, entropy, approximate KL, clipped fraction, KL of the penalty.")
       .def("apply", &BoundLearner::apply, py::arg("learning_rate"), py::arg("max_norm"), py::arg("step"),
-           "Limits the norm of `gradient` and makes Adam step number `step`, from 1; returns the norm before that.")
+           "Limits the norm of `gradient` and takes Adam step number `step`, from 1. Returns the norm before it was "
+           "limited.")
       .def("update", &BoundLearner::update, py::kw_only(), py::arg("rollout"), py::arg("gamma"), py::arg("gae_lambda"),
            py::arg("normalize_advantages"), py::arg("max_norm"), py::arg("seed"), py::arg("iteration"), py::arg("n_epochs"),
            py::arg("n_minibatch"), py::arg("learning_rates"), py::arg("steps_done"),
            py::arg("max_approx_kl") = std::numeric_limits<double>::infinity(),
-           "The whole update, up to the first epoch whose mean approximate KL is above max_approx_kl; the means of compute_gradients "
-           "over all samples (KL of the penalty: over those of the last epoch), the mean norm, the number of epochs.")
+           "Does the whole update, up to the first epoch whose mean approximate KL is above max_approx_kl. Returns the "
+           "means of compute_gradients over all samples (the KL of the penalty over those of the last epoch), the mean "
+           "norm, and the number of epochs.")
       .def("begin_update", &BoundLearner::begin_update, py::kw_only(), py::arg("rollout"), py::arg("gamma"), py::arg("gae_lambda"),
            py::arg("normalize_advantages"), py::arg("seed"), py::arg("iteration"), py::arg("n_epochs"), py::arg("n_minibatch"),
            py::arg("env_offset"),
-           "An update in parts, of one rank's envs: float64 [n_epochs * n_minibatch, 3], number, mean and sum of squared "
-           "deviations of the advantages of its part of each minibatch; zeros where they are not to be normalised.")
+           "Begins an update in parts, for one rank's envs. Returns float64 [n_epochs * n_minibatch, 3]: the number, "
+           "the mean and the sum of squared deviations of the advantages in this rank's part of each minibatch; zeros "
+           "if advantages are not normalized.")
       .def("minibatch_gradients", &BoundLearner::minibatch_gradients, py::arg("index"), py::arg("total"), py::arg("mean"), py::arg("square"),
-           "Of this rank's part of a minibatch: the sums of what compute_gradients means over. Writes `gradient`, a sum divided by "
-           "`total`; mean and square are those of the advantages of the whole minibatch.");
+           "Writes the gradient of this rank's part of a minibatch, a sum divided by `total`, to `gradient`. Returns "
+           "the sums whose means compute_gradients returns. mean and square are those of the advantages of the whole "
+           "minibatch.");
   m.def("nn_activation", &activation, py::arg("activation"), py::arg("x"), py::arg("variant") = py::none(),
-        "An activation (its number in nn/types.hpp) of float32 [16 n], as rows of 16; for tests of accuracy.");
+        "Applies an activation (by its number in nn/types.hpp) to float32 [16 n], as rows of 16; for tests of accuracy.");
   m.def("nn_variants", [] {
     std::vector<std::string> names;
     for (const nn::Kernels *kernels : nn::available_kernels()) names.push_back(kernels->name);
     return names;
-  }, "Instruction sets of the learner that this machine can run, the chosen one last.");
+  }, "Returns the instruction sets of the learner that this machine can run, the chosen one last.");
 }

@@ -188,6 +188,6 @@ void bind_rollout(pybind11::module_ &m) {
         xc::philox4x32(counter.data(), uint64_t(key[1]) << 32 | key[0]);
         return pybind11::make_tuple(counter[0], counter[1], counter[2], counter[3]);
       },
-      "One block of Philox4x32-10, for the tests against its published vectors.", pybind11::arg("counter"), pybind11::arg("key"));
-  m.def("inverse_normal_cdf", &xc::inverse_normal_cdf, "The Gaussian transform of a number in (0, 1).", pybind11::arg("u"));
+      "Returns one block of Philox4x32-10, for the tests against its published vectors.", pybind11::arg("counter"), pybind11::arg("key"));
+  m.def("inverse_normal_cdf", &xc::inverse_normal_cdf, "Returns the standard normal quantile of a number in (0, 1).", pybind11::arg("u"));
 }

@@ -79,7 +79,7 @@ void bind_sync(py::module_ &m) {
       .def(py::init<py::buffer, double, bool>(), py::arg("buffer"), py::arg("spin_seconds"), py::arg("spin_yields"))
       .def_property_readonly_static("nbytes", [](py::object) { return sizeof(xcfast::SyncBlock); })
       .def("publish", &Sync::publish, py::arg("opcode"), py::arg("num_workers"),
-           "Parent: hands a command to all workers.")
+           "Parent: gives a command to all workers.")
       .def("wait_command", &Sync::wait_command, py::arg("timeout"), release(),
            "Worker: returns the next command, or 0 after `timeout` seconds. Releases the GIL.")
       .def("finish", &Sync::finish, py::arg("failed"), "Worker: reports the command as done; the last one wakes the parent.")

@@ -143,7 +143,7 @@ def test_a_mask_of_another_kind_is_refused(mask, message):
 def test_masks_that_stop_coming_are_missed():
     source = find_mask_source(Told({"action_mask": [1, 0, 1]}))
     assert source({"action_mask": np.array([0, 1, 1], np.int8)}).tolist() == [False, True, True]
-    with pytest.raises(EnvError, match=r"no 'action_mask'.*keys: \['other'\]"):
+    with pytest.raises(EnvError, match=r"no 'action_mask'.*keys are \['other'\]"):
         source({"other": 1})
 
 

@@ -527,7 +527,7 @@ def test_without_statistics_one_warning_says_so(implementation):
     obs = samples(12, 4)
     with forced(implementation):
         normalizer = ObservationNormalizer((3,), num_envs=4, clip=0.5)
-        with pytest.warns(RuntimeWarning, match="clipped but not normalised") as caught:
+        with pytest.warns(RuntimeWarning, match="clipped but not normalized") as caught:
             given = normalizer.normalize(obs)
             normalizer.normalize(obs)
         np.testing.assert_array_equal(given, np.clip(obs, -0.5, 0.5).astype(np.float32))

@@ -159,7 +159,7 @@ class Shown(RewardOne):
         return picture
 
 
-class Coloured(Shown):
+class Colored(Shown):
     """As ``Shown``, with an episode that follows from the seed of its reset."""
 
     def reset(self, *, seed=None, options=None):
@@ -178,7 +178,7 @@ class BreaksWhenRendered(Shown):
 
 
 gym.register("toy/BreaksWhenRendered-v0", BreaksWhenRendered, max_episode_steps=10)
-gym.register("toy/Coloured-v0", Coloured, max_episode_steps=10)
+gym.register("toy/Colored-v0", Colored, max_episode_steps=10)
 gym.register("toy/Shown-v0", Shown, max_episode_steps=10)
 gym.register("toy/RewardOne-v0", RewardOne, max_episode_steps=20)
 gym.register("toy/Endless-v0", RewardOne)

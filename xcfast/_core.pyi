@@ -214,7 +214,7 @@ def watch_parent(fd: int, parent_pid: int) -> None: ...
 # --- native environments (csrc/bind_envs.cpp, bind_mujoco.cpp, bind_classic.cpp) ---
 
 class ThreadPool:
-    """Threads that share out independent tasks."""
+    """A pool of threads that divides independent tasks among them."""
 
     def __init__(self, num_threads: int) -> None: ...
     @property

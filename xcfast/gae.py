@@ -1,4 +1,4 @@
-"""Generalised advantage estimation and bootstrapped returns, for numpy arrays and torch tensors."""
+"""Generalized advantage estimation and bootstrapped returns, for numpy arrays and torch tensors."""
 
 import sys
 from typing import Any, TypeVar
@@ -40,8 +40,8 @@ def compute_gae(
     """Returns advantages and returns (advantages + values) of a rollout.
 
     A terminated step does not bootstrap. A step that is truncated, and not terminated, bootstraps from its own final
-    value. The last step bootstraps from `last_values`. Nothing passes from a step to the one before it where an episode
-    ended in between. Values that a flag hides may be anything, NaN included.
+    value. The last step bootstraps from `last_values`. Nothing passes from a step to the one before it if an episode
+    ended in between. Values that a flag masks may be anything, NaN included.
 
     Args:
         rewards: float [T, N] (or [T]; [N, T] with ``time_major=False``, here and below), reward of step t.
@@ -60,7 +60,7 @@ def compute_gae(
             share memory with each other or with another argument.
 
     Returns:
-        (advantages, returns), which is `out` where given. They are numpy arrays or tensors on the device of the
+        (advantages, returns), which is `out` if given. They are numpy arrays or tensors on the device of the
         arguments, in their dtype (the widest).
 
     Raises:
@@ -117,7 +117,7 @@ def compute_returns(
     time_major: bool = True,
     out: Array | None = None,
 ) -> Array:
-    """Returns the discounted sum of rewards from each step to its episode's end, bootstrapped where that is cut off.
+    """Returns the discounted sum of rewards from each step to its episode's end, bootstrapped if it is cut off.
 
     Arguments and errors are those of `compute_gae`; `out` is one array. The result is that of lambda = 1.
     """
@@ -142,11 +142,11 @@ def _general(
     time_major: bool,
     out: tuple[Any, ...] | None,
 ) -> tuple[Any, ...]:
-    """Checks and converts the arguments, and calls the kernel of that name in the implementation that serves.
+    """Checks and converts the arguments, and calls the kernel of that name in the implementation in use.
 
     Args:
         kernel: "gae" or "discounted_returns".
-        arrays: Floating-point arguments of the shape of `rewards`, by name; None where not given.
+        arrays: Floating-point arguments of the shape of `rewards`, by name; None if not given.
         flags: Flags of that shape, by name.
         ends: Arguments with one entry for each env, by name.
         factors: gamma and, for "gae", gae_lambda.
@@ -222,7 +222,7 @@ def _through_kernel(
     if not call(
         floats["rewards"], *baseline, terminated, truncated, last_values, final, nexts, *factors.values(), *results
     ):
-        raise RuntimeError(f"{kernel}: arguments that were checked were refused; please report this")
+        raise RuntimeError(f"{kernel}: the kernel refused arguments that had been checked; please report this")
     if not time_major:
         results = tuple(x.T for x in results)
     if out is None:
@@ -233,7 +233,7 @@ def _through_kernel(
 
 
 def _check_combination(arrays: dict[str, Any], flags: dict[str, Any], ends: dict[str, Any]) -> None:
-    """Raises an error where an argument is missing or excludes another one."""
+    """Raises an error if an argument is missing or excludes another one."""
     for name in ("rewards", "values"):
         if name in arrays and arrays[name] is None:
             raise TypeError(f"{name} must be float [T, N]; got None")

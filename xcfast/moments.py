@@ -82,7 +82,7 @@ class RunningMeanStd:
                 self.check_accepted(kernels.impl.moments_update(rows, self.mean, self.var, self.count_array))
 
     def update_from_moments(self, mean: npt.ArrayLike, var: npt.ArrayLike, count: int) -> None:
-        """Adds samples of which only the moments are known.
+        """Adds samples, given by their moments.
 
         Args:
             mean: float [*shape], their mean.
@@ -91,8 +91,8 @@ class RunningMeanStd:
 
         Raises:
             NonFiniteError: `mean` or `var` has a value that is not finite, or too large (see `update`).
-            ValueError: A shape is wrong, `var` is negative, `count` is no int >= 0, or there would be 2**62 samples or
-                more. Nothing has changed.
+            ValueError: A shape is wrong, `var` is negative, `count` is not an int >= 0, or there would be 2**62 samples
+                or more. Nothing has changed.
         """
         count = _whole("count", count)
         if count == 0:
@@ -113,7 +113,7 @@ class RunningMeanStd:
             self.check_accepted(kernels.impl.merge_tracked(*rows, self.mean, self.var, self.count_array))
 
     def merge(self, other: "RunningMeanStd") -> None:
-        """Adds everything that `other` has seen."""
+        """Adds the samples of `other`."""
         seen = other.state_dict()
         self.update_from_moments(seen["mean"], seen["var"], seen["count"])
 
@@ -130,7 +130,7 @@ class RunningMeanStd:
     def update_and_normalize(
         self, batch: npt.ArrayLike, clip: float | None = None, out: Float32 | None = None
     ) -> Float32:
-        """Adds a batch, then normalises it, in one call; arguments and errors as in `update` and `normalize`."""
+        """Adds a batch, then normalizes it, in one call; arguments and errors as in `update` and `normalize`."""
         return self._apply("update_and_normalize", batch, clip, out)
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class RunningMeanStd:
         """Restores a state that `state_dict` returned, in place. A state without epsilon_outside means False.
 
         Raises:
-            ValueError: The state does not fit, or is not one of moments. Nothing has changed.
+            ValueError: The state does not fit, or its values are not moments. Nothing has changed.
         """
         mean, var = (state_array(state, name, getattr(self, name)) for name in ("mean", "var"))
         if not np.isfinite(mean).all() or not np.isfinite(var).all() or (var < 0).any():
@@ -163,7 +163,7 @@ class RunningMeanStd:
             self.epsilon_outside = bool(outside)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what copying and pickling take along: everything except the lock."""
+        """Returns the state for copying and pickling: everything except the lock."""
         with self.lock:
             return {name: value for name, value in self.__dict__.items() if name != "lock"}
 
@@ -208,7 +208,7 @@ class RunningMeanStd:
         return batch
 
     def check_accepted(self, done: bool) -> None:
-        """Raises an error that blames the moments, after a kernel has refused although the arguments were valid."""
+        """Raises an error about the moments if a kernel has refused valid arguments."""
         if not done:
             raise ValueError(
                 f"mean and var must stay writable float64 {list(self.shape)}, C-contiguous; "
@@ -217,7 +217,7 @@ class RunningMeanStd:
 
 
 def _check_usable(name: str, x: npt.NDArray[Any], largest: float = LARGEST) -> None:
-    """Raises a NonFiniteError where a value cannot enter the moments."""
+    """Raises a NonFiniteError if a value cannot enter the moments."""
     wrong = ~within(x, largest)
     if wrong.any():
         index = np.argwhere(wrong)[0].tolist()
@@ -227,12 +227,12 @@ def _check_usable(name: str, x: npt.NDArray[Any], largest: float = LARGEST) -> N
 
 
 def within(x: npt.NDArray[Any], largest: float = LARGEST) -> npt.NDArray[np.bool_]:
-    """Returns where float values are finite and below `largest` (or float32's range) in absolute value."""
+    """Returns which float values are finite and below `largest` (or float32's range) in absolute value."""
     return np.isfinite(x) if x.dtype == np.float32 else np.abs(x) < largest
 
 
 def _whole(name: str, value: Any) -> int:
-    """Returns a number of samples as an int; raises where it is none, or does not fit an int64."""
+    """Returns a number of samples as an int; raises an error if it is not one, or does not fit an int64."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -243,7 +243,7 @@ def _whole(name: str, value: Any) -> int:
 
 
 def state_array(state: Mapping[str, Any], name: str, target: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns an entry of a state as an array; raises a ValueError where it is missing or does not fit `target`."""
+    """Returns an entry of a state as an array; raises a ValueError if it is missing or does not fit `target`."""
     if name not in state:
         raise ValueError(f"state lacks {name!r}")
     given = np.asarray(state[name])

@@ -1,4 +1,4 @@
-"""The normalisation of observations and rewards."""
+"""The normalization of observations and rewards."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,17 +21,17 @@ _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class ObservationNormalizer:
-    """Normalises observations with statistics that change only in `commit`.
+    """Normalizes observations with statistics that change only in `commit`.
 
     Args:
         shape: Shape of one observation.
         num_envs: N, the number of envs that are tracked.
-        clip: Bound of the absolute normalised value.
+        clip: Bound of the absolute normalized value.
         epsilon: Small number that keeps the deviation away from 0.
         epsilon_outside: Where `epsilon` is added; see `RunningMeanStd`.
-        enabled: Whether to normalise; otherwise observations are only cast to float32 and checked to be finite.
-        join: Function that collects the rows of all processes' envs, where several processes have envs. All then hold
-            the same statistics.
+        enabled: Whether to normalize; otherwise observations are only cast to float32 and checked to be finite.
+        join: Function that collects the rows of all processes' envs, if several processes have envs. All then have the
+            same statistics.
 
     Attributes:
         rms: The committed statistics.
@@ -62,7 +62,7 @@ class ObservationNormalizer:
         self._may_lack_statistics = True
 
     def normalize(self, obs: npt.ArrayLike, out: Float32 | None = None) -> Float32:
-        """Returns observations normalised, as float32; the statistics stay as they are.
+        """Returns observations normalized, as float32; the statistics stay as they are.
 
         Before the first `commit`, the mean is 0 and the variance 1, so observations are only clipped; one warning says
         so.
@@ -83,7 +83,7 @@ class ObservationNormalizer:
         return out
 
     def normalize_and_track(self, obs: npt.ArrayLike, out: Float32 | None = None) -> Float32:
-        """Normalises one vector step and adds it to each env's own moments, which `commit` merges.
+        """Normalizes one vector step and adds it to each env's own moments, which `commit` merges.
 
         Args:
             obs: float [N, *shape]. A value that is not finite, or too large, makes the next `commit` fail.
@@ -108,7 +108,7 @@ class ObservationNormalizer:
 
         Raises:
             NonFiniteError: An observation since the last commit was NaN, infinite, or so large that the moments would
-                overflow (from 1e140 in absolute value, where observations are normalised). Nothing is merged or
+                overflow (from 1e140 in absolute value, if observations are normalized). Nothing is merged or
                 forgotten.
         """
         with self.rms.lock:
@@ -185,13 +185,13 @@ class ObservationNormalizer:
         )  # fmt: skip
 
     def _warn_without_statistics(self) -> None:
-        """Warns once where there are no statistics, neither committed nor tracked."""
+        """Warns once if there are no statistics, neither committed nor tracked."""
         if self.rms.count == 0 and self._counts.any():
             return  # a first rollout, which `commit` follows
         self._may_lack_statistics = False
         if self.rms.count == 0:
             warnings.warn(
-                "observations are clipped but not normalised: the normalizer has seen none yet. "
+                "observations are clipped but not normalized: the normalizer has seen none yet. "
                 "Call normalize_and_track() and commit(), or load a state, before normalize()",
                 RuntimeWarning,
                 stacklevel=3,
@@ -210,8 +210,8 @@ class RewardNormalizer:
         clip: Bound of the absolute scaled reward.
         epsilon: Number added to the variance before its root is taken.
         enabled: Whether to scale; otherwise rewards are only cast to float32 and checked to be finite.
-        join: Function that collects the rows of all processes' envs, where several processes have envs. All then hold
-            the same statistics.
+        join: Function that collects the rows of all processes' envs, if several processes have envs. All then have the
+            same statistics.
 
     Attributes:
         rms: Statistics of the discounted returns; scalar.
@@ -250,7 +250,7 @@ class RewardNormalizer:
             out: float32 [T, N], for the result. It must not share memory with `rewards`, `done` or `returns`.
 
         Raises:
-            NonFiniteError: A reward is not finite, or at least 1e140 in absolute value (above float32's range where
+            NonFiniteError: A reward is not finite, or at least 1e140 in absolute value (above float32's range if
                 rewards are not scaled). The statistics have not changed.
             TypeError: An argument is a masked array, or has another kind of dtype.
             ValueError: A shape is wrong, `out` is read-only, or shares memory with another argument.

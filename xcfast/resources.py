@@ -59,7 +59,7 @@ def update_threads(config: Config, sharing: int = 1) -> int:
     cpus = max(1, available_cpus() // sharing)
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if limit == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
-        return cpus  # torchrun sets it where nobody did
+        return cpus  # torchrun sets it if the user did not
     return min(cpus, int(limit) if limit.isdigit() and int(limit) > 0 else cpus)
 
 
@@ -154,7 +154,7 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/
         mount = root if not controllers else root / "cpu"
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # Inside a container the path may be the host's, while the mount shows only the container's part.
+        # In a container, the path may be the host's, while the mount shows only the container's part.
         group = mount / path.lstrip("/")
         for folder in [group, *group.parents]:
             if folder.is_relative_to(mount):

@@ -33,7 +33,7 @@ class Minibatch(NamedTuple):
 class Rollout:
     """T steps of N envs, time-major, in arrays that are allocated once.
 
-    Filling may stop after any step and go on later.
+    Filling may stop after any step and continue later.
 
     Args:
         num_steps: T, the number of steps of each env.
@@ -41,7 +41,7 @@ class Rollout:
         obs_shape: Shape of one observation.
         action_shape: Shape of one action.
         action_dtype: dtype of the actions.
-        num_actions: Number of discrete actions, where the rollout also stores masks of the allowed ones.
+        num_actions: Number of discrete actions; the rollout then also stores the masks of the allowed ones.
         allocate: Function that returns a C-contiguous, writable array for ``allocate(shape, dtype)``, in page-locked or
             shared memory, for example. The rollout calls it once for each array.
 
@@ -168,7 +168,7 @@ class Rollout:
         self.advance(len(rows["rewards"]), episodes, np.asarray(state["final_index"]), np.asarray(state["final_obs"]))
 
     def clear(self) -> None:
-        """Starts a new rollout. Running episodes go on."""
+        """Starts a new rollout. Running episodes continue."""
         self.step = self._num_episodes = self._num_final = 0
 
     def store(
@@ -298,7 +298,7 @@ class Rollout:
             epoch: Number of the epoch, >= 0.
             n_minibatch: Number of minibatches, at most T * total_envs.
             env_offset: Global index of the first env.
-            total_envs: Number of envs of all ranks; default: N. Where there are more than N, a minibatch may have no
+            total_envs: Number of envs of all ranks; default: N. If there are more than N, a minibatch may have no
                 steps on this rank.
 
         Returns:
@@ -339,7 +339,7 @@ class Rollout:
             out: Arrays from `minibatch`, for at least B steps.
 
         Returns:
-            `out`, or views of its first B steps where it has room for more.
+            `out`, or views of its first B steps if it has room for more.
 
         Raises:
             IndexError: An index is outside [0, T * N).
@@ -379,7 +379,7 @@ class Rollout:
         )  # fmt: skip
 
     def _converted(self, *step: Any) -> list[npt.NDArray[Any]]:
-        """Returns the arrays of one vector step in the form that the kernel takes; raises where one does not fit."""
+        """Returns the arrays of one vector step in the form that the kernel takes. Raises if one does not fit."""
         if self.full:
             raise IndexError(f"the rollout is full ({self.num_steps} steps); clear() starts the next one")
         names = ("obs", "actions", "rewards", "terminated", "truncated")

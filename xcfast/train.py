@@ -1,6 +1,6 @@
-"""The command line: `python -m xcfast.train [CONFIG] [key=value ...]`, configuration to finished run.
+"""The command line: `python -m xcfast.train [CONFIG] [key=value ...]`, from a configuration to a finished run.
 
-Nothing heavy is imported before the configuration is known to be good.
+Nothing heavy is imported before the configuration has been checked.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
             _print_to_pipe(f"{_resolved(config)}\n{table}")
         else:
             run(config, mode=mode, resume=args.resume)
-    except (ConfigError, EnvError, CheckpointError) as error:  # what the configuration names does not exist or not fit
+    except (ConfigError, EnvError, CheckpointError) as error:  # it names something that does not exist or fit
         return _bad_config(error)
     except (RunFailed, WorkerError) as error:
         if isinstance(error, RunFailed) and not error.expected:
@@ -110,7 +110,7 @@ def _prepare_process() -> None:
 
 
 def _unknown_arguments(words: Sequence[str]) -> str:
-    """Returns the error for arguments that are no flags, with a hint where they are keys of the configuration."""
+    """Returns the error for arguments that are not flags, with a hint if they are keys of the configuration."""
     for word in words:
         name, _, value = word.partition("=")
         key = name.lstrip("-").replace("-", "_")
@@ -130,7 +130,7 @@ def choose_mode(benchmark: int | None, test: int | None, config: Config) -> tupl
     Args:
         benchmark: The value of `--benchmark`, or None if it is not given.
         test: The value of `--test`, or None if it is not given.
-        config: The configuration, whose `test_mode` decides where the flags leave the mode open.
+        config: The configuration, whose `test_mode` decides if the flags do not.
 
     Returns:
         The mode, and lines to show.
@@ -191,7 +191,7 @@ def _resumed_config(
     """Returns the configuration of the run that is continued, with the overrides of keys that may change.
 
     Raises:
-        ConfigError: If the command line changes another key, or the run needs a module that it does not allow.
+        ConfigError: If the command line changes another key, or does not allow a module that the run needs.
         CheckpointError: If there is no such run folder.
     """
     if path is not None or args.env_id is not None:

@@ -1,4 +1,4 @@
-"""Trains a peer's PPO with the seed's settings; run by the peer's interpreter: ppo.py NAME VECTORIZE SETTINGS.
+"""Trains a peer's PPO with given settings; run by the peer's interpreter: ppo.py NAME VECTORIZE SETTINGS.
 
 SETTINGS is XuanCe's YAML as JSON (not every peer's environment has a YAML reader).
 
@@ -52,7 +52,7 @@ def xuance(settings: dict[str, Any], vectorize: str, update: Clock) -> Callable[
 
 
 def stable_baselines3(settings: dict[str, Any], vectorize: str, update: Clock) -> Callable[[int], None]:
-    """Stable-Baselines3 with the same network (a trunk that actor and critic share), normalisers and batches."""
+    """Stable-Baselines3 with the same network (a trunk that actor and critic share), normalizers and batches."""
     import gymnasium
     import torch
     from stable_baselines3 import PPO

@@ -1,5 +1,6 @@
-// A stand-in for MuJoCo's functions, for tests without Python and without MuJoCo: a cart whose speed is its control, that warns and fails
-// when told to. A World is N of them in an engine, as inverted pendulums with a time limit; a ClassicWorld is N cart poles.
+// A stand-in for MuJoCo's functions, for tests without Python and without MuJoCo. It simulates a cart whose speed is its
+// control, and warns or fails on demand. A World is an engine with N of them, as inverted pendulums with a time limit. A
+// ClassicWorld is an engine with N cart poles.
 #pragma once
 
 #include <cstdio>
@@ -45,7 +46,7 @@ inline Api::LogHandler set_log_handler(Api::LogHandler handler) {
   return std::exchange(log_handler, handler);
 }
 
-// The handlers of the process, and a way to raise an error that tries the thread's handler, then these, as MuJoCo does.
+// The handlers of the process, and a function that raises an error: it tries the thread's handler, then these, like MuJoCo.
 inline Api::LogHandler process_log_handler = nullptr;
 inline Api::TextHandler process_error_handler = nullptr;
 inline Api::LogHandler set_process_log_handler(Api::LogHandler handler) { return std::exchange(process_log_handler, handler); }
@@ -75,7 +76,7 @@ inline void stand_in_step(const void *, void *d) {
 inline void stand_in_forward(const void *, void *) {}
 inline void stand_in_reset(const void *, void *d) { *static_cast<Data *>(d) = Data{}; }
 
-// What an engine of n envs writes into; all have four numbers to observe, and four to draw unless it is said otherwise.
+// The arrays of an engine of n envs, whose observations have four numbers each, and whose draws have four unless `draw` says otherwise.
 struct Memory {
   explicit Memory(int64_t n, int64_t draw = 4)
       : draw_size(draw), obs(4 * n), final_obs(4 * n), rewards(n), returns(n), finished_returns(n), terminated(n), truncated(n), lengths(n),

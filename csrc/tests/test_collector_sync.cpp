@@ -1,5 +1,4 @@
-// Tests of collect/ without Python and without MuJoCo, for the sanitizers (its name puts it under the thread sanitizer too): see
-// tests/mujoco_stand_in.hpp.
+// Tests of collect/ without Python and without MuJoCo, for the sanitizers; see tests/mujoco_stand_in.hpp.
 #include "collect/collection.hpp"
 #include "collect/evaluation.hpp"
 #include "tests/mujoco_stand_in.hpp"
@@ -11,7 +10,7 @@ using namespace xc::collect;
 
 constexpr int64_t kObs = kNq + kNv, kSteps = 50;
 
-// One hidden layer of 5, and a critic that is not asked.
+// A network with one hidden layer of 5, and a critic that is not used.
 std::unique_ptr<Policy> make_policy(float low, float high) {
   using xc::nn::Activation;
   xc::nn::Network network{{{kObs, 5, 0, 20, xc::nn::kObs, Activation::leaky_relu},
@@ -30,7 +29,7 @@ std::unique_ptr<Policy> make_policy(float low, float high) {
   return policy;
 }
 
-// Straight from observations to the logits of two actions.
+// A network of one layer, from the observations to the logits of two actions.
 std::unique_ptr<Policy> make_choosing_policy() {
   using xc::nn::Activation;
   xc::nn::Network network{{{kObs, 2, 0, 8, xc::nn::kObs, Activation::none}, {kObs, 1, 10, 14, xc::nn::kObs, Activation::none}}, 0, 1, -1,
@@ -55,7 +54,7 @@ void choices() {
   CHECK(sample_categorical(far, 2, 1e-16, scratch) == 1);
 }
 
-// All that a collection writes, and the refills that it requested.
+// Everything that a collection writes, and the number of refills that it requested.
 struct Result {
   explicit Result(int64_t n)
       : obs(kSteps * n * kObs), actions(kSteps * n), rewards(kSteps * n), choices(kSteps * n), terminated(kSteps * n), truncated(kSteps * n), returns(n),
@@ -144,7 +143,7 @@ void same_on_any_number_of_threads() {
     for (const int64_t cut : {0, 1, 23, 50}) CHECK(collect<World>(13, threads, cut) == expected);
 }
 
-// A pause after each step of a block, and a few pauses at moments that differ from run to run.
+// Pauses after each step of a block, and a few at times that differ from run to run.
 template <class World>
 void same_with_pauses() {
   const Result expected = collect<World>(13, 1, 0);
@@ -156,7 +155,7 @@ void same_with_pauses() {
     }
 }
 
-// Envs that never terminate, of which 4 and 5 observe infinity in their third number.
+// Envs that never terminate; the third observation of envs 4 and 5 is infinite.
 class Boundless final : public xc::envs::Dynamics {
  public:
   explicit Boundless(int64_t n) : Dynamics({n, kObs, 1, kObs}) {}
@@ -167,7 +166,7 @@ class Boundless final : public xc::envs::Dynamics {
   }
 };
 
-// The collection names the first final observation that is not finite, although normalisation clips it to an ordinary number.
+// The collection names the first final observation that is not finite, although normalization clips it to an ordinary number.
 void final_observations_that_are_not_finite() {
   Memory world(6);
   world.engine = std::make_unique<Engine>(Engine::Config{kLimit, kCapacity}, std::make_unique<Boundless>(6), world.rows());

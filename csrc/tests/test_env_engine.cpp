@@ -11,7 +11,7 @@ namespace {
 
 using namespace xc::testing;
 
-// Each env through many steps of its own without a barrier, and all of them step by step: the same, on any number of threads.
+// Taking each env through many steps by itself gives the same as stepping all of them together, on any number of threads.
 template <class World, class Action>
 void order_does_not_matter(const Action &action) {
   constexpr int64_t kEnvs = 13, kSteps = 60;

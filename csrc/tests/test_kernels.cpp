@@ -1,5 +1,5 @@
-// The kernels without Python, for the sanitizers: `make -C csrc/tests` (XCFAST_SANITIZE=address,undefined is the default there).
-// Every buffer is a vector of exactly the size that the kernel may touch. A seed as argument repeats a failing run.
+// Tests of the kernels without Python, for the sanitizers (`make sanitize`). Every buffer is a vector of exactly the size that
+// the kernel may touch. A seed as argument repeats a failing run.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

@@ -1,5 +1,5 @@
-// The learner without Python, for the sanitizers: sizes that are odd, prime and 1, every instruction set, every number
-// of threads. Buffers have exactly the size that the code may touch. A seed as argument repeats a failing run.
+// Tests of the learner without Python, for the sanitizers: with odd and prime sizes and 1, every instruction set and several
+// numbers of threads. Buffers have exactly the size that the code may touch. A seed as argument repeats a failing run.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

@@ -44,7 +44,7 @@ void sleeping_and_stopping() {
   }
 }
 
-// A slow task does not keep the others from being taken by whoever is free.
+// A slow task does not keep free threads from taking the others.
 void uneven_tasks() {
   xc::ThreadPool pool(3);
   std::vector<int> out(30, 0);

@@ -253,7 +253,7 @@ def test_evaluation_scores_are_the_torch_evaluators(small, env_id):
 def test_masks_that_these_envs_cannot_have_are_not_ignored(small):
     """Where a caller's own native envs meet a configuration with masks: no native engine; an error that says why."""
     config = configuration(small, "CartPole-v1", use_actions_mask=True)
-    with pytest.raises(ConfigError, match="native collector cannot serve: it knows no action masks"):
+    with pytest.raises(ConfigError, match="native collector cannot be used: it does not support action masks"):
         Setup(config)
     setup = Setup(config, "torch", kind=ClassicControlVecEnv)
     setup.collector.reset(0)

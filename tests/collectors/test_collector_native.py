@@ -305,7 +305,7 @@ def test_state_without_envs_asks_for_a_reset(hopper):
 
 @pytest.mark.parametrize("outside", [False, True])
 def test_a_loaded_formula_of_the_deviation_counts_from_the_next_call(hopper, outside):
-    """A state may be loaded after the collector was made; both formulas give the bits of the normaliser's own call."""
+    """A state may be loaded after the collector was made; both formulas give the bits of the normalizer's own call."""
     config, _ = hopper
     setup = Setup(config).lively()
     setup.collector.reset(3)
@@ -355,7 +355,7 @@ def test_non_finite_observation_is_named(small, use_obsnorm):
     ],
 )
 def test_infinite_observations_that_only_the_critic_sees(small, use_obsnorm, limit, message):
-    """The last observation of an episode that a time limit ends, and of a rollout. Normalisation clips infinity."""
+    """The last observation of an episode that a time limit ends, and of a rollout. Normalization clips infinity."""
     setup = Setup(small(env_id="Reacher-v4", horizon_size=4, use_obsnorm=use_obsnorm), limit=limit)
     setup.collector.reset(0)
     setup.collector.collect(setup.rollout, 3)
@@ -393,7 +393,7 @@ def test_what_native_code_cannot_serve(small, keys, reason):
     action_map = ActionMap(envs.single_action_space, config.activation_action)
     normalizer = ObservationNormalizer(envs.single_observation_space.shape, num_envs=config.parallels)
     parts = (envs, policy, normalizer, action_map)
-    with pytest.raises(ConfigError, match=f"cannot serve.*{reason}.*native") as failure:
+    with pytest.raises(ConfigError, match=f"cannot be used.*{reason}.*native") as failure:
         make_collector(config, *parts)
     assert failure.value.key == "collector_backend"
     with pytest.raises(ValueError, match=reason):
@@ -412,7 +412,7 @@ def test_choice_of_the_engine(small):
         collector, reason = make_collector(replace(config, collector_backend=backend), *parts)
         assert type(collector) is kind
         assert ("as configured" in reason) == (backend != "auto")
-    assert "native where it can serve" in describe(config, "train")
+    assert "native if possible" in describe(config, "train")
     setup.policy.double()
     assert "float32" in reason_not_native(setup.envs, setup.policy)
 

@@ -275,7 +275,7 @@ def test_missing_cuda_falls_back_to_the_cpu(no_cuda: None) -> None:
     config = load_config(None, device="cuda:1")
     assert config.device == "cpu"
     (notice,) = config.notices
-    assert notice.startswith("warning: device cuda:1")
+    assert notice.startswith("warning: there is no CUDA device, so cuda:1 is not available")
     assert load_config(overrides={"device": "cuda"}).device == "cpu"
 
 
@@ -392,7 +392,7 @@ def test_errors(
     [
         ("gamma: [0.9", "broken YAML"),
         ('project_name: "\\Uffffffff"', r"broken YAML: an escape \U names no character"),
-        ("seed: !!timestamp x", "line 1: seed: broken YAML: no value for the tag timestamp; given: x"),
+        ("seed: !!timestamp x", "line 1: seed: broken YAML: the value does not fit the tag timestamp; given: x"),
         ("gamma: 0.9\nseed: !!int 1:30", "line 2: seed: a number in base 60; given: 1:30"),
         ("gamma: 0.9\nenv_kwargs: {a: {b: 1, b: 2}}", "line 2: env_kwargs: b is given twice"),
         ("gamma: 0.9\nactor_hidden_size: [" + "1, " * 6000 + "]", "line 2: broken YAML: more than 5000 entries"),
@@ -400,9 +400,9 @@ def test_errors(
         ("gamma: 0.9\n\tseed: 1", "line 2: broken YAML"),
         ("gamma: !!python/object/apply:os.system ['true']", "broken YAML"),
         ("a: 1\n---\nb: 2", "broken YAML"),
-        ("[gamma]: 1", "line 1: a key that is no text"),
-        ("- gamma", "is no mapping"),
-        ("just text", "is no mapping"),
+        ("[gamma]: 1", "line 1: a key that is not a text"),
+        ("- gamma", "is not a mapping"),
+        ("just text", "is not a mapping"),
         ("", "is empty"),
         ("# only a comment", "is empty"),
     ],
@@ -427,7 +427,7 @@ def test_folders_and_binaries_are_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         load_config(tmp_path)
     (tmp_path / "model.pth").write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(ConfigError, match="no UTF-8"):
+    with pytest.raises(ConfigError, match="not UTF-8"):
         load_config(tmp_path / "model.pth")
 
 
@@ -563,7 +563,7 @@ def test_any_file_is_a_configuration_or_a_config_error(text: str, tmp_path_facto
         ("env_kwargs={render_mode: human}", "env_kwargs: env_kwargs.render_mode is set by xcfast"),
         ("env_kwargs.a.b=1", "env_kwargs: a.b is not"),
         ("env_kwargs=3", "env_kwargs: wrong type; given: 3"),
-        ("env_wrappers=[TimeLimit]", "env_wrappers: entry 1 names no class"),
+        ("env_wrappers=[TimeLimit]", "env_wrappers: entry 1 does not name a class"),
     ],
 )
 def test_values_at_the_edge_are_refused(override: str, words: str) -> None:
@@ -693,7 +693,7 @@ def test_policy_must_fit_the_actions() -> None:
         ConfigError, match=r"policy: does not fit the Box .* given: Categorical_AC; allowed: Gaussian_AC"
     ):
         resolve_policy(categorical, Box(-1, 1, (2,)))
-    with pytest.raises(ConfigError, match="policy: no policy serves"):
+    with pytest.raises(ConfigError, match="policy: there is no policy for"):
         resolve_policy(gaussian, MultiDiscrete([2, 2]))
 
 

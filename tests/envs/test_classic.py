@@ -361,5 +361,5 @@ def test_masks_are_refused_by_name() -> None:
         config = SimpleNamespace(
             env_id="CartPole-v1", vectorize=vectorize, parallels=2, num_workers=0, use_actions_mask=True
         )
-        with pytest.raises(EnvError, match="CartPole-v1 delivers no action masks.*use_actions_mask: False trains"):
+        with pytest.raises(EnvError, match="CartPole-v1 has no action masks.*use_actions_mask: False to train"):
             make_envs(config)

@@ -66,9 +66,9 @@ def test_next_step_is_gymnasiums(kind: str, env_id: str) -> None:
 def test_a_state_fits_one_autoreset_mode() -> None:
     one, other = make("Dummy", "CartPole-v1"), make("native", "CartPole-v1", autoreset_mode=AutoresetMode.NEXT_STEP)
     one.reset(seed=1), other.reset(seed=1)
-    with pytest.raises(ValueError, match="state has autoreset mode 'next_step'; this .* wants 'same_step'"):
+    with pytest.raises(ValueError, match="state has autoreset mode 'next_step'; this .* needs 'same_step'"):
         one.set_state(other.get_state())
-    with pytest.raises(ValueError, match="state has autoreset mode 'same_step'; this .* wants 'next_step'"):
+    with pytest.raises(ValueError, match="state has autoreset mode 'same_step'; this .* needs 'next_step'"):
         other.set_state(one.get_state())
 
 

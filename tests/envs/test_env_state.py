@@ -63,8 +63,8 @@ def test_state_errors() -> None:
     with pytest.raises(RuntimeError, match=r"reset\(\) must be called before get_state"):
         one.get_state()
     one.reset(seed=0)
-    with pytest.raises(ValueError, match="number of envs 1; this vector environment wants 2"):
+    with pytest.raises(ValueError, match="number of envs 1; this vector environment needs 2"):
         two.set_state(one.get_state())
     reacher = DummyVecEnv([make_env_fn("Reacher-v4")])
-    with pytest.raises(ValueError, match=r"env_id 'InvertedPendulum-v4'.*wants 'Reacher-v4'"):
+    with pytest.raises(ValueError, match=r"env_id 'InvertedPendulum-v4'.*needs 'Reacher-v4'"):
         reacher.set_state(one.get_state())

@@ -82,7 +82,7 @@ def test_state_of_others_is_refused() -> None:
         ours.get_state()
     ours.reset(seed=0)
     reacher = MujocoVecEnv("Reacher-v4", NUM_ENVS)
-    with pytest.raises(ValueError, match=r"env_id 'InvertedPendulum-v4'.*wants 'Reacher-v4'"):
+    with pytest.raises(ValueError, match=r"env_id 'InvertedPendulum-v4'.*needs 'Reacher-v4'"):
         reacher.set_state(ours.get_state())
 
 

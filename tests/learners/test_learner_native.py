@@ -411,7 +411,7 @@ def test_another_optimizer_than_adam_is_served_where_its_parameters_are(small, p
     device = torch.device("cuda", 1)
     learner, reason = make_learner(config, policy, rollout, None, 1, device=device, optimizer=optimizer)
     assert learner.device.type == place and learner.optimizer is optimizer
-    assert reason == f"{words} the policy's parameters are: the optimizer is SGD; it has Adam"
+    assert reason == f"{words} the policy's parameters are: the optimizer is SGD, not Adam"
 
 
 class Torch64(TorchLearner):
@@ -435,7 +435,7 @@ def weights(learner):
     ids=str,
 )
 def test_an_iteration_ends_where_torchs_does(small, policy, width, agent):
-    """After 128 updates, the distance from float64 is torch's own.
+    """After 128 gradient steps, the distance from float64 is torch's own.
 
     Now and then a rounding error pushes a sample over the edge of the clip range, in either learner, and the weights
     part by a thousandth of the way: hence the median of several seeds.
@@ -768,7 +768,7 @@ def test_masks_of_a_gaussian_policy_are_refused(small):
     config = small()
     model = make_policy(config)
     core, *_ = make_core(model, config)
-    with pytest.raises(ValueError, match="of Categorical policies"):
+    with pytest.raises(ValueError, match="for a Categorical policy"):
         core.compute_gradients(*Batch(model, 5).arrays(), True, action_masks=np.ones((5, 3), bool))
 
 

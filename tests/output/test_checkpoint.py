@@ -115,7 +115,7 @@ def test_full_disk_keeps_the_previous_file(tmp_path, monkeypatch):
 
 
 def test_really_full_file_system(tmp_path, monkeypatch):
-    """/dev/full fails on the write itself, inside torch's serialiser."""
+    """/dev/full fails on the write itself, inside torch's serializer."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full on this platform")
     real_open = open

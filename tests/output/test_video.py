@@ -55,8 +55,8 @@ def test_the_model(small, tmp_path):
 
 
 def test_the_video_is_of_the_best_episode_only(test_the_model):
-    """Colour and return follow from the seed, of which an evaluation has another one for each episode."""
-    done, folder = test_the_model(env_id="toys:toy/Coloured-v0")
+    """Color and return follow from the seed, of which an evaluation has another one for each episode."""
+    done, folder = test_the_model(env_id="toys:toy/Colored-v0")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     scores = [float(score) for score in re.search(r"scores \[(.*)\]", done.stdout).group(1).split()]
     best = int(np.argmax(scores))
@@ -65,8 +65,8 @@ def test_the_video_is_of_the_best_episode_only(test_the_model):
     assert f"video {video} {line}" in done.stdout
     pictures = pictures_of(video, 48, 34)
     assert len(pictures) == 11  # the first observation, and one after each step
-    colour = (5.0, 15.0, 10.0).index(scores[best])
-    assert len(set(scores)) > 1 and (pictures.mean((1, 2)).argmax(-1) == colour).all()
+    color = (5.0, 15.0, 10.0).index(scores[best])
+    assert len(set(scores)) > 1 and (pictures.mean((1, 2)).argmax(-1) == color).all()
 
 
 def test_a_replay_that_differs_is_told(test_the_model):

@@ -229,7 +229,7 @@ def test_remarks_say_what_is_not_whole(tmp_path, capsys):
     (short / "meta_data.json").write_text(json.dumps(meta))
     assert main([str(tmp_path), "-o", str(tmp_path / "curves.png")]) == 0
     remarks = capsys.readouterr().err
-    assert "averaged up to step 5,000" in remarks and "1 of 2 runs say nothing about seconds" in remarks
+    assert "averaged up to step 5,000" in remarks and "1 of 2 runs do not tell the seconds" in remarks
 
 
 @pytest.mark.parametrize(

@@ -105,5 +105,5 @@ def test_the_description_is_what_happens(low, high, words):
 
 def test_the_description_of_identity_and_discrete_actions():
     identity = ActionMap(box([-1.0], [1.0]), "tanh", identity=True)
-    assert identity.describe() == "as the policy makes them, neither mapped nor clipped"
+    assert identity.describe() == "the policy's samples, neither mapped nor clipped"
     assert ActionMap(Discrete(2), None).describe() == "discrete"

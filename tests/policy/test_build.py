@@ -88,5 +88,5 @@ def test_auto_becomes_the_policy_of_the_action_space(space, key):
     assert (resolved.policy, resolved.seed, config.policy) == (key, 3, "auto")
     assert (resolved.activation_action is None) == (key == "Categorical_AC")
     assert type(build_policy(config, OBS, space).actor).__name__ == key.replace("_AC", "Actor")
-    with pytest.raises(ConfigError, match="no policy serves the action space.*given: auto"):
+    with pytest.raises(ConfigError, match="there is no policy for the action space.*given: auto"):
         resolve_policy(config, gym.spaces.MultiDiscrete([2, 2]))

@@ -55,7 +55,7 @@ def wait_for_a_checkpoint(job, config, after=0):
 def test_the_configuration_decides_how_many_ranks_start(small):
     assert ranks_to_start(small(num_ranks=3)) == 3 and ranks_to_start(small()) == 1
     assert ranks_to_start(small(distributed_training=True, num_ranks=2)) == 2
-    with pytest.raises(ConfigError, match="there is none; num_ranks sets how many"):
+    with pytest.raises(ConfigError, match="there is no GPU; num_ranks sets how many"):
         ranks_to_start(small(distributed_training=True))
     with pytest.raises(ConfigError, match="more processes than environments"):
         small(num_ranks=5)

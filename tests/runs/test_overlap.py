@@ -28,7 +28,7 @@ def overlapping(small, **keys):
 
 
 def test_the_update_must_run_elsewhere(small):
-    with pytest.raises(ConfigError, match="overlap: collection and update can overlap where the update runs on one"):
+    with pytest.raises(ConfigError, match="overlap: collection and update can overlap only if the update runs on one"):
         Trainer(small(overlap=True), quiet=True)
 
 

@@ -208,7 +208,7 @@ def test_run_goes_on_with_another_collector(small, capfd):
 
 
 def test_native_collector_that_cannot_serve_is_refused(small):
-    with pytest.raises(ConfigError, match="native collector cannot serve.*SubprocVecEnv"):
+    with pytest.raises(ConfigError, match="native collector cannot be used.*SubprocVecEnv"):
         run(small(vectorize="SubprocVecEnv", num_workers=2, collector_backend="native"), quiet=True)
 
 

@@ -328,8 +328,8 @@ def test_seeds(text, seeds):
     [
         (["nowhere.yaml"], "nowhere.yaml: no such file"),
         (["{base}", "gama=1"], "gama"),
-        (["{base}", "log_dir=x"], "log_dir: is the sweep's own; -o decides it"),
-        (["{base}", "--grid", "env_seed=1,2"], "env_seed: is the sweep's own; --seeds decides it"),
+        (["{base}", "log_dir=x"], "log_dir: a sweep sets it itself; use -o"),
+        (["{base}", "--grid", "env_seed=1,2"], "env_seed: a sweep sets it itself; use --seeds"),
         (["{base}", "--grid", "gamma=0.9,2"], "gamma"),
         (["{base}", "--grid", "gamma"], "gamma"),
     ],

@@ -199,7 +199,7 @@ def test_an_optimizer_alone_keeps_its_rate(make_agent):
         (lambda p: torch.optim.Adam(p, 1e-3, weight_decay=0.1), None, "weight_decay is 0.1"),
         (lambda p: torch.optim.Adam(p, 1e-3, amsgrad=True), None, "amsgrad is True"),
         (lambda p: torch.optim.Adam([{"params": [q]} for q in p], 1e-3), None, "several parameter groups"),
-        (lambda p: torch.optim.Adam(list(p)[:2], 1e-3), None, "not all of the policy's parameters"),
+        (lambda p: torch.optim.Adam(list(p)[:2], 1e-3), None, "does not have all of the policy's parameters"),
         (adam, lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, total_steps=64), "cycle_momentum=False"),
     ],
 )
@@ -212,7 +212,7 @@ def test_what_is_not_plain_adam_is_served_by_torch(make_agent, make, scheduler, 
     for parameter, old in zip(agent.policy.parameters(), before, strict=True):
         assert torch.equal(parameter, old) == (id(parameter) not in given)
     if isinstance(agent.learner.optimizer, torch.optim.SGD):
-        with pytest.raises(ConfigError, match="the native learner cannot serve: the optimizer is SGD"):
+        with pytest.raises(ConfigError, match="the native learner cannot be used: the optimizer is SGD"):
             make_agent(make, scheduler, learner_backend="native")
 
 
@@ -246,7 +246,11 @@ def test_wrong_parts_are_one_sentence(make_agent, small):
     refused(TypeError, "policy must come from Gaussian_AC_Policy", policy=torch.nn.Linear(1, 1))
     refused(TypeError, "callback is not supported", callback=object())
     refused(
-        ValueError, "another optimizer", policy=policy, optimizer=adam(policy.parameters()), scheduler=falling(other)
+        ValueError,
+        "belongs to another one",
+        policy=policy,
+        optimizer=adam(policy.parameters()),
+        scheduler=falling(other),
     )
     mine = adam(policy.parameters())
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(mine)
@@ -384,7 +388,7 @@ def test_the_command_line_resumes_and_tests_an_agents_run(make_agent, small):
 def test_a_run_with_a_scheduler_of_its_own_is_resumed_by_nobody_else(make_agent):
     agent = make_agent(adam, falling, checkpoint_interval=128)
     agent.train(32)
-    with pytest.raises(CheckpointError, match="go on from the script that made it"):
+    with pytest.raises(CheckpointError, match="resume from a script that passes the same scheduler"):
         run(agent.config, resume=Path(agent.log_dir), quiet=True)
 
 
@@ -401,7 +405,7 @@ def test_a_scheduler_does_not_begin_anew_in_a_resumed_run(small, learner):
         return Trainer(config, "train", log_dir, True, **given), given["scheduler"]
 
     half = run(replace(config, running_steps=256), "train", quiet=True)
-    with pytest.raises(CheckpointError, match="no scheduler decided its learning rates"):
+    with pytest.raises(CheckpointError, match="it was saved without a scheduler"):
         resumed(Path(half.log_dir))
     path = periodic_checkpoints(Path(half.model_dir))[-1]
     saved = load_checkpoint(path)
@@ -452,7 +456,7 @@ def test_a_test_leaves_no_folder_of_models(make_agent):
 
 
 def test_what_cannot_be_run_leaves_no_folder_at_all(make_agent, tmp_path):
-    with pytest.raises(ConfigError, match="the native learner cannot serve"):
+    with pytest.raises(ConfigError, match="the native learner cannot be used"):
         make_agent(lambda p: torch.optim.SGD(p, 0.1), learner_backend="native")
     assert not (tmp_path / "logs").exists() and not (tmp_path / "models").exists()
 

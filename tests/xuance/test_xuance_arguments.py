@@ -115,8 +115,8 @@ def test_arguments_become_a_configuration():
     config = to_config(args)
     reference = load_config(TUTORIAL)
     assert config == reference
-    assert [line for line in config.notices if "are no keys" in line] == [
-        "arguments that are no keys, not read: learning_rat (did you mean learning_rate?)"
+    assert [line for line in config.notices if "ignored arguments" in line] == [
+        "ignored arguments, which are not keys: learning_rat (did you mean learning_rate?)"
     ]
     assert to_config(SimpleNamespace(**values), gamma=0.5).gamma == 0.5
     assert to_config(config) == config
@@ -135,7 +135,7 @@ def test_a_device_that_is_missing_becomes_the_cpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("xcfast.xuance.arguments._FALLEN_BACK", set())
     assert [str(set_device(name)) for name in ("cuda:0", "gpu", "cpu", None, "cuda:0")] == ["cpu"] * 5
-    assert capsys.readouterr().err.count("cuda:0 is not there") == 1
+    assert capsys.readouterr().err.count("cuda:0 is not available") == 1
 
 
 def test_space2shape():

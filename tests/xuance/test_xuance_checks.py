@@ -55,7 +55,7 @@ def test_optimizers_and_schedulers(parts):
     # 4 iterations of 2 epochs of 4 minibatches
     optimizer = adam(policy)
     short = lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=31, cycle_momentum=False)
-    message = "OneCycleLR has 31 of its 31 steps left, the run has 32 updates; allowed: total_steps=get_total_iters"
+    message = "OneCycleLR has 31 of its 31 steps left, but the run has 32 gradient steps; allowed: total_steps="
     refused(ValueError, message, optimizer=optimizer, scheduler=short)
     optimizer = adam(policy)
     enough = lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=32, cycle_momentum=False)
@@ -158,19 +158,19 @@ def test_another_env_id_in_the_file_is_told(tmp_path, capsys):
     path = tmp_path / "page.yaml"
     path.write_text("env_id: Ant-v4\n")
     assert get_arguments("ppo", "mujoco", "Hopper-v4", path).env_id == "Ant-v4"
-    assert capsys.readouterr().err == f"env_id is Ant-v4, as {path} has it, not Hopper-v4\n"
+    assert capsys.readouterr().err == f"env_id is Ant-v4, which {path} sets, not Hopper-v4\n"
     line = Namespace(env_id="Hopper-v4")
     assert get_arguments("ppo", "mujoco", "Hopper-v4", path, line).env_id == "Hopper-v4"
     assert capsys.readouterr().err == ""
     assert get_arguments("ppo", "mujoco", "Ant-v4", path, line).env_id == "Hopper-v4"
-    assert capsys.readouterr().err == "env_id is Hopper-v4, as parser_args has it, not Ant-v4\n"
+    assert capsys.readouterr().err == "env_id is Hopper-v4, which parser_args sets, not Ant-v4\n"
 
 
 def test_another_agent_in_the_file_is_told(tmp_path, capsys):
     path = tmp_path / "page.yaml"
     path.write_text("agent: PPO_Clip\nlearner: PPOCLIP_Learner\n")
     assert get_arguments("ppo_kl", "mujoco", "Hopper-v4", path).agent == "PPO_Clip"
-    assert capsys.readouterr().err == "agent is PPO_Clip, as the configuration has it, not ppo_kl\n"
+    assert capsys.readouterr().err == "agent is PPO_Clip, which the configuration sets, not ppo_kl\n"
     path.write_text("agent: PPOKL_Agent\n")
     assert get_arguments("ppo_kl", "mujoco", "Hopper-v4", path).agent == "PPOKL_Agent"
     assert capsys.readouterr().err == ""

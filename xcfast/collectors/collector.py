@@ -1,4 +1,4 @@
-"""What a collector is: the env loop that fills a rollout, whichever engine runs it."""
+"""The interface of collectors, the env loops that fill rollouts, whichever engine runs them."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Collector(Protocol):
         """
 
     def state_dict(self, with_envs: bool = True) -> dict[str, Any]:
-        """Returns the state to go on from, which any collector can load.
+        """Returns the state, which any collector can load.
 
         Args:
-            with_envs: Whether to include the state of the environments, where they have an exact one.
+            with_envs: Whether to include the state of the environments, if they have an exact one.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
@@ -66,7 +66,7 @@ class Collector(Protocol):
 
 
 def warm_up(collector: Collector, rollout: Rollout) -> None:
-    """Gives the observation statistics a start: collects one rollout with the current policy, and discards it.
+    """Starts the observation statistics: collects one rollout with the current policy, and discards it.
 
     Args:
         collector: The collector, after its `reset`.
@@ -77,7 +77,7 @@ def warm_up(collector: Collector, rollout: Rollout) -> None:
 
 
 def check_autoreset(envs: VecEnv) -> None:
-    """Checks that the environments reset in the step that ends an episode, as loops over episodes here assume.
+    """Checks that the environments reset in the step that ends an episode, as collectors and evaluations assume.
 
     Raises:
         ValueError: They have another autoreset mode.

@@ -34,7 +34,7 @@ _TURN_SECONDS = 0.1  # how long native code works before Python may handle signa
 def reason_not_native(envs: VecEnv, policy: ActorCritic) -> str | None:
     """Returns why native code cannot run this policy in these environments, as a phrase; None if it can."""
     if type(envs) not in (MujocoVecEnv, ClassicControlVecEnv):
-        return f"it steps MujocoVecEnv and ClassicControlVecEnv; these environments are {type(envs).__name__}"
+        return f"it steps only MujocoVecEnv and ClassicControlVecEnv, and these environments are {type(envs).__name__}"
     return reason_policy_not_native(policy)
 
 
@@ -44,11 +44,11 @@ class EnvLoop:
     Args:
         envs: The environments. All calls go through this object, so that one Python thread at a time steps them.
         policy: The policy. Its weights are read, from whatever device they are on, at the start of each call.
-        normalizer: The normaliser of the observations.
+        normalizer: The normalizer of the observations.
         action_map: The map from the policy's samples to the environments' actions.
 
     Raises:
-        ValueError: Native code cannot serve, see `reason_not_native`, or the environments do not reset in the step
+        ValueError: Native code cannot be used, see `reason_not_native`, or the environments do not reset in the step
             that ends an episode.
     """
 
@@ -58,7 +58,7 @@ class EnvLoop:
         check_autoreset(envs)
         reason = reason_not_native(envs, policy)
         if reason is not None:
-            raise ValueError(f"native collection cannot serve: {reason}")
+            raise ValueError(f"native collection cannot be used: {reason}")
         from xcfast import _core
 
         self._envs = envs
@@ -89,8 +89,9 @@ class EnvLoop:
             num_steps: The number of rows.
 
         Raises:
-            SimulationError: MuJoCo raised an error; the rollout's step has not moved.
-            NonFiniteError: The last observation of an episode that a time limit ended is not finite; likewise.
+            SimulationError: MuJoCo raised an error. The rollout's step has not changed.
+            NonFiniteError: The final observation of an episode that a time limit ended is not finite. The rollout's
+                step has not changed.
         """
         self._load()
         self._core.begin_collection(
@@ -128,7 +129,7 @@ class EnvLoop:
             report: Called as often with the number of episodes that have ended, of those that count.
 
         Returns:
-            The returns of the episodes, float64 [N * quota], environment by environment; None where `should_stop` ended
+            The returns of the episodes, float64 [N * quota], environment by environment; None if `should_stop` ended
             the evaluation.
 
         Note:
@@ -160,7 +161,7 @@ class NativeCollector:
     """Collects with a native vector environment in one C++ call on its threads; `TorchCollector` is its reference.
 
     The network's outputs differ from torch's by rounding, and so do Gaussian actions. A Categorical action differs only
-    where the noise lies as near to a cumulative probability as rounding moves it.
+    if the noise is within rounding of a cumulative probability.
 
     Each thread takes its environments through all steps without waiting for the others. The result depends neither on
     the number of threads nor on how a rollout is divided into calls. `TorchCollector` can load its state.
@@ -168,14 +169,14 @@ class NativeCollector:
     Args:
         envs: The vector environment to step.
         policy: The policy that chooses the actions.
-        normalizer: The normaliser of the observations.
+        normalizer: The normalizer of the observations.
         action_map: The map from the policy's samples to the environments' actions.
         seed: The seed of the action noise.
         env_offset: The global index of the first environment.
         ranks: The ranks that collect together.
 
     Raises:
-        ValueError: Native code cannot serve, see `EnvLoop`.
+        ValueError: Native code cannot be used, see `EnvLoop`.
     """
 
     name = "native"

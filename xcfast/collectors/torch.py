@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class TorchCollector:
     """Collects with any vector environment and any policy; the actor runs in torch on the policy's device.
 
-    Observations are normalised with statistics that stay frozen until the rollout is full, then merged.
+    Observations are normalized with statistics that stay frozen until the rollout is full, then merged.
 
     Args:
         envs: The vector environment to step.
         policy: The policy that chooses the actions.
-        normalizer: The normaliser of the observations.
+        normalizer: The normalizer of the observations.
         action_map: The map from the policy's samples to the environments' actions.
         seed: The seed of the action noise.
         env_offset: The global index of the first environment.
@@ -100,7 +100,7 @@ class TorchCollector:
             normalizer.normalize(obs, out=rollout.last_obs)
 
     def _sample(self, obs: np.ndarray, noise: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
-        """Returns raw actions for normalised observations [N, ...], both on the CPU."""
+        """Returns raw actions for normalized observations [N, ...], both on the CPU."""
         device, policy = self.policy.device, self.policy
         allowed = None if masks is None else torch.from_numpy(masks).to(device)
         output = policy.act(torch.from_numpy(obs).to(device), allowed)

@@ -1,4 +1,4 @@
-"""What the schema states about each key besides its type and default, and the names that other versions use."""
+"""The rules of each key besides its type and default, and the names that other versions use."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
-# Longer names are no misspellings, and comparing them takes long.
+# A longer name is not a misspelling, and comparing it takes long.
 _LONGEST_NAME = 100
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """Returns the one of `names` that `name` most likely misspells, or None."""
+    """Returns which of `names` `name` most likely misspells, or None."""
     if len(name) > _LONGEST_NAME:
         return None
     folded = {candidate.lower(): candidate for candidate in names}
@@ -29,14 +29,14 @@ RENAMED_KEYS = {
 }
 
 _ATARI = "Atari only"
-# Keys that XuanCe's files may contain and that cannot mean anything here, each with the reason.
+# Keys that XuanCe's files may contain and that have no effect here, each with the reason.
 INERT_KEYS = {
     "runner": "there is one runner for every configuration",
     "result_dir": "result files are written to the run folder under log_dir",
     "clip_type": "MindSpore only; grad_clip_norm always limits the global norm",
     "test_steps": "XuanCe never read it; test_episode sets the length of a test",
     "use_linear_lr_decay": "XuanCe never acted on it; end_factor_lr_decay sets where the learning rate ends",
-    "use_tensor_memory": "the engines decide where a rollout lives",
+    "use_tensor_memory": "the engines decide where a rollout is stored",
     "rt_epoch": "--resume restores the position in the learning-rate schedule",
     **dict.fromkeys(
         ("obs_type", "img_size", "num_stack", "frame_skip", "noop_max", "full_action_space", "fc_hidden_sizes"), _ATARI
@@ -58,13 +58,13 @@ class Key:
         low: Smallest number allowed.
         high: Largest number allowed.
         open_low: Whether `low` itself is refused.
-        words: What is allowed, where the type does not say it.
-        aliases: Old spellings of a value -> the value.
-        refused: Values that exist elsewhere and are refused by name -> the reason.
-        resumable: Whether the key may change when a run is resumed. Such a key leaves the data alone, or sets how long
-            the run is.
+        words: Description of the allowed values, if the type does not tell them.
+        aliases: Old spelling of a value -> the value.
+        refused: Value of other libraries that is refused by name -> the reason.
+        resumable: Whether the key may change when a run is resumed. Such a key does not affect the data, or sets the
+            length of the run.
         testable: Whether the key may change, besides the resumable ones, when the model of a run is tested.
-        learning: Whether the key decides what a policy learns. Runs that differ in other keys only are averaged in one
+        learning: Whether the key decides what a policy learns. Runs that differ only in other keys are averaged in one
             curve.
     """
 
@@ -84,7 +84,7 @@ def key(default: Any, doc: str, *, hash: bool | None = None, **rules: Any) -> An
     """Returns a dataclass field that is a YAML key.
 
     Args:
-        default: The key's default; every configuration has a copy of its own if it is a dict.
+        default: The key's default. If it is a dict, every configuration has its own copy.
         doc: One line for the reader of the YAML.
         hash: False for a key whose values may not be hashable, so that the configuration still is.
         **rules: Attributes of `Key`.

@@ -1,4 +1,4 @@
-"""Loading a configuration: defaults, file and overrides become one `Config`, with a notice or an error where needed."""
+"""Loads a configuration: merges defaults, file and overrides into one `Config`, with notices and errors."""
 
 import importlib.util
 import os
@@ -74,7 +74,7 @@ def _add_layer(given: Layer, layer: Layer) -> None:
 
 
 def _rename(layer: Layer, notices: list[str]) -> Layer:
-    """Returns a layer with today's key names, and adds a notice for each key that had another."""
+    """Returns a layer with the current key names, and adds a notice for each key that had an older one."""
     renamed: Layer = {}
     spelled: dict[str, str] = {}
     for name, (value, where) in layer.items():
@@ -119,13 +119,13 @@ def _value_notices(config: Config, given: Layer) -> list[str]:
 
 
 def _of_the_other_agent(config: Config) -> list[tuple[str, str]]:
-    """Returns the keys that have no effect with this agent, each with the reason."""
+    """Returns the keys that have no effect with this agent, each with its reason."""
     if config.agent == "PPO_KL":
         return [("clip_range", "PPO_KL does not clip the probability ratio; kl_coef and target_kl limit it")]
     reason = "PPO_KL only; PPO limits the ratio with clip_range"
     keys = [("kl_coef", reason)]
     if not config.early_stop_kl:
-        keys.append(("target_kl", f"{reason}, and stops by it with early_stop_kl: True"))
+        keys.append(("target_kl", f"{reason}, and by target_kl only with early_stop_kl: True"))
     return keys
 
 
@@ -142,7 +142,7 @@ def _fit_machine(config: Config) -> tuple[Config, list[str]]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(config.device.partition(":")[2] or 0)
         if count == 0:
-            notices.append(f"warning: device {config.device} is not there (no CUDA); running on the CPU")
+            notices.append(f"warning: there is no CUDA device, so {config.device} is not available; running on the CPU")
             config = replace(config, device="cpu")
         elif index >= count:
             last = f"cuda:{count - 1}"

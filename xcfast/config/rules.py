@@ -20,11 +20,11 @@ _MAX_WEIGHTS = 2**28  # of the hidden layers: a gigabyte, and three more for Ada
 _MAX_PASSES = 2**36  # steps
 _MAX_NAME = 255  # bytes that a file system allows in the name of a folder
 _MAX_ID = 200  # bytes; an id becomes the name of a folder
-MAX_BATCH = 2**28  # steps; what a rollout keeps of each are a hundred bytes and more
+MAX_BATCH = 2**28  # steps; a rollout keeps at least a hundred bytes of each
 
 ENV_ID = re.compile(r"([^\W\d]\w*(\.[^\W\d]\w*)*:)?([\w-]+/)?\w[\w.-]*")  #: an id of Gymnasium, or module:id
 
-# Arguments of gymnasium.make that the environments here are always made with, and what a user can do instead.
+# Arguments of gymnasium.make that xcfast sets itself, and what a user can do instead.
 _ARGUMENTS_SET_HERE = {
     "id": "env_id names the environment",
     "render_mode": "render and render_mode decide it",
@@ -33,7 +33,7 @@ _ARGUMENTS_SET_HERE = {
 
 
 def settle(config: Any) -> None:
-    """Checks rules that concern several keys, and clears what has no meaning beside another key."""
+    """Checks rules that concern several keys, and clears keys that another key makes meaningless."""
 
     def change(name: str, value: Any) -> None:
         object.__setattr__(config, name, value)
@@ -136,7 +136,7 @@ def _check_sizes(config: Any) -> None:
         allowed = f"at most horizon_size * parallels = {batch}"
         raise _refusal(config, "n_minibatch", "more minibatches than steps in a batch", allowed)
     if config.use_advnorm and batch < 2 * config.n_minibatch:
-        problem = "minibatches of one step, whose normalised advantage is always 0, so the actor would not learn"
+        problem = "minibatches of one step, whose normalized advantage is always 0, so the actor would not learn"
         allowed = (
             f"at most {batch // 2}, half of horizon_size * parallels = {batch}"
             if batch > 1

@@ -26,13 +26,16 @@ _ACTIVATION_RULES: dict[str, Any] = {
         "ELU": "elu",
         "Softmax": "softmax",
     },
-    "refused": dict.fromkeys(("softmax2d", "Softmax2d"), "needs batches of images, which the networks here never see"),
+    "refused": dict.fromkeys(("softmax2d", "Softmax2d"), "needs batches of images, which are not supported"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a run does. A field has exactly its YAML key's name; the defaults are those of XuanCe's MuJoCo file.
+    """What a run does. Each field has exactly the name of its YAML key.
+
+    A key in the configuration of XuanCe's MuJoCo tutorial has the value there as its default, with four exceptions:
+    `device`, `policy` and `fps` adapt to the machine and the environment, and `vectorize` is SubprocVecEnv.
 
     Attributes besides the keys:
         notices: Lines to show once at start: old names, keys without effect and why, a device that is missing.
@@ -51,13 +54,13 @@ class Config:
     test_mode: bool = key(False, "make testing a saved model the default mode instead of benchmark", learning=False)
     agent: Literal["PPO", "PPO_KL"] = key(
         "PPO",
-        "algorithm: PPO clips the probability ratio, PPO_KL penalises the KL divergence with an adaptive coefficient",
+        "algorithm: PPO clips the probability ratio, PPO_KL penalizes the KL divergence with an adaptive coefficient",
         aliases={"PPO_Clip": "PPO", "PPO_Agent": "PPO", "PPOCLIP_Agent": "PPO", "PPOKL_Agent": "PPO_KL"},
     )
     learner: Literal["PPO_Learner", "PPOKL_Learner"] = key(
         "PPO_Learner", "learner of the algorithm; PPO_KL has PPOKL_Learner", aliases={"PPOCLIP_Learner": "PPO_Learner"}
     )
-    seed: int = key(79811, "decides initialisation, action noise and minibatches", low=0, high=MAX_SEED, learning=False)
+    seed: int = key(79811, "decides initialization, action noise and minibatches", low=0, high=MAX_SEED, learning=False)
     running_steps: int = key(
         1_000_000, "environment steps of the whole run, over all environments", low=1, high=MAX_STEPS, resumable=True
     )
@@ -92,7 +95,7 @@ class Config:
         aliases={"Dummy_Gym": "DummyVecEnv", "Subproc_Gym": "SubprocVecEnv"},
         refused={
             **dict.fromkeys(("Dummy_Atari", "Subproc_Atari"), "Atari is not supported"),
-            "NOREQUIRED": "the environments here are always vectorised",
+            "NOREQUIRED": "the environments here are always vectorized",
         },
         learning=False,
         resumable=True,
@@ -151,7 +154,7 @@ class Config:
     )
     normalize: Literal["LayerNorm"] | None = key(
         None,
-        "normalisation after each hidden activation",
+        "normalization after each hidden activation",
         refused={
             **dict.fromkeys(
                 ("BatchNorm", "BatchNorm2d"),
@@ -163,8 +166,8 @@ class Config:
     )
     initializer: Literal["orthogonal"] = key(
         "orthogonal",
-        "initialisation of the weights",
-        refused=dict.fromkeys(("normal", "zeros", "ones"), "only orthogonal initialisation is supported"),
+        "initialization of the weights",
+        refused=dict.fromkeys(("normal", "zeros", "ones"), "only orthogonal initialization is supported"),
     )
     log_std_init: float = key(-1.0, "initial logarithm of the Gaussian policy's standard deviation", low=-10, high=5)
 
@@ -188,18 +191,18 @@ class Config:
     )
     kl_coef: float = key(1.0, "initial weight of PPO_KL's penalty", low=MIN_KL_COEF, high=MAX_KL_COEF)
     gamma: float = key(0.99, "discount factor", low=0, high=1)
-    use_gae: bool = key(True, "generalised advantage estimation; False: Monte-Carlo return minus value")
+    use_gae: bool = key(True, "generalized advantage estimation; False: Monte-Carlo return minus value")
     gae_lambda: float = key(0.95, "lambda of the advantage estimation", low=0, high=1)
-    use_advnorm: bool = key(True, "normalise the advantages of each minibatch")
+    use_advnorm: bool = key(True, "normalize the advantages of each minibatch")
     use_grad_clip: bool = key(True, "limit the norm of the gradient")
     grad_clip_norm: float = key(0.5, "largest norm of the gradient", low=0, open_low=True, high=1e9)
-    use_obsnorm: bool = key(True, "normalise observations by running mean and variance")
-    obsnorm_range: float = key(5.0, "normalised observations are clipped to +- this", low=0, open_low=True, high=1e9)
+    use_obsnorm: bool = key(True, "normalize observations by running mean and variance")
+    obsnorm_range: float = key(5.0, "normalized observations are clipped to +- this", low=0, open_low=True, high=1e9)
     use_rewnorm: bool = key(True, "scale rewards by the running deviation of the discounted return")
     rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True, high=1e9)
     use_actions_mask: bool = key(False, "choose among the actions that the environment allows; needs discrete actions")
     early_stop_kl: bool = key(
-        False, "no more passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
+        False, "stop the passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
     )
 
     # Evaluation, logs, files
@@ -217,7 +220,7 @@ class Config:
     test_seed: int | None = key(
         None,
         "environment i of an evaluation or a test is seeded with test_seed + i, the same every time; null: seeds that "
-        "training never uses, others in every evaluation",
+        "training never uses, different ones in every evaluation",
         low=0,
         high=MAX_SEED,
         learning=False,
@@ -225,14 +228,14 @@ class Config:
     )
     test_step_limit: int = key(
         10_000,
-        "steps after which an episode of an evaluation is cut, where the task itself has no time limit",
+        "steps after which an episode of an evaluation is cut off, if the task itself has no time limit",
         low=1,
         high=1e9,
         learning=False,
         resumable=True,
     )
     logger: Literal["tensorboard", "wandb", "none"] = key(
-        "tensorboard", "where curves go; result files come always", learning=False, resumable=True
+        "tensorboard", "where curves are logged; result files are always written", learning=False, resumable=True
     )
     project_name: str = key("XuanCe_Benchmark", "project in wandb", learning=False)
     wandb_user_name: str = key(
@@ -263,7 +266,7 @@ class Config:
     )
     num_threads: int = key(
         0,
-        "threads of native stepping and of the update, of each process; 0: as many as it may use",
+        "threads of each process for native stepping and for the update; 0: as many as it may use",
         low=0,
         high=1024,
         learning=False,
@@ -281,7 +284,7 @@ class Config:
         "graph", "how the update runs on CUDA: compiled and in CUDA graphs, compiled, or eager"
     )
     precision: Literal["fp32", "tf32", "bf16"] = key(
-        "fp32", "arithmetic of matrix products in the update; tf32 and bf16 on CUDA alone"
+        "fp32", "arithmetic of matrix products in the update; tf32 and bf16 only on CUDA"
     )
     inference_device: Literal["auto", "cpu", "cuda"] = key(
         "auto",
@@ -294,13 +297,13 @@ class Config:
     )
     distributed_training: bool = key(
         False,
-        "train in several processes: one for each GPU, or num_ranks; under torchrun it is so in any case",
+        "train in several processes: one for each GPU, or num_ranks; torchrun does so in any case",
         learning=False,
         resumable=True,
     )
     master_port: int = key(
         12355,
-        "accepted for XuanCe's files; the processes of such a run find a free port by themselves",
+        "has no effect; accepted because XuanCe's files have it (a free port is found automatically)",
         low=1,
         high=65535,
         learning=False,
@@ -327,7 +330,7 @@ class Config:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Names of the modules, besides Gymnasium's, that making the environment imports."""
+        """Names of the modules, besides Gymnasium's, that are imported to make the environment."""
         return self.modules_of("env_id", "env_wrappers")
 
     def modules_of(self, *keys: str) -> tuple[str, ...]:
@@ -360,12 +363,12 @@ class Config:
 
     @property
     def num_updates(self) -> int:
-        """Gradient steps in the run, K of the learning-rate schedule."""
+        """Gradient steps in the run, the K of the learning-rate schedule."""
         return self.num_iterations * self.n_epochs * self.n_minibatch
 
     @property
     def ratio_range(self) -> float:
-        """How far from 1 the ratio is clipped: infinite with PPO_KL, which does not clip."""
+        """How far from 1 the probability ratio may be before it is clipped: infinite with PPO_KL."""
         return self.clip_range if self.agent == "PPO" else math.inf
 
     @property
@@ -380,7 +383,7 @@ class Config:
 
     @property
     def checkpoint_every(self) -> int:
-        """Environment steps between two checkpoints, the default resolved."""
+        """Environment steps between two checkpoints; where `checkpoint_interval` is 0, a tenth of the run."""
         return self.checkpoint_interval or max(1, self.running_steps // 10)
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def file_and_env_id(word: str) -> tuple[str | Path | None, str | None]:
         word: A path, the name of a shipped configuration (ant), an id of Gymnasium (Ant-v5), or module:id.
 
     Returns:
-        A path and None, or, where the word is an id, the shipped file of the task (None if there is none) and the id. A
-        word that is neither counts as the path of a file, which is then missing.
+        A path and None; or, if the word is an id, the shipped file of the task (None if there is none) and the id. A
+        word that is neither counts as the path of a missing file.
     """
     word = os.path.expanduser(word)
     if os.path.exists(word) or word.endswith((".yaml", ".yml", ".json")):

@@ -21,7 +21,7 @@ _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _DECIMAL = re.compile(r"[+-]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _LONGEST_NUMBER = 400  # characters; a double's shortest exact form has fewer
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-# Line breaks and other control characters, and halves of characters, which no file can store.
+# Line breaks and other control characters, and halves of surrogate pairs, which no file can store.
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MODULE_AND_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -72,7 +72,7 @@ def coerce(name: str, value: Any, hint: Any, rules: Key) -> Any:
     """Returns `value` as the type `hint` of the key `name`.
 
     Raises:
-        ConfigError: If the value is refused, of another type, out of range, or none of the choices.
+        ConfigError: If the value is refused, of another type, out of range, or not one of the choices.
     """
     try:
         return _convert(value, hint, rules)
@@ -190,7 +190,7 @@ def _number(value: Any) -> int | float | None:
 
 
 def _wrappers(value: Any) -> tuple[str | dict[str, Any], ...]:
-    """Returns texts `module:Class` and mappings `{module:Class: {keyword: value}}` as they were given."""
+    """Checks texts `module:Class` and mappings `{module:Class: {keyword: value}}`, and returns them unchanged."""
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)):
@@ -201,7 +201,7 @@ def _wrappers(value: Any) -> tuple[str | dict[str, Any], ...]:
         if isinstance(entry, Mapping) and len(entry) == 1:
             ((name, kwargs),) = entry.items()
         if not isinstance(name, str) or not _MODULE_AND_CLASS.fullmatch(_text(name)):
-            raise _Refused(f"entry {len(wrappers) + 1} names no class as module:Class")
+            raise _Refused(f"entry {len(wrappers) + 1} does not name a class as module:Class")
         if kwargs is None:
             wrappers.append(name)
         else:
@@ -224,7 +224,7 @@ def _keyword_arguments(value: Any) -> dict[str, Any]:
 
 
 class _PlainCopy:
-    """Copies plain data, as JSON can hold it, and refuses everything else and too much of it."""
+    """Copies plain data, as JSON can hold it. Refuses other data, and too much of it."""
 
     def __init__(self) -> None:
         self._entries = 0

@@ -64,14 +64,14 @@ def read_file(path: str | os.PathLike[str]) -> Layer:
     """Returns the top-level keys of a YAML (or JSON) file.
 
     Raises:
-        ConfigError: If the file cannot be read, is no YAML mapping, or repeats a key.
+        ConfigError: If the file cannot be read, is not a YAML mapping, or repeats a key.
     """
     where = os.fspath(path)
     root = _compose(_read_text(path), where)
     if root is None:
         raise ConfigError("is empty; wanted: lines of 'key: value'", where=where)
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError("is no mapping; wanted: lines of 'key: value'", where=where)
+        raise ConfigError("is not a mapping; wanted: lines of 'key: value'", where=where)
     _check_node(root, where)
     merged = list(_merged(root, where))
     layer: Layer = {}
@@ -94,7 +94,7 @@ def _read_text(path: str | os.PathLike[str]) -> str:
     """Returns the text of a file.
 
     Raises:
-        ConfigError: If there is no such file, or it is no text of reasonable size.
+        ConfigError: If there is no such file, or it is not a text of reasonable size.
     """
     where = os.fspath(path)
     try:
@@ -109,10 +109,10 @@ def _read_text(path: str | os.PathLike[str]) -> str:
     except IsADirectoryError:
         raise ConfigError("is a folder; wanted: a YAML file", where=where) from None
     except UnicodeDecodeError:
-        raise ConfigError("is no UTF-8 text; wanted: a YAML file", where=where) from None
+        raise ConfigError("is not UTF-8 text; wanted: a YAML file", where=where) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=where) from None
-    except ValueError:  # a NUL or half a character in the name
+    except ValueError:  # a NUL or half of a surrogate pair in the name
         raise ConfigError("cannot be the name of a file", where=where) from None
 
 
@@ -182,7 +182,7 @@ def _merged(node: yaml.MappingNode, where: str) -> Iterator[yaml.MappingNode]:
         if name_node.tag == _TAG + "merge":
             for part in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
                 if not isinstance(part, yaml.MappingNode):
-                    raise ConfigError("merges what is no mapping", key="<<", where=_line(where, name_node))
+                    raise ConfigError("merges something that is not a mapping", key="<<", where=_line(where, name_node))
                 yield part
                 yield from _merged(part, where)
 
@@ -193,7 +193,7 @@ def _line(where: str, node: yaml.Node) -> str:
 
 def _name(node: yaml.Node, place: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise ConfigError("a key that is no text; wanted: lines of 'key: value'", where=place)
+        raise ConfigError("a key that is not a text; wanted: lines of 'key: value'", where=place)
     return str(node.value)
 
 
@@ -210,7 +210,7 @@ def _construct(node: yaml.Node, name: str, where: str) -> Any:
         ValueError,
     ) as error:
         # An unknown tag, or a tag such as !!timestamp on a value that PyYAML does not expect.
-        reason = getattr(error, "problem", None) or f"no value for the tag {node.tag.removeprefix(_TAG)}"
+        reason = getattr(error, "problem", None) or f"the value does not fit the tag {node.tag.removeprefix(_TAG)}"
         given = node.value if isinstance(node.value, str) else "a list or a mapping"
         raise ConfigError(f"broken YAML: {reason}", key=name, given=given, where=where) from None
 
@@ -221,7 +221,7 @@ def read_overrides(overrides: Mapping[str, Any] | Iterable[str], where: str | No
     The last value of a repeated key counts, so that a user can add one more to the end of a script's command.
 
     Raises:
-        ConfigError: If a text is no `key=value`, or its value is no YAML.
+        ConfigError: If a text is not `key=value`, or its value is not YAML.
     """
     if isinstance(overrides, Mapping):
         return {str(name): (value, where) for name, value in overrides.items()}

@@ -1,4 +1,4 @@
-"""Vector environments after Gymnasium's contract, with autoreset in the same step by default.
+"""Vector environments with Gymnasium's interface, and autoreset in the same step by default.
 
 Names are imported on first use, so that a worker process loads only what it needs.
 """

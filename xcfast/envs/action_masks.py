@@ -31,7 +31,7 @@ def find_mask_source(env: gymnasium.Env[Any, Any]) -> MaskSource:
     """
     space = env.action_space
     if not isinstance(space, Discrete):
-        raise EnvError(f"action masks are of Discrete actions; the action space is {space}")
+        raise EnvError(f"action masks are for Discrete actions; the action space is {space}")
     n_actions = int(space.n)
     for name in METHODS:
         if env.has_wrapper_attr(name):
@@ -42,9 +42,9 @@ def find_mask_source(env: gymnasium.Env[Any, Any]) -> MaskSource:
             return partial(_from_info, key, n_actions)
     name = type(env.unwrapped).__name__ if env.spec is None else env.spec.id
     raise EnvError(
-        f"{name} delivers no action masks: it has neither a method "
+        f"{name} has no action masks: it has neither a method "
         f"{' nor '.join(METHODS)}, nor {' nor '.join(map(repr, INFO_KEYS))} in the info of reset and step; "
-        "use_actions_mask: False trains without"
+        "set use_actions_mask: False to train without masks"
     )
 
 
@@ -74,7 +74,7 @@ def _from_method(env: gymnasium.Env[Any, Any], name: str, n_actions: int, info: 
 
 def _from_info(key: str, n_actions: int, info: dict[str, Any]) -> NDArray[np.bool_]:
     if key not in info:
-        raise EnvError(f"info has no {key!r}, which that of the first reset had; keys: {sorted(info)}")
+        raise EnvError(f"info has no {key!r}, although the first reset's info had it; its keys are {sorted(info)}")
     return _checked(info[key], n_actions, f"info[{key!r}]")
 
 

@@ -19,7 +19,7 @@ class Channel:
 
     @staticmethod
     def pack(message: Any) -> bytes:
-        """Returns an object in the form that `send_packed` takes. Raises what pickle raises, which may be anything."""
+        """Returns an object in the form that `send_packed` takes. Raises whatever pickle raises."""
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         return len(data).to_bytes(_LENGTH, "little") + data
 
@@ -64,7 +64,7 @@ class Channel:
             self._received += data
 
     def has_message(self) -> bool:
-        """Returns whether something has come that `receive` has not returned yet, be it the end of the connection."""
+        """Returns whether `receive` would find something: data, or the end of the connection."""
         self._socket.settimeout(0)
         try:
             return bool(self._received) or self._socket.recv(1, socket.MSG_PEEK) is not None

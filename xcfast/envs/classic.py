@@ -1,4 +1,4 @@
-"""ClassicControlVecEnv: Gymnasium's classic control, stepped by threads in C++, bit for bit as Gymnasium steps it."""
+"""ClassicControlVecEnv: Gymnasium's classic control tasks, stepped by threads in C++, with Gymnasium's bits."""
 
 import functools
 from typing import Any
@@ -75,7 +75,7 @@ class ClassicControlVecEnv(NativeVecEnv):
         return self._base.render()
 
     def probes(self, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """Returns states of all magnitudes that the class reaches, and larger angles, in either precision."""
+        """Returns states of all magnitudes that the class reaches, and larger angles, in both precisions."""
         task = self._task
         rows = rng.uniform(-1, 1, (_PROBES, len(task.probe))) * task.probe
         return [{"physics": row.astype(np.float32) if task.flagged and k % 2 else row} for k, row in enumerate(rows)]

@@ -15,7 +15,7 @@ SIZES = {"Acrobot": 4, "CartPole": 4, "MountainCar": 2, "MountainCarContinuous":
 
 
 def task_name(base: Any) -> str | None:
-    """Returns the name of the task of `base`, an environment without wrappers, or None if it is of another class."""
+    """Returns the name of the task of `base`, an environment without wrappers, or None if its class is another one."""
     return CLASSES.get((type(base).__module__, type(base).__qualname__))
 
 
@@ -25,7 +25,7 @@ def is_known(base: Any) -> bool:
 
 
 def get_physics(base: Any) -> dict[str, Any]:
-    """Returns all that decides, between two steps, how `base` goes on: its state in its precision.
+    """Returns everything that decides, between two steps, how `base` continues: its state, in its precision.
 
     The precision matters: Continuous_MountainCarEnv computes its next step in float64 after a reset, and in float32
     after a step.

@@ -150,7 +150,7 @@ def find_task(base: Any) -> Task:
     """Returns the task of `base`, an environment without wrappers.
 
     Raises:
-        NotNativeError: It is not exactly of a known class.
+        NotNativeError: It is not exactly an instance of a known class.
     """
     name = classic_state.task_name(base)
     if name is None:

@@ -66,8 +66,8 @@ class EnvConstructor:
         env_id: The id given to `gymnasium.make`.
         kwargs: The keyword arguments given to `gymnasium.make`.
         wrappers: The wrappers around the environment, the innermost first.
-        spec: What the id is registered as in the process that made this constructor, or None. A worker process has not
-            run the user's script, which may have registered it.
+        spec: The registration of the id in the process that made this constructor, or None. A worker process needs it,
+            because it has not run the user's script, which may have registered the id.
     """
 
     env_id: str
@@ -157,7 +157,7 @@ def configured_env_fn(config: Any, render_mode: str | None = None) -> EnvConstru
     """Returns the constructor of a configuration's environment, with its arguments and wrappers.
 
     Args:
-        config: The configuration. Its env_id, and where they exist env_kwargs and env_wrappers are read.
+        config: The configuration. Its env_id is read, and its env_kwargs and env_wrappers if it has them.
         render_mode: The render mode for `gymnasium.make`.
 
     Raises:
@@ -167,7 +167,7 @@ def configured_env_fn(config: Any, render_mode: str | None = None) -> EnvConstru
     if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
         raise EnvError(f"env_kwargs must be a mapping of the environment's arguments to their values; got {kwargs!r}")
     if taken := sorted({"render_mode", "disable_env_checker", "id"} & kwargs.keys()):
-        raise EnvError(f"env_kwargs must not contain {taken[0]}, which is set for the environment already")
+        raise EnvError(f"env_kwargs must not contain {taken[0]}, which xcfast sets itself")
     if render_mode:
         kwargs = {**kwargs, "render_mode": render_mode}
     return env_constructor(config.env_id, kwargs, parse_wrappers(getattr(config, "env_wrappers", ())))
@@ -250,7 +250,7 @@ def _drop_deprecation(message: str) -> None:
 
 
 def unknown_id_message(env_id: str, error: Exception) -> str:
-    """Returns a sentence that says that `env_id` is not registered, and which id comes nearest."""
+    """Returns a sentence that says that `env_id` is not registered, and which id is the nearest."""
     known = [str(name) for name in gymnasium.registry]
     lower = {name.lower(): name for name in known}
     nearest = difflib.get_close_matches(env_id.lower(), lower, n=1, cutoff=0.6)
@@ -279,6 +279,6 @@ def _registration_message(env_id: str, error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """Returns the error's text without line breaks and without what Gymnasium appends to a constructor's error."""
+    """Returns the error's text without line breaks, and without what Gymnasium appends to a constructor's error."""
     text = " ".join(str(error).split()).partition(" was raised from the environment creator for ")[0]
     return text or type(error).__name__

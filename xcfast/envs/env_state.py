@@ -8,7 +8,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from xcfast.envs import classic_state, mujoco_state
 
-# What `gymnasium.make` puts around an environment.
+# The wrappers that `gymnasium.make` puts around an environment.
 STANDARD_WRAPPERS = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
 
 

@@ -1,4 +1,4 @@
-"""Makes vector environments: natively where the engine can serve, else as the configuration says."""
+"""Makes vector environments: native ones if the engine can step the task, else those that the configuration names."""
 
 import importlib
 import inspect
@@ -22,7 +22,7 @@ from xcfast.resources import available_cpus
 NativeKind = type[MujocoVecEnv] | type[ClassicControlVecEnv]
 _NATIVE: dict[str, NativeKind] = {"MujocoVecEnv": MujocoVecEnv, "ClassicControlVecEnv": ClassicControlVecEnv}
 _VECTORIZE = ("DummyVecEnv", "SubprocVecEnv", *_NATIVE)
-# Where the classes that a native engine knows are defined.
+# The modules that define the classes that a native engine knows.
 _MODULES: dict[str, NativeKind] = {
     "gymnasium.envs.mujoco.": MujocoVecEnv,
     "gymnasium.envs.classic_control": ClassicControlVecEnv,
@@ -33,7 +33,7 @@ _announced: set[str] = set()
 class EnvConfig(Protocol):
     """The part of the configuration that decides the environments.
 
-    These keys are read too where they exist: native_envs (default "auto"), num_threads (0), use_actions_mask (False),
+    These keys are read too, if it has them: native_envs (default "auto"), num_threads (0), use_actions_mask (False),
     env_timeout (60.0), env_kwargs ({}), env_wrappers ([]).
     """
 
@@ -50,7 +50,7 @@ class EnvConfig(Protocol):
 def make_envs(
     config: EnvConfig, *, num_envs: int | None = None, render_mode: str | None = None, sharing: int = 1
 ) -> VecEnv:
-    """Makes the vector environment of a configuration, with internal buffers handed out (`copy=False`).
+    """Makes the vector environment of a configuration. It returns its internal arrays instead of copies (`copy=False`).
 
     With `native_envs: auto`, Gymnasium's own MuJoCo and classic control tasks are stepped natively, whatever
     `vectorize` says: the numbers are the same. One line on stderr says so.
@@ -58,7 +58,7 @@ def make_envs(
     Args:
         config: The configuration. Its env_id, env_kwargs, env_wrappers, parallels, vectorize, native_envs, num_workers,
             num_threads (0: as many as there are CPUs), env_timeout and use_actions_mask are read. Its render_mode is
-            not, since an environment that trains does not render.
+            not, since training does not render.
         num_envs: The number of environments instead of `config.parallels`.
         render_mode: The render mode for `gymnasium.make`.
         sharing: The number of processes that share the CPUs; this one takes its part of them.
@@ -85,7 +85,7 @@ def make_envs(
     if isinstance(envs.single_observation_space, Discrete):
         envs.close()
         raise EnvError(
-            f"{config.env_id} has Discrete observations, which the policy does not take; "
+            f"{config.env_id} has Discrete observations, which policies do not support; "
             "gymnasium.wrappers.FlattenObservation turns them into one-hot vectors"
         )
     return envs
@@ -153,14 +153,14 @@ def _announce(line: str) -> None:
 
 
 def _no_masks(env_id: str | type) -> EnvError:
-    return EnvError(f"{env_id} delivers no action masks; use_actions_mask: False trains without")
+    return EnvError(f"{env_id} has no action masks; set use_actions_mask: False to train without them")
 
 
 def native_kind(env_id: str) -> NativeKind | None:
-    """Returns the native vector environment that may serve a registered id, or None.
+    """Returns the native vector environment that may step a registered id, or None.
 
-    The place of the registered class decides; the constructor of that vector environment looks closer. The module of
-    "module:id" is imported.
+    The module of the registered class decides; the constructor of that vector environment checks further. The
+    module of "module:id" is imported.
     """
     if is_own_task(env_id):
         return MujocoVecEnv
@@ -207,7 +207,7 @@ def make_native_or_subproc(
     episode_statistics: bool = True,
     **env_kwargs: Any,
 ) -> VecEnv:
-    """Makes a native vector environment; where the engine cannot serve, a SubprocVecEnv, and says why on stderr.
+    """Makes a native vector environment, or else a SubprocVecEnv, after printing the reason on stderr.
 
     Args:
         env_id: Gymnasium's id, or the class of a task of one's own.
@@ -224,7 +224,7 @@ def make_native_or_subproc(
         **env_kwargs: Keyword arguments of `gymnasium.make`.
 
     Raises:
-        EnvError: Gymnasium cannot make it, or it has no masks, as no native task has.
+        EnvError: Gymnasium cannot make it, or it has no action masks (no native task has any).
     """
     shared: dict[str, Any] = {
         "copy": copy,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xcfast.envs.own_task import OwnTask
 
 _MAX_WARNINGS = 16  # kWarnings in csrc/mujoco/simulations.hpp
-_NUM_TERMS = 6  # of Terms
+_NUM_TERMS = 6  # the fields of Terms
 _CONSTANTS = ("model", "init_qpos", "init_qvel", "frame_skip", "dt", "metadata", "observation_structure")
 
 
@@ -26,10 +26,11 @@ class MujocoVecEnv(NativeVecEnv):
     """N environments of one of Gymnasium's MuJoCo tasks (v4 and v5), stepped in C++ on a pool of threads.
 
     Observations, terminations, truncations and resets, seeded or not, are those of `gymnasium.make(env_id)` bit for
-    bit; rewards too, but for Reacher and Pusher on a CPU for which numpy's BLAS has its own order of operations:
-    there within one unit of float32's last place. Results do not depend on the number of threads.
+    bit. So are the rewards, except for Reacher and Pusher on a CPU for which numpy's BLAS has its own order of
+    operations: there they agree within one unit of float32's last place. Results do not depend on the number of
+    threads.
 
-    Contact forces (`cfrc_ext`) of the simulations are computed only for tasks that observe them or pay for them.
+    Contact forces (`cfrc_ext`) of the simulations are computed only for tasks whose observation or reward needs them.
 
     Arguments, attributes and errors are those of `NativeVecEnv`.
     """
@@ -96,7 +97,7 @@ class MujocoVecEnv(NativeVecEnv):
         return self._own.explained(error, self._datas[error.env_index])
 
     def _picture(self, index: int) -> Any:
-        # The renderer draws the simulation of env 0, which another one's state is copied into for that long.
+        # The renderer draws the simulation of env 0. To draw another one, its state is copied there for the moment.
         if index == 0:
             return self._base.render()
         import mujoco

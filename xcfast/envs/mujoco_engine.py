@@ -1,4 +1,4 @@
-"""Builds the native engine: the addresses of MuJoCo's functions and arrays, and how this numpy computes."""
+"""Builds the native engine from the addresses of MuJoCo's functions and arrays, and from how this numpy computes."""
 
 import ctypes
 import functools
@@ -20,12 +20,12 @@ _FIELDS = (
     *("cinert", "cvel", "qfrc_actuator", "qfrc_constraint", "cfrc_ext"),
 )
 _FUNCTIONS = ("mj_step", "mj_forward", "mj_resetData", "mj_resetDataKeyframe", "mj_rnePostConstraint", "mju_error")
-# Handlers of one thread, which MuJoCo's own bindings use; the first since MuJoCo logs through one function.
+# Handlers of one thread, which MuJoCo's own bindings use. Newer versions have the first one instead of the others.
 _HANDLERS = {
     "set_log_handler": "_mjPRIVATE_setTlsLogHandler",
     "set_error_handler": "_mjPRIVATE__set_tls_error_fn",
     "set_warning_handler": "_mjPRIVATE__set_tls_warning_fn",
-    # The process's own handlers, public, which catch the error of the check if it misses the thread's.
+    # The public handlers of the process, which catch the error of the check if it misses the thread's.
     "set_process_log_handler": "mju_setLogHandler",
     "process_error_handler": "mju_user_error",
 }
@@ -77,7 +77,7 @@ def build_engine(
         **config,
         "model": _object_address(model),
         "frame_skip": int(base.frame_skip),
-        # A version that hands out copies of its counters is not watched.
+        # If a version returns copies of its counters, they are not watched.
         "num_warnings": 0 if warnings.flags.owndata else warnings.size,
         "warning_stride": warnings.strides[0],
         "keyframe": getattr(own.env.task, "keyframe_id", -1) if own is not None else -1,
@@ -173,5 +173,5 @@ def _address(array: Any) -> int:
 def _object_address(thing: Any) -> int:
     address = getattr(thing, "_address", None)
     if not address:
-        raise NotNativeError(f"this MuJoCo's {type(thing).__name__} does not tell its address")
+        raise NotNativeError(f"this MuJoCo's {type(thing).__name__} has no address")
     return int(address)

@@ -1,4 +1,4 @@
-"""Builds the infos of Gymnasium's MuJoCo classes, which `infos=True` asks for."""
+"""Builds the infos of Gymnasium's MuJoCo classes, for `infos=True`."""
 
 import sys
 from collections.abc import Callable
@@ -24,11 +24,11 @@ class Terms(NamedTuple):
 
 
 def step_info(task: Task, base: Any, data: Any, row: Rows) -> dict[str, Any]:
-    """Returns what the class's `step` returns as its info.
+    """Returns the info that the class's `step` returns.
 
     Args:
         task: The task of `base`.
-        base: The environment whose arguments count.
+        base: The environment that determines the arguments.
         data: The simulation's mjData.
         row: The simulation's row of the engine's terms, see `Terms`.
     """
@@ -38,7 +38,7 @@ def step_info(task: Task, base: Any, data: Any, row: Rows) -> dict[str, Any]:
 
 
 def reset_info(task: Task, base: Any, data: Any) -> dict[str, Any]:
-    """Returns what the class's `reset` returns as its info; arguments as for `step_info`."""
+    """Returns the info that the class's `reset` returns; arguments as for `step_info`."""
     if not task.v5:
         return {}
     if task.name == "HalfCheetah":

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-# What Gymnasium's tasks read before the physics recomputes it. A restored state must not be completed by mj_forward:
+# The arrays that Gymnasium's tasks read before the physics recomputes them. mj_forward must not complete a state:
 # after mj_step these arrays lag behind qpos, and the tasks' rewards depend on that.
 DERIVED_ARRAYS = ("xpos", "xipos", "site_xpos")
 # What the tasks of a user may read.
@@ -18,7 +18,7 @@ ALL_DERIVED_ARRAYS = (
 
 
 def get_physics(model: Any, data: Any, derived: tuple[str, ...] = DERIVED_ARRAYS) -> dict[str, Any]:
-    """Returns all that decides how the simulation goes on, as numpy arrays.
+    """Returns everything that decides how the simulation continues, as numpy arrays.
 
     Args:
         model: The simulation's mjModel.
@@ -45,7 +45,7 @@ def set_physics(
         derived: As for `get_physics`.
 
     Raises:
-        ValueError: The state is of another model or MuJoCo version.
+        ValueError: The state belongs to another model or MuJoCo version.
     """
     import mujoco
 

@@ -209,7 +209,7 @@ def find_task(base: Any) -> Task:
     """Returns the task of `base`, an environment without wrappers.
 
     Raises:
-        NotNativeError: It is not exactly of a known class, or MuJoCo calls back into this program.
+        NotNativeError: It is not exactly an instance of a known class, or MuJoCo calls back into this program.
     """
     kind = type(base)
     task = _TASKS.get((kind.__module__, kind.__qualname__))

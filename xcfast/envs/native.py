@@ -1,4 +1,4 @@
-"""What the native vector environments share: environments that C++ threads step, bit for bit like Gymnasium."""
+"""The base class of the native vector environments, which C++ threads step, bit for bit like Gymnasium."""
 
 import functools
 import threading
@@ -34,7 +34,7 @@ def exclusive(method: Method) -> Method:
     @functools.wraps(method)
     def guarded(self: "NativeVecEnv", *args: Any, **kwargs: Any) -> Any:
         if not self._turn.acquire(blocking=False):
-            raise RuntimeError(f"{type(self).__name__} is in use by another thread: it serves one thread at a time")
+            raise RuntimeError(f"{type(self).__name__} is in use by another thread; it serves one thread at a time")
         try:
             return method(self, *args, **kwargs)
         except SimulationError as error:
@@ -118,7 +118,7 @@ class NativeVecEnv(VecEnv):
         self._turn = threading.Lock()
         self.closed = False
 
-    # What a kind of native environment adds.
+    # The parts that differ between the kinds of native environments.
 
     @staticmethod
     def _check(env_id: str | type, env_kwargs: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class NativeVecEnv(VecEnv):
         raise NotImplementedError
 
     def _prepare(self, num_envs: int) -> tuple[int, Draw]:
-        """Finds out what `self._base` is; returns the size of an initial state and the function that draws it.
+        """Finds out the task of `self._base`; returns the size of an initial state and the function that draws it.
 
         Raises:
             NotNativeError: The engine does not know the environment.
@@ -179,7 +179,7 @@ class NativeVecEnv(VecEnv):
         num_envs, spaces = self.num_envs, (self.single_observation_space, self.single_action_space)
         _, nbytes = buffers_in(None, 0, num_envs, *spaces)
         self._buffers, _ = buffers_in(bytearray(nbytes), 0, num_envs, *spaces)
-        # The same arrays where they have the engine's types. Numbers of the others' types have an exact place in these.
+        # The same arrays if they have the engine's types; else arrays of types that hold their numbers exactly.
         self._rows: Buffers = self._buffers._replace(
             obs=_as_type(self._buffers.obs, np.float64),
             final_obs=_as_type(self._buffers.final_obs, np.float64),
@@ -277,14 +277,14 @@ class NativeVecEnv(VecEnv):
         return self._results(infos)
 
     def _check_choices(self) -> None:
-        """Raises ValueError where an action is not in a Discrete space, which starts with 0."""
+        """Raises ValueError if an action is not in the Discrete space, which starts with 0."""
         space, actions = self.single_action_space, self._buffers.actions
         assert isinstance(space, Discrete)
         if (actions < 0).any() or (actions >= space.n).any():
             raise ValueError(f"actions must be in [0, {space.n}); got {actions.tolist()}")
 
     def _deliver(self) -> None:
-        """Copies the engine's observations to arrays of the environment's own type, where that differs."""
+        """Copies the engine's observations to an array of the environment's own type, if that differs."""
         if self._rows.obs is not self._buffers.obs:
             np.copyto(self._buffers.obs, self._rows.obs, casting="same_kind")
 
@@ -302,8 +302,8 @@ class NativeVecEnv(VecEnv):
     def drive(self, run: Callable[[], bool]) -> None:
         """Lets native code step the environments: calls run() until it returns True.
 
-        Where it returns False, an environment has used up its initial states, or some time has passed. New initial
-        states are drawn before the next call. Between two calls, Python runs signal handlers, so that Ctrl-C ends this.
+        If it returns False, an environment has used up its initial states, or some time has passed. New initial states
+        are drawn before the next call. Between two calls, Python runs signal handlers, so that Ctrl-C works.
 
         Raises:
             SimulationError: MuJoCo raised an error. The environments need a `reset`.

@@ -22,8 +22,8 @@ def check_against_gymnasium(
 ) -> None:
     """Compares a few steps of two environments, with ends of episodes, once per process, id and arguments.
 
-    Where the kind of environment names states for that (`NativeVecEnv.probes`), it compares a step from each of them
-    too, with the whole state afterwards, of which observations show only a rounded part.
+    If `NativeVecEnv.probes` returns further states, it also compares a step from each of them, with the whole state
+    afterwards, because observations are rounded.
 
     Args:
         env_id: Gymnasium's id.
@@ -42,7 +42,7 @@ def check_against_gymnasium(
 
 def _compare(env_id: str | type, env_kwargs: Mapping[str, Any], make_native: Callable[..., NativeVecEnv]) -> str:
     make_env_fn(env_id, **env_kwargs)().close()  # an error here names the arguments that were given, and no others
-    # A short time limit, so that truncation and autoreset take part.
+    # A short time limit, so that truncation and autoreset occur.
     kwargs = {**env_kwargs, "max_episode_steps": _STEPS // 3}
     rng = np.random.default_rng(0)
     ours = make_native(env_id, 2, 1, **kwargs)
@@ -88,7 +88,7 @@ def _first_difference(ours: NativeVecEnv, theirs: list[gymnasium.Env], rng: np.r
             if not (_same_reward(rewards[index], float(reward)) or same(rewards[index], np.float64(reward))):
                 return f"its reward differs from Gymnasium's ({rewards[index]} for {float(reward)})"
             if [bool(terminated[index]), bool(truncated[index])] != ends:
-                return "its episodes end otherwise than Gymnasium's"
+                return "its episodes end at other steps than Gymnasium's"
             if any(ends):
                 if not same(infos["final_obs"][index], ob):
                     return "its last observation of an episode differs from Gymnasium's"

@@ -1,4 +1,4 @@
-"""Draws initial states of episodes ahead, from each environment's own generator, so that resets need no Python."""
+"""Draws initial states in advance, from each environment's own generator, so that resets need no Python."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,11 +16,11 @@ class ResetDraws:
     Args:
         num_envs: The number of environments, N.
         size: The size of an initial state.
-        capacity: The number of initial states per environment that can wait.
+        capacity: The number of initial states that can wait for each environment.
         draw: A function; draw(generator, count) returns float64 [count, size] and continues the generator's stream.
 
     Attributes:
-        capacity: The number of initial states per environment that can wait.
+        capacity: The number of initial states that can wait for each environment.
         rows: float64 [N, capacity, size]; those from used[i] to drawn[i] - 1 wait in row i.
         drawn: int64 [N], the number of initial states in each row.
         used: int64 [N], the number of them that are used up. The engine counts.
@@ -73,7 +73,7 @@ class ResetDraws:
             self.fill(int(index), self.capacity)
 
     def get_state(self, index: int) -> tuple[Mapping[str, Any], int]:
-        """Returns the generator's state as if nothing had been drawn ahead, and its seed."""
+        """Returns the generator's state as if nothing had been drawn in advance, and its seed."""
         generator, spent = self._generators[index], self._skipped[index] + int(self.used[index])
         if self.used[index] == self.drawn[index]:
             return generator.bit_generator.state, self._seeds[index]

@@ -1,4 +1,4 @@
-"""MuJoCo's choice of OpenGL library: the variable MUJOCO_GL, and what to do where its library is missing."""
+"""MuJoCo's choice of OpenGL library: the variable MUJOCO_GL, and what to do if its library is missing."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def mujoco_gl(backend: str | None) -> Iterator[None]:
 
 
 def opengl_problem() -> str | None:
-    """Returns why MuJoCo cannot be imported with the current MUJOCO_GL and what to do, or None where it can."""
+    """Returns why MuJoCo cannot be imported with the current MUJOCO_GL and what to do, or None if it can."""
     wanted = os.environ.get("MUJOCO_GL")
     if not wanted:
         return None
@@ -45,7 +45,7 @@ def advice(wanted: str | None) -> str:
     """Returns what to install or to unset.
 
     Args:
-        wanted: The value of MUJOCO_GL, or None where it is not set.
+        wanted: The value of MUJOCO_GL, or None if it is not set.
     """
     if wanted:
         known = INSTALL.get(wanted.lower())
@@ -54,5 +54,5 @@ def advice(wanted: str | None) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an exception's text, or the name of its class where it has no text."""
+    """Returns the first line of an exception's text, or the name of its class if it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -40,8 +40,8 @@ def find_backend(env: EnvConstructor | str, render_mode: str) -> tuple[str | Non
         render_mode: ``rgb_array`` or ``human``.
 
     Returns:
-        The value for `mujoco_gl`, where None leaves the variable alone; and None, or a sentence that says why the
-        environment cannot be rendered. With such a sentence, the value is one with which everything else works.
+        The value for `mujoco_gl` (None leaves the variable alone), and the reason why the environment cannot be
+        rendered, or None if it can. If it cannot, everything else works with that value.
     """
     wanted = os.environ.get("MUJOCO_GL")
     headless = sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
@@ -66,15 +66,15 @@ def find_backend(env: EnvConstructor | str, render_mode: str) -> tuple[str | Non
 def render_kwargs(env: EnvConstructor | str, render_mode: str) -> dict[str, Any]:
     """Returns the arguments with which `gymnasium.make` makes an environment that renders.
 
-    Most of Gymnasium's MuJoCo models have a camera "track" that follows the robot. A video is taken by it, unless a
-    camera was chosen; without it, an Ant or a HalfCheetah that walks leaves the picture.
+    Most of Gymnasium's MuJoCo models have a camera "track" that follows the robot. Videos use it, unless a
+    camera was chosen; without it, a walking Ant or HalfCheetah leaves the picture.
 
     Args:
         env: Its constructor, or its id.
         render_mode: ``rgb_array`` or ``human``; a window has a camera that the user moves.
 
     Returns:
-        The constructor's own arguments, ``render_mode``, and ``camera_name`` where there is such a camera.
+        The constructor's own arguments, ``render_mode``, and ``camera_name`` if there is such a camera.
     """
     constructor = _constructor(env)
     kwargs = {**constructor.kwargs, "render_mode": render_mode}
@@ -88,7 +88,7 @@ def _constructor(env: EnvConstructor | str) -> EnvConstructor:
 
 
 def _has_free_tracking_camera(constructor: EnvConstructor) -> bool:
-    """Returns whether the constructor makes a MuJoCo task with a camera "track" and chooses no camera itself."""
+    """Returns whether the constructor makes a MuJoCo task with a camera "track" and does not choose a camera itself."""
     try:
         import mujoco
         from gymnasium.envs.mujoco import MujocoEnv
@@ -118,7 +118,7 @@ def _try_frame(constructor: bytes, render_mode: str, backend: str | None) -> tup
     """Renders one frame in a child process.
 
     Returns:
-        None, or the reason why there is no frame; and whether OpenGL is to blame.
+        The reason why there is no frame, or None; and whether OpenGL is to blame.
     """
     environ = {**os.environ, **module_path()}
     if backend is not None:
@@ -140,7 +140,7 @@ def _try_frame(constructor: bytes, render_mode: str, backend: str | None) -> tup
         for start in (_NO_OPENGL, _NO_FRAME):
             if line.startswith(start):
                 return line.removeprefix(start), start == _NO_OPENGL
-    return f"the process that tried ended with status {child.returncode}", True
+    return f"the process that tried it ended with status {child.returncode}", True
 
 
 def _why_not(constructor: EnvConstructor, render_mode: str) -> str | None:

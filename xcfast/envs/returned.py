@@ -1,6 +1,6 @@
 """Checks what an environment's `reset` and `step` return.
 
-It is copied into arrays afterwards, which would cast and broadcast whatever they get.
+The values are copied into arrays afterwards, which would silently cast and broadcast whatever they get.
 """
 
 from typing import Any, NoReturn
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xcfast.errors import EnvError
 
-# Types that numpy stores without a change. Integers are not among the rewards, since Python's may be too large.
+# Types that numpy stores without a change. Integers are not among those for rewards, since Python's may be too large.
 REWARD_TYPES = frozenset({float, np.float64, np.float32})
 FLAG_TYPES = frozenset({bool, np.bool_})
 
@@ -40,7 +40,7 @@ def observation_and_info(returned: Any, shape: tuple[int, ...], dtype: np.dtype[
 
 
 def whole_step(returned: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Step:
-    """Checks what `step` returned, and converts what may be converted without changing a value.
+    """Checks what `step` returned, and converts types if no value changes.
 
     Args:
         returned: The value that `step` returned.
@@ -134,7 +134,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _single(value: Any) -> NDArray[Any] | None:
-    """The value as an array of one element, or None."""
+    """Returns the value as an array of one element, or None if it is not a single one."""
     if isinstance(value, np.ma.MaskedArray):
         return None
     try:

@@ -24,7 +24,7 @@ EnvFn = Callable[[], gymnasium.Env]
 
 
 class EnvSlice:
-    """A few environments, stepped one after the other, that read actions from and write results to buffers.
+    """A few environments, stepped one after the other. They read actions from buffers, and write results to buffers.
 
     Args:
         infos: Whether `step` and `reset` return the environments' infos.
@@ -85,7 +85,7 @@ class EnvSlice:
     ) -> list[dict[str, Any]] | None:
         """Resets the environments (those in `mask`) and returns their infos if these are wanted.
 
-        Where the slice's first environment is reset with a seed, that seed also goes to this process's global
+        If the slice's first environment is reset with a seed, that seed also goes to this process's global
         generators, `random` and `numpy.random`, which some environments draw from.
         """
         if seeds[0] is not None and (mask is None or mask[0]):
@@ -189,7 +189,7 @@ class EnvSlice:
             env_state.set_state(env, state)
 
     def call(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-        """Returns the attribute `name` of each environment, or its result where it can be called."""
+        """Returns the attribute `name` of each environment, or its result if it can be called."""
         values = [env.get_wrapper_attr(name) for env in self._each()]
         envs = zip(self._each(), values, strict=True)
         return [value(*args, **kwargs) if callable(value) else value for _, value in envs]
@@ -201,7 +201,7 @@ class EnvSlice:
         self._steps = [env.step for env in self.envs]
 
     def _each(self) -> Iterator[gymnasium.Env]:
-        """Yields the environments in order; meanwhile `progress` tells which one is at work."""
+        """Yields the environments in order; `progress` tells which one is at work."""
         for index, env in enumerate(self.envs):
             self.progress[0] = index
             yield env
@@ -234,7 +234,7 @@ def _checked(env: Any) -> gymnasium.Env:
 class DummyVecEnv(VecEnv):
     """Steps N environments serially in this process.
 
-    An exception of an environment reaches the caller as it is.
+    An exception of an environment reaches the caller unchanged.
 
     Args:
         env_fns: Constructors of the N environments.
@@ -246,7 +246,7 @@ class DummyVecEnv(VecEnv):
         episode_statistics: Whether infos report each episode's return and length, see `VecEnv`.
 
     Raises:
-        EnvError: A space is of a kind that is not supported, or there are no action masks.
+        EnvError: A space has a kind that is not supported, or there are no action masks.
 
     Note:
         A reset with a seed also seeds this process's global generators, `random` and `numpy.random`, with the seed of

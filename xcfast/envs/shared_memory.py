@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import Space
 from numpy.typing import NDArray
 
-ALIGNMENT = 64  # a cache line: what two processes write does not share one
+ALIGNMENT = 64  # a cache line, so that two processes do not write to the same one
 
 
 class Buffers(NamedTuple):
@@ -21,7 +21,7 @@ class Buffers(NamedTuple):
     rewards: NDArray[np.float64]  # [N]
     terminated: NDArray[np.bool_]  # [N]
     truncated: NDArray[np.bool_]  # [N]
-    action_masks: NDArray[np.bool_] | None  # [N, number of actions], of obs; None where they are not asked for
+    action_masks: NDArray[np.bool_] | None  # [N, number of actions], of obs; None without action masks
 
     def rows(self, start: int, stop: int) -> "Buffers":
         """Returns the views of environments start to stop - 1."""
@@ -36,10 +36,10 @@ def buffers_in(
     action_space: Space[Any],
     action_masks: bool = False,
 ) -> tuple[Buffers, int]:
-    """Lays the buffers out in `memory` from byte `offset` on.
+    """Lays out the buffers in `memory`, from byte `offset` on.
 
     Args:
-        memory: A writable buffer, or None to learn the size only.
+        memory: A writable buffer, or None to compute only the size.
         offset: First byte to use.
         num_envs: The number of environments, N.
         observation_space: Space of one environment's observations, with a shape and a dtype.
@@ -73,7 +73,7 @@ def array_in(memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> tu
 
 
 def create_memory() -> int:
-    """Returns a descriptor of new, empty, anonymous shared memory. It has no name, so nothing can be left behind."""
+    """Returns a descriptor of new, empty, anonymous shared memory. It has no name, so it never has to be removed."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("xcfast", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:

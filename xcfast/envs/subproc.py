@@ -126,7 +126,7 @@ class SubprocVecEnv(VecEnv):
 
 
 def _in_one_sentence(error: WorkerError) -> WorkerError:
-    """Returns the error; without the worker's traceback where it raised an EnvError, whose message says it all."""
+    """Returns the error, without the worker's traceback if it is an EnvError, whose message says everything."""
     if error.exception_type != EnvError.__name__:
         return error
     return WorkerError(

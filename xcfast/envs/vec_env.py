@@ -1,4 +1,4 @@
-"""What all vector environments share: Gymnasium's vector contract, episode statistics, state."""
+"""The base class of all vector environments: Gymnasium's vector interface, episode statistics, state."""
 
 import enum
 import sys
@@ -26,7 +26,7 @@ StepInfos = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
 
 class Phase(enum.Enum):
-    """Where a vector environment is between `reset` and `step`. All but RUNNING want a reset; the value says why."""
+    """The phase of a vector environment. In all phases but RUNNING it needs a reset; the value says why."""
 
     NEW = "reset() must be called before {}()"
     RUNNING = ""
@@ -93,7 +93,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
     With the autoreset mode "same_step", the step that ends an episode returns the first observation of the next one,
     and infos hold the last one ("final_obs"). With "next_step", it returns the last observation; the next step ignores
     that environment's action, resets it, and gives it a reward of 0, as `gymnasium.vector.SyncVectorEnv` does.
-    Training wants "same_step".
+    Training needs "same_step".
 
     A step that ends an episode reports its return and length as infos["episode"] {"r", "l"} with the mask
     infos["_episode"]; with "same_step", also in infos["final_info"]. Without `episode_statistics`, and inside
@@ -114,8 +114,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
         episode_returns: float64 [N], the sums of the raw rewards of the running episodes.
         episode_lengths: int64 [N], the steps of the running episodes.
         state_supported: Whether `get_state` and `set_state` work.
-        uses: The number of calls of `reset` and `step` so far, by which one user notices that another stepped the
-            environments in between.
+        uses: The number of calls of `reset` and `step` so far. It shows whether other code used the environments in
+            between.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         self._reports_episodes = episode_statistics
         self._phase = Phase.NEW
 
-    # What a kind of vector environment adds.
+    # The parts that differ between the kinds of vector environments.
     _buffers: Buffers
 
     def _reset_envs(
@@ -170,13 +170,13 @@ class VecEnv(gymnasium.vector.VectorEnv):
         Args:
             seed: An int seeds environment i with seed + i, a list has one seed per environment, None leaves the
                 generators alone. A seed also reaches the global generators of each process that steps environments.
-            options: Handed to every environment, except "reset_mask" (bool [N]), which names those to reset.
+            options: Passed to every environment, except "reset_mask" (bool [N]), which names those to reset.
 
         Returns:
             Observations [N, *obs_shape] and the infos ({} without `infos=True`).
 
         Raises:
-            EnvError: An environment returned something else than an observation of its space and an info.
+            EnvError: An environment did not return an observation of its space and an info.
         """
         self._check_open()
         self.uses += 1
@@ -240,12 +240,10 @@ class VecEnv(gymnasium.vector.VectorEnv):
 
         Returns:
             Observations [N, *obs_shape], rewards float64 [N], terminated bool [N], truncated bool [N], and infos,
-            which are empty but for steps that end an episode, unless the vector environment was made with
-            `infos=True`.
+            which are empty except when an episode ends, unless the vector environment was made with `infos=True`.
 
         Raises:
-            EnvError: An environment returned something else than an observation of its space, one real number, two
-                flags and an info.
+            EnvError: An environment did not return an observation of its space, one real number, two flags and an info.
         """
         self._take(actions)
         buffers = self._buffers
@@ -283,7 +281,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         return infos
 
     def _report_ends(self, infos: dict[str, Any], done: NDArray[np.bool_]) -> None:
-        """Adds what infos tell of the episodes that ended, and starts the statistics of their successors."""
+        """Adds the entries about episodes that ended to the infos, and starts the statistics of the next episodes."""
         places = [infos]
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             final_obs = np.full(self.num_envs, None, dtype=object)
@@ -295,7 +293,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         if self._reports_episodes:
             returns, lengths = np.where(done, self.episode_returns, 0.0), np.where(done, self.episode_lengths, 0)
             for place in places:
-                if place is infos or "episode" not in place:  # a wrapper of the single environments may have been there
+                if place is infos or "episode" not in place:  # a wrapper of the single environments may have added it
                     place["episode"], place["_episode"] = {"r": returns, "l": lengths}, done
         self.episode_returns[done] = 0.0
         self.episode_lengths[done] = 0
@@ -321,9 +319,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
         return tuple(self._ask("render"))
 
     def get_state(self) -> dict[str, Any]:
-        """Returns all that decides how the environments go on: numpy arrays, numbers, strings, lists and dicts.
+        """Returns everything that decides how the environments continue, as arrays, numbers, strings, lists and dicts.
 
-        Any kind of vector environment with the same environments can load a state, and then goes on bit for bit,
+        Any kind of vector environment with the same environments can load a state, and then continues bit for bit,
         through resets. Only Gymnasium's own MuJoCo and classic control tasks have one (`state_supported`).
         """
         self._check_open()
@@ -349,11 +347,11 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """Restores what `get_state` returned.
 
         Args:
-            state: The state; `state["obs"]` are the observations to go on from.
+            state: The state; `state["obs"]` are the observations to continue from.
 
         Raises:
             EnvError: These environments have no exact state.
-            ValueError: The state is of other environments, or of another autoreset mode.
+            ValueError: The state belongs to other environments, or to another autoreset mode.
         """
         self._check_open()
         self._check_state_supported()
@@ -364,7 +362,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
             ("autoreset mode", _mode_of_state(state), self.autoreset_mode.name.lower()),
         ):
             if given != wanted:
-                raise ValueError(f"state has {key} {given!r}; this vector environment wants {wanted!r}")
+                raise ValueError(f"state has {key} {given!r}; this vector environment needs {wanted!r}")
         self._ask("set_state", list(state["envs"]))
         self._buffers.obs[...] = state["obs"]
         if self._buffers.action_masks is not None:
@@ -376,7 +374,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         self._phase = Phase.RUNNING
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Returns the attribute `name` of every environment, or its result where it can be called."""
+        """Returns the attribute `name` of every environment, or its result if it can be called."""
         self._check_open()
         return tuple(self._ask("call", name, args, kwargs))
 
@@ -418,7 +416,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         return mask, {key: value for key, value in options.items() if key != "reset_mask"}
 
     def _check_masks(self, masks: NDArray[np.bool_]) -> None:
-        """Refuses to go on where an env allows no action."""
+        """Raises an EnvError if an env allows no action."""
         try:
             check_masks(masks, self.episode_lengths)
         except EnvError:

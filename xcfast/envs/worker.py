@@ -22,16 +22,16 @@ from xcfast.envs.channel import Channel
 from xcfast.envs.serial import EnvFn, EnvSlice
 from xcfast.envs.shared_memory import array_in, buffers_in, map_memory
 
-STEP, MESSAGE = 1, 2  # commands; 0 means that none has come
+STEP, MESSAGE = 1, 2  # commands; 0 means that there is none
 
 _IDLE_SECONDS = 1.0  # how long a wait for a command lasts before Python can run signal handlers
-_REPORT_SECONDS = 0.5  # the least time between two reports that the construction goes on
+_REPORT_SECONDS = 0.5  # the least time between two reports of progress in making environments
 
 
 def leave_signals_to_parent() -> None:
-    """Gives SIGINT and SIGTERM handlers that do nothing, since the parent decides when this process ends.
+    """Sets handlers for SIGINT and SIGTERM that do nothing, since the parent decides when this process ends.
 
-    Such a signal may go to all processes of a run. The signals are not ignored, because the programs that an
+    Such a signal may reach all processes of a run. The signals are not ignored, because the programs that an
     environment starts would inherit that and could not be terminated. Handlers do not outlive exec, and a fork gets
     the usual ones back.
     """
@@ -81,7 +81,7 @@ def answer(channel: Channel, message: tuple[str, Any]) -> None:
 
 
 def reporting(channel: Channel, env_fns: Sequence[EnvFn]) -> Iterator[EnvFn]:
-    """Yields the constructors, and tells the parent now and then that they advance."""
+    """Yields the constructors, and tells the parent from time to time that they make progress."""
     reported = time.monotonic()
     for env_fn in env_fns:
         yield env_fn
@@ -138,7 +138,7 @@ def serve(channel: Channel, env_slice: EnvSlice, sync: Any) -> None:
                 message = "ok", getattr(env_slice, method)(*args)
             except BaseException as error:
                 message = failure(int(env_slice.progress[0]), error)
-                env_slice.progress[0] = -1  # the answer holds the index; the parent reads it here after steps only
+                env_slice.progress[0] = -1  # the answer holds the index; the parent reads it here only after steps
             sync.finish(False)
             answer(channel, message)
             if method == "close":
@@ -153,7 +153,7 @@ def main(socket_fd: int, memory_fd: int, parent_pid: int) -> None:
         memory_fd: The descriptor of the shared memory.
         parent_pid: The process number of the parent.
     """
-    from xcfast import _core  # here, because the parent imports this module also where there is no core
+    from xcfast import _core  # here, because the parent imports this module even without the core
 
     leave_signals_to_parent()
     for fd in (socket_fd, memory_fd):

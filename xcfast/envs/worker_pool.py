@@ -1,4 +1,4 @@
-"""The parent's side of the worker processes: commands, answers, errors, end."""
+"""The parent's side of the worker processes: their start, commands, answers, errors and end."""
 
 import os
 import pickle
@@ -22,13 +22,13 @@ from xcfast.envs.worker_process import WorkerProcess
 from xcfast.errors import EnvError, WorkerDiedError, WorkerError, WorkerTimeoutError
 from xcfast.resources import available_cpus
 
-PARENT_SPIN_SECONDS = 50e-6  # about the price of a sleep and a wake-up
-# The next step is close while a rollout is collected, and waking a sleeping CPU can cost more than a cheap step.
+PARENT_SPIN_SECONDS = 50e-6  # about the cost of a sleep and a wake-up
+# During a rollout the next step comes soon, and waking a sleeping CPU can cost more than a cheap step.
 WORKER_SPIN_SECONDS = 1e-3
 _SLICE_SECONDS = 0.1  # a wait is interrupted this often, to run signal handlers and see whether the workers live
 _START_SECONDS = 60.0  # the least time for the imports of a worker, and for one constructor
 _EXIT_SECONDS = 5.0  # for a worker to end by itself once its environments are closed
-_INTERRUPTED_SECONDS = 5.0  # for what was interrupted to advance before the environments are closed
+_INTERRUPTED_SECONDS = 5.0  # for an interrupted call to make progress before the environments are closed
 
 Request = tuple[str, tuple[Any, ...]]  # a method of EnvSlice and its arguments
 
@@ -64,9 +64,9 @@ class WorkerPool:
         self._memory_fd = -1
         self._sync: Any = None
         self._progress: NDArray[np.int32] = np.full(len(slices), -1, np.int32)
-        self._stepping = False  # whether a step was published and its end not yet seen
+        self._stepping = False  # whether a step was published whose end has not been seen yet
         self._owing: list[int] = []  # workers whose answer is still to come
-        self._ended = ""  # why there are no workers any more
+        self._ended = ""  # why the workers are gone
         self._not_closed: list[str] = []  # a text for each environment, or worker, whose close failed
 
     def build(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class WorkerPool:
         return description
 
     def attach(self, observation_space: Space[Any], action_space: Space[Any]) -> Buffers:
-        """Lays out the shared memory, hands it to the workers and returns the parent's view of it."""
+        """Lays out the shared memory, passes it to the workers and returns the parent's view of it."""
         num_envs, num_workers = self.slices[-1][1], len(self.slices)
         layout = num_envs, observation_space, action_space, self._action_masks
         _, end = buffers_in(None, self._core.Sync.nbytes, *layout)
@@ -114,7 +114,7 @@ class WorkerPool:
         self._progress, _ = array_in(memory, end, (num_workers,), np.int32)
         cpus = available_cpus()
         spin_yields = cpus <= num_workers + 1
-        # Where the workers take all CPUs, a parent that spins while they work only slows them.
+        # If the workers use all CPUs, a parent that spins only slows them down.
         self._sync = self._core.Sync(memory, PARENT_SPIN_SECONDS if cpus > num_workers else 0.0, spin_yields)
         for worker, rows in enumerate(self.slices):
             plan = {
@@ -140,7 +140,7 @@ class WorkerPool:
     def request(self, requests: Sequence[Request]) -> list[Any]:
         """Has every worker run its request; returns the answers in the order of the workers."""
         self._finish_interrupted(self._timeout)
-        packed = [Channel.pack(request) for request in requests]  # what cannot be pickled raises before anybody waits
+        packed = [Channel.pack(request) for request in requests]  # an object that cannot be pickled raises here
         self._sync.publish(MESSAGE, len(self.slices))
         try:
             for worker, request in enumerate(packed):
@@ -179,7 +179,7 @@ class WorkerPool:
             self._end(reason)
 
     def _close_envs(self, workers: Sequence[int]) -> None:
-        """Has these workers close their environments, each as soon as it is through with what it is at work on.
+        """Makes these workers close their environments, each as soon as it has finished its current work.
 
         The answers to an interrupted call come first and are dropped: a worker announces that it begins to close.
         """
@@ -213,7 +213,7 @@ class WorkerPool:
             self._processes[worker].wait(deadline - time.monotonic())
 
     def _end(self, reason: str) -> None:
-        """Ends the workers at once, with all that their environments started, and releases what belongs to them."""
+        """Ends the workers and all processes that their environments started, and frees their resources."""
         self._ended = self._ended or reason
         for process in self._processes:
             process.kill()
@@ -251,17 +251,17 @@ class WorkerPool:
         return finished
 
     def _hung(self, late: NDArray[np.bool_]) -> list[int]:
-        """Returns the workers that keep a step from its end and are late."""
+        """Returns the workers that have not finished a step and are late."""
         if not late.any():
             return []
         # A worker that has failed keeps its place in `progress`; its answer is there already.
         silent = [worker for worker, process in enumerate(self._processes) if not process.channel.has_message()]
         at_work = [worker for worker in silent if self._progress[worker] >= 0]
-        # Where none is at work, one has not begun, and which one cannot be told.
+        # If none is at work, one of them has not begun, and it is unknown which.
         return [worker for worker in at_work if late[worker]] if at_work else silent if late[silent].all() else []
 
     def _answers(self, timeout: float) -> list[Any]:
-        """Receives an answer from each worker that owes one; raises the first error among them.
+        """Receives an answer from each worker that must send one; raises the first error among them.
 
         Args:
             timeout: Seconds that a worker may take for one environment.
@@ -283,14 +283,14 @@ class WorkerPool:
         return [answer for _, (_, answer) in sorted(answers.items())]
 
     def _receive(self, worker: int, patience: "Patience") -> tuple[str, Any] | None:
-        """Returns a worker's answer; None if it has not come within a moment.
+        """Returns a worker's answer, or None if it has not come within a short time.
 
         Raises:
             WorkerDiedError: The worker has ended without an answer.
             WorkerTimeoutError: The worker has been busy with one environment for too long.
         """
         process = self._processes[worker]
-        ended = process.ended()  # asked before the look at the channel: a worker may answer and end
+        ended = process.ended()  # checked before the channel, because a worker may answer and then end
         try:
             while (message := process.channel.receive(_SLICE_SECONDS))[0] == "building":
                 patience.renew(worker, patience.limits[worker])
@@ -395,12 +395,12 @@ class Patience:
         self._since = np.full(progress.size, time.monotonic())
 
     def renew(self, worker: int, limit: float) -> None:
-        """Notes that a worker goes on with another environment, for which it may take `limit` seconds."""
+        """Notes that a worker begins with another environment, for which it may take `limit` seconds."""
         self._since[worker] = time.monotonic()
         self.limits[worker] = limit
 
     def late(self) -> NDArray[np.bool_]:
-        """Returns bool [K], True for workers that have not gone on to another environment within the limit."""
+        """Returns bool [K], True for workers that have been at one environment for longer than the limit."""
         moved = self._progress != self._seen
         self._seen[moved] = self._progress[moved]
         self._since[moved] = time.monotonic()

@@ -1,4 +1,4 @@
-"""One worker process of SubprocVecEnv, with the process group that it leads: its start, its connection, its end."""
+"""One worker process of SubprocVecEnv, with the process group that it leads."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from contextlib import suppress
 from xcfast.envs.channel import Channel
 from xcfast.resources import module_path
 
-_REAP_SECONDS = 5.0  # how long a process may take to end once it was killed
-_LOOK_SECONDS = 0.002  # time between two looks at a process that is about to end
+_REAP_SECONDS = 5.0  # how long a process may take to end after it was killed
+_LOOK_SECONDS = 0.002  # time between two checks of a process that is about to end
 
 _ONE_THREAD = (
     "OMP_NUM_THREADS",
@@ -21,14 +21,14 @@ _ONE_THREAD = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-# A worker handles these without effect once it runs. Until then it inherits that they are blocked.
+# A running worker ignores these signals. Until it runs, they are blocked, which it inherits.
 _BLOCKED = {signal.SIGINT, signal.SIGTERM}
 
 
 class WorkerProcess:
     """A fresh interpreter that runs `xcfast.envs.worker` in a session of its own.
 
-    Whatever its environments start belongs to its process group, unless it asks for another one, and ends with it.
+    Processes that its environments start belong to its process group, unless they choose another one, and end with it.
 
     Args:
         memory_fd: The descriptor of the shared memory, which the worker inherits.
@@ -63,19 +63,19 @@ class WorkerProcess:
         It is not reaped: the system keeps its number, so that `end` cannot reach the group of another process.
         """
         if self._process.returncode is None and hasattr(os, "waitid"):
-            with suppress(ChildProcessError):  # somebody else has reaped it
+            with suppress(ChildProcessError):  # other code has reaped it
                 return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         return self._process.poll() is not None
 
     def wait(self, seconds: float) -> bool:
-        """Waits at most `seconds` for the process to end by itself; returns whether it has."""
+        """Waits at most `seconds` for the process to end by itself; returns whether it has ended."""
         deadline = time.monotonic() + seconds
         while not (ended := self.ended()) and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
         return ended
 
     def show_stack(self) -> None:
-        """Has the worker print to stderr where in Python it is."""
+        """Makes the worker print its Python stack to stderr."""
         if hasattr(signal, "SIGUSR1") and not self.ended():
             self._process.send_signal(signal.SIGUSR1)
 

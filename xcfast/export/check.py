@@ -1,4 +1,4 @@
-"""Compares an exported file with its policy: they may differ by what rounding explains."""
+"""Compares an exported file with its policy: they may differ only by rounding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xcfast.runs.player import SavedPlayer
 
 Call = Callable[..., np.ndarray]
-"""Env actions [B, ...] of raw observations float32 [B, ...], and of masks bool [B, n] where the policy takes them."""
+"""Env actions [B, ...] for raw observations float32 [B, ...], and for masks bool [B, n] if the policy takes them."""
 
 _ROWS = 256
 _EPS = 2.0**-24  # largest relative error of one float32 operation
@@ -27,10 +27,10 @@ class ExportError(RuntimeError):
 
 
 def round_trip(saved: SavedPlayer, call: Call) -> tuple[float, float]:
-    """Compares actions of file and policy for likely observations, far ones that are clipped, and one alone.
+    """Compares the actions of file and policy for likely observations, for extreme ones, and for a single one.
 
     Returns:
-        The largest difference and what rounding allows at most.
+        The largest difference, and the largest one that rounding allows.
 
     Raises:
         ExportError: They differ by more than rounding can explain.
@@ -57,7 +57,7 @@ def round_trip(saved: SavedPlayer, call: Call) -> tuple[float, float]:
     difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     if n_actions is not None:
         output = np.where(masks, output, -np.inf)
-    if action_map.discrete:  # a tie within rounding may fall either way
+    if action_map.discrete:  # a tie within rounding may be broken either way
         two = np.sort(output, -1)[:, -2:] if output.shape[-1] > 1 else np.stack([output[:, 0] - 1, output[:, 0]], -1)
         allowed = np.where(two[:, 1] - two[:, 0] > 2 * bound.max(-1), 0.0, np.inf)
     else:
@@ -84,8 +84,8 @@ def rounding_bound(policy: ActorCritic, obs: Tensor) -> tuple[np.ndarray, np.nda
     difference. The bound is 8 deviations.
 
     Args:
-        policy: the network.
-        obs: float32 [B, ...], normalised.
+        policy: The network.
+        obs: float32 [B, ...], normalized.
 
     Returns:
         The head's output and the bound, both float64 [B, A].

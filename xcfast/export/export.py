@@ -4,7 +4,7 @@ The file holds everything between the two: normalizer, network, most likely acti
 is float32 [B, *obs_shape] for any B. Its output ``action`` is [B, *action_shape], of the action space's dtype. A policy
 with action masks has a second input, ``action_mask``, bool [B, number of actions].
 
-Observations are normalised in float64, as in training: float32 would lose digits where a mean is large beside its
+Observations are normalized in float64, as in training: float32 would lose digits where a mean is large beside its
 deviation. The network is float32. The file is run and compared with the policy before it gets its name.
 """
 
@@ -58,7 +58,7 @@ def export_policy(
     """Writes the policy of a run as one file.
 
     Args:
-        run: A run folder, whose best model is taken, or else the final one; or a model file.
+        run: A run folder, whose best model (or else the final one) is exported; or a model file.
         output: The file to write. None: beside the model, with the format's suffix (.onnx, .pt2).
         format: ``onnx``, or ``torch`` for ``torch.export.load(path).module()``.
         check: Whether to compare the file's actions with the policy's before it gets its name.
@@ -168,7 +168,7 @@ def _write_onnx(function: PolicyFunction, metadata: dict[str, str], path: Path) 
     inputs = _example(function)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it reports that torchvision is not there
+    logger.setLevel(logging.ERROR)  # it reports that torchvision is missing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch about its own use of torch

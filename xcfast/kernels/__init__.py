@@ -2,8 +2,8 @@
 
 ``XCFAST_IMPL`` forces one: ``cpp`` (the compiled core, the default), ``numba``, ``torch`` or ``triton`` (advantage
 estimation in torch's operations or in one Triton kernel; the rest in ``cpp``). Tensors on a CUDA device are served by
-Triton where it is installed, else by torch. Without the compiled core and without the variable, numba serves,
-announced by one warning.
+Triton if it is installed, else by torch. Without the compiled core and without the variable, numba is used, after one
+warning.
 
 All implementations have the functions listed in ``_core.pyi``: they take plain arrays (``numpy.ndarray``,
 C-contiguous, native dtype, matching shapes) and write into the caller's outputs; for anything else they do nothing and
@@ -17,7 +17,7 @@ from types import ModuleType
 
 IMPLEMENTATIONS = ("cpp", "numba", "torch", "triton")
 
-#: The module that serves calls. Written by `use`; read it at each call, as ``kernels.impl.gae(...)``.
+#: The module in use. `use` sets it; read it at each call, as ``kernels.impl.gae(...)``.
 impl: ModuleType
 #: Its name, one of IMPLEMENTATIONS.
 name: str
@@ -27,7 +27,7 @@ def load(implementation: str) -> ModuleType:
     """Returns the module of one implementation.
 
     Raises:
-        ImportError: It is not there; the message says how to get it.
+        ImportError: It is not available; the message says how to get it.
         ValueError: There is no such implementation.
     """
     if implementation == "numba":
@@ -52,7 +52,7 @@ def use(implementation: str | None = None) -> None:
     except ImportError as error:
         if forced is not None:
             raise
-        warnings.warn(f"{error}; numba serves instead", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{error}; using numba instead", RuntimeWarning, stacklevel=2)
         impl, name = load("numba"), "numba"
 
 

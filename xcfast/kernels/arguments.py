@@ -21,11 +21,11 @@ def check_unmasked(arguments: Mapping[str, Any]) -> None:
 
 
 def check_memory(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Raises a ValueError where the memory of an output overlaps that of another output, of an input, or itself.
+    """Raises a ValueError if the memory of an output overlaps that of another output, of an input, or itself.
 
     Args:
-        outputs: Arrays and tensors that are written, by name. Anything else has no memory that could be shared.
-        inputs: Further ones, which are only read.
+        outputs: Arrays and tensors that are written, by name. Other objects are ignored, since they share no memory.
+        inputs: Arrays and tensors that are only read, by name.
     """
     if not outputs:
         return
@@ -65,7 +65,7 @@ def _overlap(x: Any, y: Any) -> bool:
 
 
 def _memory_range(x: Any) -> tuple[int, int]:
-    """Returns the addresses of the first byte and of the one behind the last, the same where there is no memory."""
+    """Returns the addresses of the first byte and of the one after the last; they are equal if there is no memory."""
     if isinstance(x, np.ndarray) and x.size:
         return byte_bounds(x)
     if hasattr(x, "data_ptr") and x.device.type != "meta" and x.numel():  # a tensor; torch is not imported for it
@@ -75,7 +75,7 @@ def _memory_range(x: Any) -> tuple[int, int]:
 
 
 def check_output(name: str, out: Any, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Raises a ValueError where `out` is not a writable numpy array of this dtype and shape."""
+    """Raises a ValueError if `out` is not a writable numpy array of this dtype and shape."""
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
         raise ValueError(f"{name} must be {np.dtype(dtype)} {list(shape)}; got {describe(out)}")
     check_unmasked({name: out})
@@ -107,7 +107,7 @@ def flag_array(name: str, x: Any) -> npt.NDArray[np.bool_]:
 
 
 def check_cuts(any_cut: bool) -> None:
-    """Raises a ValueError where a step is truncated and there is no value to bootstrap from."""
+    """Raises a ValueError if a step is truncated and there is no value to bootstrap from."""
     if any_cut:
         raise ValueError("truncated steps need final_values or next_values to bootstrap from; got neither")
 
@@ -115,7 +115,7 @@ def check_cuts(any_cut: bool) -> None:
 def check_rollout_shapes(
     inputs: dict[str, Any], flags: dict[str, Any], ends: dict[str, Any], time_major: bool
 ) -> tuple[int, ...]:
-    """Returns the shape of `rewards`; raises a ValueError where another argument does not fit it.
+    """Returns the shape of `rewards`; raises a ValueError if another argument does not fit it.
 
     Args:
         inputs: Floating-point arguments of the shape of `rewards`, which is one of them.

@@ -1,7 +1,8 @@
 """Counter-based random numbers, the same on every platform, in every implementation and for any grouping of envs.
 
-The stream is Philox4x32-10. Its key is made of the seed and the purpose of the numbers, its counter is (global env
-index, low word of the step count, high word of the step count, block). ``kernels/reference.py`` has it in full.
+The stream is Philox4x32-10. Its key consists of the seed and the purpose of the numbers; its counter is
+(global env index, low word of the step count, high word of the step count, block). ``kernels/reference.py`` is the full
+definition.
 """
 
 from typing import Any

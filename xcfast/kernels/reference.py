@@ -162,7 +162,7 @@ def portable_log(x: float) -> float:
 
 LN2_HIGH, LN2_LOW = float.fromhex("0x1.62e42fefa3800p-1"), float.fromhex("0x1.ef35793c76730p-45")
 
-# Wichura 1988, algorithm AS 241, PPND16: numerator and denominator, highest power first, for the centre, the tail
+# Wichura 1988, algorithm AS 241, PPND16: numerator and denominator, highest power first, for the center, the tail
 # and the far tail.
 _CENTRE = (
     (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,

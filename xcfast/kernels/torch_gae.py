@@ -1,4 +1,4 @@
-"""Advantage estimation on tensors of any device, which waits for the device only where truncation lacks its values."""
+"""Advantage estimation on tensors of any device. Only missing values of truncated steps make it wait."""
 
 import functools
 import importlib.util
@@ -18,7 +18,7 @@ def numpy_serves(x: Any) -> bool:
 
 
 def check_tensors(inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-    """Raises a ValueError where a tensor is not on the device of `rewards`, or an output shares memory.
+    """Raises a ValueError if a tensor is not on the device of `rewards`, or an output shares memory.
 
     A tensor on another device would have to be copied, which is slow; an output there would stay unwritten.
     """
@@ -131,7 +131,7 @@ def _in_one_kernel(
     factors: dict[str, float],
     out: tuple[Any, ...] | None,
 ) -> tuple[torch.Tensor, ...] | None:
-    """Returns advantages and returns by the Triton kernel, in `out` where that fits; None where it cannot serve."""
+    """Returns advantages and returns by the Triton kernel, in `out` if that fits; None for other arguments."""
     rewards = inputs["rewards"]
     if rewards.ndim != 2 or kernels.name == "torch" or not (kernels.name == "triton" or _has_triton(rewards.device)):
         return None
@@ -188,7 +188,7 @@ def _scan(delta: torch.Tensor, done: torch.Tensor, decay: float) -> torch.Tensor
     """Solves A[t] = delta[t] + (0 if done[t] else decay A[t + 1]) in log2(T) passes over all envs at once.
 
     After the pass with step k, A[t] holds the sum over the window [t, t + 2k), and cut[t] says that an episode ends in
-    it. Everything is selected: what lies behind an end must not leak, NaN included.
+    it. Everything is selected, never multiplied: values beyond an end, NaN included, must not spread.
     """
     sums, cut, step = delta, done, 1
     while step < len(sums):

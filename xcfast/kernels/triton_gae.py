@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def _then(d_late, c_late, d_early, c_early):  # type: ignore[no-untyped-def]
-    """The map of the later steps, then that of the earlier ones; c = 0 selects: what lies behind an end may be NaN."""
+    """Composes the maps of later and earlier steps; c = 0 selects, since values beyond an end may be NaN."""
     return tl.where(c_early == 0.0, d_early, d_early + c_early * d_late), c_early * c_late
 
 
@@ -62,7 +62,7 @@ def _gae_kernel(  # type: ignore[no-untyped-def]
                 after = tl.where(timed_out, tl.load(final_values + at, mask=inside & timed_out, other=0.0), after)
         after = tl.where(ended, 0.0, after)
         delta = tl.load(rewards + at, mask=inside, other=0.0) + gamma * after - value
-        # Steps beyond the last one pass the carry on.
+        # Steps beyond the last one pass on the carry.
         delta = tl.where(inside, delta, 0.0)
         factor = tl.where(inside, tl.where(cut, 0.0, decay), 1.0)
         sums, products = tl.associative_scan((delta, factor), 0, _then, reverse=True)
@@ -85,10 +85,10 @@ def gae(
     advantages: torch.Tensor,
     returns: torch.Tensor,
 ) -> bool:
-    """Writes advantages and returns, all [T, N]; False, with nothing done, for what it does not serve.
+    """Writes advantages and returns, all [T, N]. Returns False, with nothing done, for other arguments.
 
-    It serves contiguous float32 tensors of fitting shapes with bool flags (its scalars are float32, so float64 would be
-    float64 in name only); which arguments exclude each other is `xcfast.gae`'s business.
+    It supports contiguous float32 tensors of fitting shapes with bool flags (its scalars are float32, so float64 would
+    be float64 in name only); which arguments exclude each other is checked by `xcfast.gae`.
     """
     shape = rewards.shape
     for x in (rewards, values, final_values, next_values, advantages, returns, last_values):

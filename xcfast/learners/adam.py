@@ -1,4 +1,4 @@
-"""Adam's state in two flat arrays, in the form of torch's optimiser, for learners that take the steps themselves."""
+"""Adam's state in two flat arrays, in the form of torch's optimizer, for learners that take the steps themselves."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 class FlatAdam:
     """The settings, learning rates and saved state of ``torch.optim.Adam``, for a learner that works on flat arrays.
 
-    The torch optimiser never steps. It gives the state its form, so that a resumed run may use another learner.
+    The torch optimizer never steps. It gives the state its form, so that a resumed run may use another learner.
 
     Args:
         policy: The policy that learns.
         config: The run's configuration.
         flat: The layout of the policy's parameters.
         exp_avg: float32, laid out like ``flat.array``, on any device: first moment, which the learner updates.
-        exp_avg_sq: float32, likewise: second moment.
+        exp_avg_sq: float32, of the same form: second moment.
         optimizer: A script's plain Adam; default: Adam with the configuration's learning rates.
-        scheduler: Scheduler of the script's optimiser.
+        scheduler: Scheduler of the script's optimizer.
 
     Attributes:
-        optimizer: The optimiser in torch.
+        optimizer: The torch optimizer.
         schedule: The learning rates.
-        steps_done: Number of updates so far.
+        steps_done: Number of gradient steps so far.
         betas: Decay rates of the two moments.
-        eps: What is added to the root of the second moment.
+        eps: Number that is added to the root of the second moment.
 
     Raises:
-        ValueError: Optimiser, scheduler and policy do not belong together.
+        ValueError: Optimizer, scheduler and policy do not belong together.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FlatAdam:
         self._own = optimizer is None
         self.optimizer = make_optimizer(policy, config, optimizer)
         self.schedule = Schedule(config, self.optimizer, scheduler, self._own)
-        if scheduler is not None:  # it expects the optimiser to step first; without gradients, a step does nothing
+        if scheduler is not None:  # it expects the optimizer to step first; without gradients, a step does nothing
             self.optimizer.zero_grad()
             self.optimizer.step()
         group = self.optimizer.param_groups[0]
@@ -67,10 +67,10 @@ class FlatAdam:
         self.steps_done = 0
         self._read()
 
-    def advance(self, updates: int) -> None:
-        """Counts updates as done."""
-        self.steps_done += updates
-        if not self._own:  # the script finds in its optimiser what it would hold had it stepped
+    def advance(self, steps: int) -> None:
+        """Counts gradient steps as taken."""
+        self.steps_done += steps
+        if not self._own:  # the script finds the same state in its optimizer as if the optimizer had stepped
             self._write()
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class FlatAdam:
         self._read()
 
     def _write(self) -> None:
-        """Writes moments and steps into the optimiser's state."""
+        """Writes moments and steps into the optimizer's state."""
         moments = {name: self._flat.split(x.cpu()) for name, x in self._moments.items()}
         for index, parameter in enumerate(self._parameters):
             step = torch.tensor(float(self.steps_done))
@@ -97,7 +97,7 @@ class FlatAdam:
             self.optimizer.state[parameter] = {"step": step, **own}
 
     def _read(self) -> None:
-        """Reads moments and steps from the optimiser's state."""
+        """Reads moments and steps from the optimizer's state."""
         saved = [dict(self.optimizer.state.get(parameter, {})) for parameter in self._parameters]
         for name, flat in self._moments.items():
             found = [one[name].clone() if one else None for one in saved]  # perhaps a view of what is zeroed here

@@ -32,11 +32,11 @@ _APPROX_KL = LOSSES.index("approx_kl")
 
 
 class CudaLearner:
-    """The update of ``TorchLearner`` with everything on the device, whatever the policy.
+    """The update of ``TorchLearner``, for any policy, with everything on the device.
 
-    The policy that is passed in stays on the CPU, where collectors and evaluation read it. Its copy on the device is
-    what learns, and ``update`` brings the new weights back. Rewards are scaled on the CPU, where they arise; all the
-    rest happens on the device, in a ``DeviceUpdate``, and only the metrics return, once.
+    The policy that is passed in stays on the CPU, where collectors and evaluation read it. Its copy on the device
+    learns, and ``update`` brings the new weights back. Rewards are scaled on the CPU, where they are; everything else
+    happens on the device, in a ``DeviceUpdate``, and only the metrics return, once.
 
     With ``overlap`` the next rollout is collected during ``update``, with the weights that ``publish`` brought to the
     CPU before. Values and old log-probabilities are those of the weights that collected, one update older than those
@@ -45,13 +45,13 @@ class CudaLearner:
     Args:
         policy: The policy that learns, on the CPU.
         config: The run's configuration; ``compile`` says which form of the steps to try first.
-        rollout: A rollout of the shape that will be learned from; fast where its arrays are page-locked
+        rollout: A rollout of the shape that will be learned from; copies are fast if its arrays are page-locked
             (``page_locked``).
-        reward_normalizer: What scales its rewards.
-        device: CUDA device; a CPU serves for tests, without graphs.
+        reward_normalizer: Normalizer that scales its rewards.
+        device: CUDA device; in tests also the CPU, without graphs.
         ranks: The ranks that learn together.
         optimizer: A script's plain Adam of all of the policy's parameters, whose state is kept as if it stepped.
-        scheduler: Scheduler of the script's optimiser.
+        scheduler: Scheduler of the script's optimizer.
 
     Attributes:
         compile: The form of the steps in use: "graph", "default" (compiled, launched one by one) or "off" (eager).
@@ -59,7 +59,7 @@ class CudaLearner:
         device_policy: The copy on the device, for inference there.
 
     Raises:
-        ValueError: Optimiser, scheduler and policy do not belong together.
+        ValueError: Optimizer, scheduler and policy do not belong together.
     """
 
     name = "cuda"
@@ -139,7 +139,7 @@ class CudaLearner:
         return {**metrics, "losses/ratio_drift": drift} if self._config.overlap else metrics
 
     def _results(self) -> Tensor:
-        """Returns on the device, in one float64 array, all that the metrics are made of."""
+        """Returns the values that the metrics are computed from, in one float64 array on the device."""
         on_device = self._on_device
         values, returns = on_device.values.double(), on_device.returns.double()
         spread = (returns, returns - values, values)
@@ -163,7 +163,7 @@ class CudaLearner:
         self._prepared = iteration
 
     def _upload(self, rollout: Rollout, iteration: int) -> np.ndarray:
-        """Copies all that the device needs of this iteration, without waiting; returns the learning rates."""
+        """Copies everything that the device needs for this iteration, without waiting; returns the learning rates."""
         on_device = self._on_device
         done = rollout.terminated | rollout.truncated
         self._reward_normalizer(rollout.rewards, done, out=self._scaled_rewards)
@@ -237,5 +237,5 @@ class CudaLearner:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser in torch: a script's, or one that gives the saved state its form."""
+        """The torch optimizer: a script's own, or one that only gives the saved state its form."""
         return self._adam.optimizer

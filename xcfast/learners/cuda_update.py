@@ -1,4 +1,4 @@
-"""What an update runs on a CUDA device: evaluation of the rollout, minibatch steps; compiled and in graphs."""
+"""The parts of an update on a CUDA device, compiled and in graphs: evaluation of the rollout, minibatch steps."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class DeviceUpdate:
     """The evaluation of a rollout and the minibatch steps, as functions of buffers that are allocated once.
 
     The minibatch step is two functions without arguments or results, ``_gradients`` (gather, loss, flat gradient) and
-    ``_apply`` (norm limit, Adam), which find their minibatch by a counter on the device. So the same step serves all
-    updates: eager, compiled, or as one sequence of nodes of a CUDA graph. Minibatches are padded to one size with
-    entries of no weight, so uneven ones need no other shape.
+    ``_apply`` (norm limit, Adam), which find their minibatch by a counter on the device. So the same two functions
+    serve every step: eager, compiled, or as one sequence of nodes of a CUDA graph. Minibatches are padded to one size
+    with entries of no weight, so uneven ones need no other shape.
 
-    Of several ranks, each computes its part of every minibatch, weighted by the size of the whole one. Between the two
-    functions, the flat gradient is summed over the ranks. Graphs are not used then.
+    If there are several ranks, each one computes its part of every minibatch, weighted by the size of the whole one.
+    Between the two functions, the flat gradient is summed over the ranks. Graphs are not used then.
 
     Args:
         policy: The policy on the CPU, which is copied.
@@ -50,22 +50,22 @@ class DeviceUpdate:
         config: The run's configuration.
         control: The KL control.
         rollout: A rollout of the shape that all buffers take.
-        device: CUDA device; a CPU serves for tests, without graphs.
+        device: CUDA device; in tests also the CPU, without graphs.
         ranks: The ranks that learn together.
 
     Attributes:
         policy: The copy on the device. Its parameters are views of ``weights``.
         weights: Flat weights that learn.
         moments: Adam's two moments, laid out like ``weights``.
-        behaviour: Flat weights that collected: ``weights`` itself, or with ``overlap`` a copy from one update before.
+        behaviour: Flat weights that collected: ``weights`` itself, or with ``overlap`` a copy that is one update older.
         mode: The form in use: "graph", "default" (compiled, launched one by one) or "off" (eager).
         fallbacks: Why the forms before it in that order were not used, one sentence each.
         counts: int64 [n_minibatch], this rank's number of steps in each minibatch.
         padded: Whether these numbers differ.
-        updates: Number of updates of an iteration.
-        span: Number of updates between two looks at the KL: those of an epoch where it may be the last one.
-        indices: int64 [updates, largest minibatch], the minibatches; padding repeats row 0.
-        rates: float32 [updates, 2], for update t of Adam: learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t).
+        updates: Number K of gradient steps in an update.
+        span: Number of gradient steps between two checks of the KL: one epoch with ``early_stop_kl``, else K.
+        indices: int64 [K, largest minibatch], the minibatches; padding repeats row 0.
+        rates: float32 [K, 2], for step t of Adam: learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t).
         loss_sums: Sums of the loss's parts over all samples; of the penalty's KL over those of the last epoch alone.
         norm_sum: Sum of the gradients' norms.
         drift: With ``overlap``, the mean of |ratio - 1| between ``weights`` and ``behaviour`` before the first step.
@@ -127,14 +127,14 @@ class DeviceUpdate:
         self.counts = np.diff(offsets)
         size = int(self.counts.max())
         self.padded = bool((self.counts != size).any())
-        # Of the whole minibatches; the counts are those of this rank's part of them.
+        # Sizes of the whole minibatches; `counts` are the sizes of this rank's part of them.
         sizes = torch.tensor(minibatch_sizes(config), device=device).repeat(config.n_epochs)
         self._plain_mean = not self.padded and self.ranks.world_size == 1
         self.indices = torch.zeros((self.updates, size), dtype=torch.int64, device=device)
         counts = torch.from_numpy(self.counts).to(device).repeat(config.n_epochs)
         self._taken = torch.arange(size, device=device) < counts[:, None]
         self._shares = self._taken / sizes[:, None].float()  # 1 / n for each sample of a minibatch of n, 0 for padding
-        # A mean times its weight is a sum; the sum of the penalty's KL is over the last epoch alone.
+        # Weights that turn means into sums; the penalty's KL is summed over the last epoch only.
         self._loss_weights = sizes[:, None].float().repeat(1, len(LOSSES))
         self._loss_weights[: -config.n_minibatch, _KL] = 0.0
         self.kl_coef = torch.zeros((), device=device)
@@ -150,7 +150,7 @@ class DeviceUpdate:
         self.loss_sums, self.norm_sum = torch.zeros(len(LOSSES), device=device), torch.zeros(1, device=device)
         self.drift = torch.zeros(1, device=device)
 
-    # The minibatch step: tensors in, tensors changed in place, nothing for Python to decide.
+    # The gradient step: it changes tensors in place, and leaves Python nothing to decide.
 
     def _gradients(self) -> None:
         """Computes the gradient of minibatch k, and adds the parts of its loss, times its size, to ``loss_sums``."""
@@ -218,7 +218,7 @@ class DeviceUpdate:
     # The three forms in which the step runs.
 
     def prepare(self, wanted: str, betas: tuple[float, float], eps: float) -> None:
-        """Compiles and captures as far as ``wanted`` says and as that works here.
+        """Compiles and captures the steps, as far as ``wanted`` says and as it works on this machine.
 
         Args:
             wanted: One of ``MODES``, to be tried first.
@@ -254,14 +254,14 @@ class DeviceUpdate:
     def _compile(self) -> None:
         self._run_gradients = torch.compile(self._gradients, fullgraph=True, dynamic=False)
         self._run_apply = torch.compile(self._apply, fullgraph=True, dynamic=False)
-        # Every learner of a process compiles its own step, which the limit would count as one step compiled again.
+        # Every learner of a process compiles its own step; the limit would count that as recompiling one step.
         unlimited = {"recompile_limit": 1 << 30, "accumulated_recompile_limit": 1 << 30}
         with warnings.catch_warnings(), torch._dynamo.config.patch(unlimited):
             warnings.simplefilter("ignore")  # Inductor's advice about TF32 and its own deprecations
             self._try()
 
     def _try(self) -> None:
-        """Runs everything once, so that whatever is initialised or compiled lazily is ready."""
+        """Runs everything once, so that all lazy initialization and compilation is done."""
         self._graphs = None
         self._evaluate()
         self._step()
@@ -273,7 +273,7 @@ class DeviceUpdate:
         self._graph_steps = max(n for n in range(1, _GRAPH_STEPS + 1) if self.span % n == 0)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):  # libraries initialise themselves for each stream
+        with torch.cuda.stream(stream):  # libraries initialize themselves for each stream
             self._try()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         evaluation, steps = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -285,7 +285,7 @@ class DeviceUpdate:
                 self._step()
         self._graphs = evaluation, steps
 
-    # What the learner calls.
+    # The methods that the learner calls.
 
     def evaluate(self) -> None:
         """Computes values, log-probabilities, advantages and returns with the weights that collected the rollout.
@@ -298,7 +298,7 @@ class DeviceUpdate:
             self._graphs[0].replay()
 
     def run_span(self) -> None:
-        """Does the next ``span`` updates."""
+        """Takes the next ``span`` gradient steps."""
         if self._graphs is None:
             for _ in range(self.span):
                 self._step()
@@ -316,7 +316,7 @@ class DeviceUpdate:
         return [x.clone() for x in (self.weights, *self.moments)]
 
     def restore(self, snapshot: list[Tensor]) -> None:
-        """Goes back to the weights and moments of ``snapshot``."""
+        """Restores the weights and moments of ``snapshot``."""
         for x, old in zip((self.weights, *self.moments), snapshot, strict=True):
             x.copy_(old)
 
@@ -357,27 +357,27 @@ class DeviceUpdate:
     def _compute_advantage_moments(self) -> None:
         """Computes mean and 1 / (standard deviation + 1e-8) of every minibatch's advantages in one pass over all."""
         # Deviations from the rollout's mean, so that the difference of the two sums below does not cancel.
-        centre = self.advantages.double().mean()
-        advantages = (self.advantages.double() - centre).flatten()[self.indices]
+        center = self.advantages.double().mean()
+        advantages = (self.advantages.double() - center).flatten()[self.indices]
         if self.ranks.world_size > 1:
-            self._advantage_moments.copy_(self._joined_advantage_moments(advantages, float(centre)))
+            self._advantage_moments.copy_(self._joined_advantage_moments(advantages, float(center)))
             return
         mean = (advantages * self._shares).sum(1)
         variance = (advantages.square() * self._shares).sum(1) - mean.square()
-        self._advantage_moments[:, 0] = mean + centre
+        self._advantage_moments[:, 0] = mean + center
         self._advantage_moments[:, 1] = 1.0 / (variance.clamp(min=0.0).sqrt() + 1e-8)
 
-    def _joined_advantage_moments(self, advantages: Tensor, centre: float) -> Tensor:
+    def _joined_advantage_moments(self, advantages: Tensor, center: float) -> Tensor:
         """Returns the same of several ranks' parts of the minibatches.
 
         Args:
-            advantages: float64 [updates, largest minibatch], less ``centre``.
-            centre: Mean of this rank's advantages.
+            advantages: float64 [K, largest minibatch], less ``center``.
+            center: Mean of this rank's advantages.
         """
         count = self._taken.sum(1)
         mean = (advantages * self._taken).sum(1) / count.clamp(min=1)
         square = ((advantages - mean[:, None]).square() * self._taken).sum(1)
-        parts = torch.stack([count, (mean + centre) * (count > 0), square], 1).cpu().numpy()
+        parts = torch.stack([count, (mean + center) * (count > 0), square], 1).cpu().numpy()
         counts, means, squares = joined_moments(parts, self.ranks).T
         return torch.from_numpy(np.stack([means, 1.0 / (np.sqrt(squares / counts) + 1e-8)], 1))
 

@@ -17,7 +17,7 @@ class UpdateGuard:
     """Runs a learner's updates, one at a time, and undoes those that fail.
 
     Args:
-        reward_normalizer: Normaliser that the updates feed; the guard restores its statistics.
+        reward_normalizer: Normalizer that the updates feed; the guard restores its statistics.
     """
 
     def __init__(self, reward_normalizer: RewardNormalizer) -> None:
@@ -31,7 +31,7 @@ class UpdateGuard:
         snapshot: Callable[[], State],
         restore: Callable[[State], None],
     ) -> dict[str, float]:
-        """Calls ``update`` and returns its metrics. After any exception, Ctrl-C too, all is as before the call.
+        """Calls ``update`` and returns its metrics. After an exception, even Ctrl-C, everything is as before the call.
 
         Args:
             update: Function that does the update and returns its metrics.

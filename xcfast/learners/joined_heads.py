@@ -15,7 +15,7 @@ class PolicyEvaluation(nn.Module):
     """``ActorCritic.evaluate`` with the KL from stored distributions, as a module for ``functional_call``.
 
     Args:
-        policy: The policy on the device. Where its heads begin alike, one matrix product serves both.
+        policy: The policy on the device. If its heads begin alike, one matrix product computes both beginnings.
     """
 
     def __init__(self, policy: ActorCritic) -> None:

@@ -62,7 +62,7 @@ class KLControl:
         return float(ranks.sum_(np.array([float(approx_kl)]))[0]) > self.limit * samples
 
     def metrics(self, kl: float, epochs: int) -> dict[str, float]:
-        """Returns what is logged of an update: with the penalty its KL and coefficient, with a limit the epochs run.
+        """Returns the metrics of the KL: with the penalty its KL and coefficient, with a limit the number of epochs.
 
         Args:
             kl: Mean KL over the last epoch.
@@ -82,10 +82,10 @@ class KLControl:
             self.coef = max(0.5 * self.coef, MIN_KL_COEF)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the coefficient, where there is a penalty."""
+        """Returns the coefficient, if there is a penalty."""
         return {"kl_coef": self.coef} if self.penalizes else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned. A state without a coefficient, of a plain PPO run, changes nothing."""
+        """Restores what ``state_dict`` returned. A state without a coefficient (of a PPO run) changes nothing."""
         if self.penalizes and "kl_coef" in state:
             self.coef = float(state["kl_coef"])

@@ -1,4 +1,4 @@
-"""What a run needs of a learner, whichever engine computes the update."""
+"""The interface of learners, whichever engine computes the update."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Learner(Protocol):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser in torch: a script's, or one that gives the saved state its form."""
+        """The torch optimizer: a script's own, or one that only gives the saved state its form."""
 
     @property
     def overlaps(self) -> bool:
-        """Whether the next rollout may be collected during ``update``, which then leaves the policy alone."""
+        """Whether the next rollout may be collected during ``update``, which then does not change the policy."""
 
     @property
     def device_policy(self) -> ActorCritic | None:
@@ -43,35 +43,35 @@ class Learner(Protocol):
 
         Returns:
             Metrics: losses as means over all samples of the epochs that ran, ``losses/grad_norm`` as the mean over the
-            updates, ``losses/kl`` as the mean over the last epoch.
+            gradient steps, ``losses/kl`` as the mean over the last epoch.
 
         Raises:
             NonFiniteError: A metric is NaN or infinite.
             RuntimeError: Another thread is in an update of this learner.
 
         Note:
-            After any exception, weights, optimiser and schedule are those from before the call.
+            After any exception, weights, optimizer and schedule are those from before the call.
         """
 
     def adopt(self) -> None:
-        """Takes over weights that other code, such as the loading of a model, has written into the policy."""
+        """Takes over weights that other code has written into the policy, for example by loading a model."""
 
     def publish(self) -> None:
         """Brings the newest weights into the policy. ``update`` does so itself, unless rollouts overlap with it."""
 
     @property
     def behaviour(self) -> Tensor | None:
-        """Flat float32 weights on the CPU that collect the next rollout; None where they are the policy's own."""
+        """Flat float32 weights on the CPU that collect the next rollout; None if the policy's own weights do."""
 
     def set_behaviour(self, weights: Tensor) -> None:
-        """Restores ``behaviour``, after ``adopt``. Does nothing where the policy's own weights collect."""
+        """Restores ``behaviour``, after ``adopt``. Does nothing if the policy's own weights collect."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the optimiser in ``torch.optim``'s form, of the schedule, and of the KL penalty."""
+        """Returns the state of the optimizer in ``torch.optim``'s form, of the schedule, and of the KL penalty."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` of any learner returned.
 
         Raises:
-            ValueError: A scheduler decided the learning rates in one of the two runs only.
+            ValueError: Only one of the two runs has a scheduler.
         """

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Names of the loss's parts, in the order of ``PPOLoss``; the last one is logged only where there is a penalty.
+#: Names of the loss's parts, in the order of ``PPOLoss``; the last one is logged only if there is a penalty.
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "kl")
 
 
 class PPOLoss(NamedTuple):
-    """The loss to minimise and its parts, all scalar tensors on one device."""
+    """The loss to minimize and its parts, all scalar tensors on one device."""
 
     loss: Tensor
     policy_loss: Tensor
@@ -51,14 +51,14 @@ def ppo_loss(
         entropy: float [B], entropy of the current policy.
         values: float [B], current value estimates.
         old_log_probs: float [B], log-probabilities under the policy that collected.
-        advantages: float [B], normalised before the call where the configuration says so.
+        advantages: float [B], normalized before the call if the configuration says so.
         returns: float [B], value targets.
         clip_range: Half-width of [1 - clip_range, 1 + clip_range], which the ratio is clipped to; may be infinite.
         vf_coef: Weight of the value loss (mean squared error, no factor 1/2).
         ent_coef: Weight of the entropy bonus.
         kl: float [B], KL divergence from the policy that collected; None: no penalty.
         kl_coef: Weight of the penalty, which is not part of ``policy_loss``.
-        mean: Function that takes the mean [...] over the whole minibatch of float [..., B], where B is padded or only
+        mean: Function that returns the mean [...] over the whole minibatch of float [..., B]; B may be padded, or only
             a part of the minibatch.
 
     Source:
@@ -83,5 +83,5 @@ def ppo_loss(
 
 def normalized_advantages(advantages: Tensor) -> Tensor:
     """Returns (A - mean) / (std + 1e-8), with the population standard deviation of the minibatch."""
-    centred = advantages - advantages.mean()
-    return centred / (centred.square().mean().sqrt() + 1e-8)
+    centered = advantages - advantages.mean()
+    return centered / (centered.square().mean().sqrt() + 1e-8)

@@ -1,4 +1,4 @@
-"""What learners report: means over an update, and how well the values explain the returns."""
+"""The metrics of an update: means of the losses, and how well the values explain the returns."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def value_moments(values: np.ndarray, returns: np.ndarray) -> np.ndarray:
 def value_metrics(moments: np.ndarray, ranks: Ranks = ALONE) -> dict[str, float]:
     """Returns how well the values explain the returns, and the mean value, over all ranks.
 
-    ``losses/explained_variance`` is 1 - Var[returns - values] / Var[returns], and 0 where the returns do not vary.
+    ``losses/explained_variance`` is 1 - Var[returns - values] / Var[returns], and 0 if the returns do not vary.
 
     Args:
         moments: What ``value_moments`` returned on this rank.

@@ -43,14 +43,14 @@ class NativeLearner:
         policy: The policy that learns, on the CPU.
         config: The run's configuration.
         rollout: A rollout of the shape that will be learned from.
-        reward_normalizer: What scales its rewards.
+        reward_normalizer: Normalizer that scales its rewards.
         num_threads: Number of threads of an update.
         ranks: The ranks that learn together.
         optimizer: A script's plain Adam of all of the policy's parameters, whose state is kept as if it stepped.
-        scheduler: Scheduler of the script's optimiser.
+        scheduler: Scheduler of the script's optimizer.
 
     Raises:
-        ValueError: Native code cannot serve (see ``reason_not``), or optimiser, scheduler and policy do not belong
+        ValueError: Native code cannot be used (see ``reason_not``), or optimizer, scheduler and policy do not belong
             together.
     """
 
@@ -74,7 +74,7 @@ class NativeLearner:
             check_optimizer(optimizer, policy)
         reason = self.reason_not(config, policy, optimizer)
         if reason is not None:
-            raise ValueError(f"the native learner cannot serve: {reason}")
+            raise ValueError(f"the native learner cannot be used: {reason}")
         from xcfast import _core
 
         self.policy = policy
@@ -105,9 +105,9 @@ class NativeLearner:
 
     @staticmethod
     def reason_not(config: Config, policy: ActorCritic, optimizer: torch.optim.Optimizer | None = None) -> str | None:
-        """Returns why this learner cannot serve, as the end of a sentence; None if it can."""
+        """Returns why this learner cannot be used, as the end of a sentence; None if it can."""
         if policy.device.type != "cpu":
-            return f"the weights are on {policy.device}; it computes on the CPU"
+            return f"it computes on the CPU, and the weights are on {policy.device}"
         if (reason := reason_not_native(policy)) is not None:
             return reason
         if (reason := reason_not_flat_adam(policy, optimizer)) is not None:
@@ -216,5 +216,5 @@ class NativeLearner:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser in torch: a script's, or one that gives the saved state its form."""
+        """The torch optimizer: a script's own, or one that only gives the saved state its form."""
         return self._adam.optimizer

@@ -1,4 +1,4 @@
-"""The optimiser of a learner: Adam, or what a script brings."""
+"""The optimizer of a learner: Adam, or a script's own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _ADDED = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_we
 def make_optimizer(
     policy: ActorCritic, config: Config, given: torch.optim.Optimizer | None = None
 ) -> torch.optim.Optimizer:
-    """Returns the script's optimiser after checking it, or else Adam for all of the policy's parameters.
+    """Returns Adam for all of the policy's parameters, or the script's optimizer, ``given``, after checking it.
 
     Raises:
-        ValueError: The script's optimiser has parameters that are not the policy's.
+        ValueError: The script's optimizer has parameters that are not the policy's.
     """
     if given is not None:
         check_optimizer(given, policy)
@@ -30,7 +30,7 @@ def make_optimizer(
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic) -> None:
-    """Checks that an optimiser has no other parameters than a policy's; it need not have all of them.
+    """Checks that all parameters of an optimizer are a policy's. It need not have all of the policy's parameters.
 
     Raises:
         ValueError: It has a parameter that is not the policy's. A learner could neither compute its gradient nor undo
@@ -48,11 +48,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic) -> No
 
 
 def reason_not_flat_adam(policy: ActorCritic, optimizer: torch.optim.Optimizer | None) -> str | None:
-    """Returns why ``FlatAdam`` cannot stand for the optimiser of a policy, as the end of a sentence; None if it can.
+    """Returns why ``FlatAdam`` cannot replace the optimizer of a policy, as the end of a sentence; None if it can.
 
     Args:
         policy: The policy that learns.
-        optimizer: The script's optimiser, or None for Adam with the configuration's learning rates.
+        optimizer: The script's optimizer, or None for Adam with the configuration's learning rates.
     """
     parameters = list(policy.parameters())
     if not all(p.requires_grad for p in parameters):
@@ -61,22 +61,22 @@ def reason_not_flat_adam(policy: ActorCritic, optimizer: torch.optim.Optimizer |
 
 
 def reason_not_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> str | None:
-    """Returns why an optimiser is not plain Adam for exactly these parameters, as the end of a sentence; None if it is.
+    """Returns why an optimizer is not plain Adam for exactly these parameters, as the end of a sentence; None if it is.
 
     Plain Adam has one learning rate for all parameters and no additions such as weight decay.
     """
     if type(optimizer) is not torch.optim.Adam:
-        return f"the optimizer is {type(optimizer).__name__}; it has Adam"
+        return f"the optimizer is {type(optimizer).__name__}, not Adam"
     if len(optimizer.param_groups) != 1:
         return "the optimizer has several parameter groups"
     group = optimizer.param_groups[0]
     if set(map(id, group["params"])) != set(map(id, parameters)):
-        return "the optimizer has not all of the policy's parameters"
+        return "the optimizer does not have all of the policy's parameters"
     for name in _ADDED:
         if group.get(name):
-            return f"the optimizer's {name} is {group[name]}; it has plain Adam"
+            return f"the optimizer's {name} is {group[name]}, so it is not plain Adam"
     if "base_momentum" in group:
-        return "the scheduler changes Adam's beta1, which must be constant here; cycle_momentum=False keeps it constant"
+        return "the scheduler changes Adam's beta1, which must be constant (cycle_momentum=False keeps it constant)"
     if not all(isinstance(value, float | int) for value in (group["lr"], group["eps"], *group["betas"])):
         return "the optimizer's settings are tensors"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:

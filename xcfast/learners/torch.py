@@ -1,4 +1,4 @@
-"""The PPO update in torch, which serves any policy, and is the reference in the tests of the other learners."""
+"""The PPO update in torch, for any policy; it is the reference in the tests of the other learners."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ _EVALUATION_ROWS = 16384  # rows per forward pass over the rollout: bounds the m
 
 
 class TorchLearner:
-    """The update in torch, eager, on the device of the policy, whatever the policy.
+    """The update in eager torch, for any policy, on the policy's device.
 
-    On a GPU it serves scripts that bring a policy there with an optimiser other than plain Adam, and as the baseline
-    of ``benchmarks/test_cuda.py``.
+    On a GPU it is for scripts that bring a policy there with an optimizer other than plain Adam. It is also the
+    baseline of ``benchmarks/test_cuda.py``.
 
     ``update`` reads a full rollout, evaluates it in bulk with the weights that collected it, computes advantages, and
-    runs n_epochs x n_minibatch optimiser steps. Nothing in the minibatch loop waits for the device; metrics are read
+    runs n_epochs x n_minibatch optimizer steps. Nothing in the minibatch loop waits for the device; metrics are read
     once.
 
-    Each of several ranks computes its part of every minibatch: the sum over its own samples, divided by the size of
-    the whole minibatch. One flat gradient is summed over the ranks; then all take the same step.
+    If there are several ranks, each one computes its part of every minibatch: the sum over its own samples, divided by
+    the size of the whole minibatch. One flat gradient is summed over the ranks; then all take the same step.
 
     Args:
         policy: The policy that learns, on the device where it is to learn.
         config: The run's configuration.
         rollout: A rollout of the shape that will be learned from.
-        reward_normalizer: What scales its rewards.
+        reward_normalizer: Normalizer that scales its rewards.
         num_threads: Number of torch's threads during an update.
         ranks: The ranks that learn together.
-        optimizer: A script's optimiser of some or all of the policy's parameters; default: Adam.
-        scheduler: Scheduler of the script's optimiser.
+        optimizer: A script's optimizer of some or all of the policy's parameters; default: Adam.
+        scheduler: Scheduler of the script's optimizer.
 
     Raises:
-        ValueError: Optimiser, scheduler and policy do not belong together.
+        ValueError: Optimizer, scheduler and policy do not belong together.
     """
 
     name = "torch"

@@ -35,7 +35,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: The file cannot be written. What was at ``path`` before is still there.
     """
-    data = io.BytesIO()  # first into memory: torch would hide the file system's error behind one of its own
+    data = io.BytesIO()  # into memory first, because torch would hide the file system's error behind one of its own
     torch.save({"format": FORMAT, "version": VERSION, **_plain(state)}, data)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -54,7 +54,7 @@ def read_torch_file(path: Path) -> Any:
     """Reads what ``torch.save`` wrote onto the CPU: tensors, numbers, texts and containers, and nothing else.
 
     Raises:
-        CheckpointError: The file is missing, truncated or damaged, is no such file, or asks for other objects.
+        CheckpointError: The file is missing, truncated or damaged, is not such a file, or contains other objects.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -68,19 +68,19 @@ def read_torch_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        # Not torch's own words: they advise to load the file once more with everything in it allowed.
+        # Not torch's own message, which advises loading the file again with everything in it allowed.
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
             raise CheckpointError(f"{path}: not a model file of torch") from None
-        reason = f"it asks for {asked[1]}; nothing but tensors, numbers, texts and containers is read from a model"
+        reason = f"it contains {asked[1]}; only tensors, numbers, texts and containers are read from a model"
         raise CheckpointError(f"{path}: {reason}") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; arrays come back as CPU tensors.
+    """Reads a checkpoint onto the CPU. Arrays come back as CPU tensors.
 
     Raises:
-        CheckpointError: missing, truncated, damaged, not a checkpoint of this program, or of a newer format.
+        CheckpointError: It is missing, truncated, damaged, not a checkpoint of this program, or of a newer format.
     """
     path = Path(path)
     state = read_torch_file(path)
@@ -90,7 +90,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: version: found {state['version']!r:.60}; wanted: an integer")
     if state["version"] > VERSION:
         raise CheckpointError(
-            f"{path}: format version {state['version']}; this xcfast reads up to {VERSION}, please upgrade"
+            f"{path}: format version {state['version']}; this xcfast reads up to {VERSION}; please upgrade"
         )
     missing = [key for key in REQUIRED if key not in state]
     if missing:

@@ -1,7 +1,7 @@
-"""What a checkpoint must contain: every entry that the program reads, with its type, range and shape.
+"""The schema of a checkpoint: every entry that the program reads, with its type, range and shape.
 
 ``check_checkpoint`` compares a whole file with this schema before anything in it is used. Entries that the schema does
-not name are left alone: they belong to another version. A run may have gone wrong when its checkpoint was written, so
+not name are ignored: they belong to another version. A run may have gone wrong when its checkpoint was written, so
 numbers that only describe an episode or a score may be infinite or NaN; numbers that decide how a run goes on may not.
 """
 
@@ -129,7 +129,7 @@ def _optional(inner: Check) -> Check:
 
 
 def _either(first: Check, second: Check) -> Check:
-    """Accepts tensors that pass the second check, and other values that pass the first."""
+    """Checks tensors with the second check, and other values with the first."""
 
     def check(value: Any, place: str) -> None:
         (second if isinstance(value, Tensor) else first)(value, place)
@@ -159,7 +159,7 @@ def _mapping(key_type: type, inner: Check) -> Check:
 
 
 def _record(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """Checks the named entries of a dict; others are left alone."""
+    """Checks the named entries of a dict; others are ignored."""
 
     def check(value: Any, place: str) -> None:
         _dict(value, place)
@@ -322,7 +322,7 @@ _CHECKPOINT = _record(
 )
 
 
-# What entries say about each other
+# Relations between entries
 
 
 def _check_relations(state: dict[str, Any]) -> None:
@@ -363,7 +363,7 @@ def _check_relations(state: dict[str, Any]) -> None:
 
 
 def _check_optimizer(optimizer: Any) -> None:
-    """Checks that moments belong to parameters, have one shape, and that those of squares are not negative."""
+    """Checks that moments belong to parameters and have one shape, and that second moments are not negative."""
     if optimizer is None:
         return
     place = "learner.optimizer.state"
@@ -409,7 +409,7 @@ def _shaped(value: Tensor | None, place: str, shape: torch.Size) -> None:
 
 
 def _at(state: Any, place: str) -> Any:
-    """The entry at a path, or None where a part of the path is absent."""
+    """Returns the entry at a path, or None if a part of the path is absent."""
     for key in place.split("."):
         if state is None or key not in state:
             return None
@@ -426,7 +426,7 @@ def _below(place: str, key: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in few words and one line."""
+    """Returns a short description of a value, in one line."""
     if isinstance(value, Tensor):
         words = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
         return f"{words}, {value.item()}" if value.ndim == 0 and value.dtype.is_floating_point else words

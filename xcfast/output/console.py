@@ -29,7 +29,7 @@ def say(text: str, quiet: bool = False, error: bool = False) -> None:
 
 
 def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
-    """Prints the names and numbers of MuJoCo's warnings, those of several processes added up."""
+    """Prints the names and numbers of MuJoCo's warnings, added up over processes."""
     total: Counter[str] = Counter()
     for one in counts:
         total.update(one)
@@ -41,7 +41,7 @@ def say_warnings(counts: Iterable[Mapping[str, int]]) -> None:
 class ProgressBar:
     """A bar with environment steps, steps per second, time left and recent returns.
 
-    It is silent where stdout is no terminal.
+    It prints nothing if stdout is not a terminal.
 
     Args:
         total: Environment steps at the end.
@@ -88,7 +88,7 @@ def score_text(score: float | None) -> str:
 
 
 def end_table(summary: Summary, stopped_by: str | None) -> str:
-    """Returns the table of scores, of where the time went, and of where the files are."""
+    """Returns the table of the end of a run: scores, times, and where the files are."""
     rows = [("stopped by", f"{stopped_by}; continue with --resume {summary.log_dir}")] if stopped_by else []
     rows.append(("steps", f"{summary.steps:,} ({summary.steps_per_second:,.0f} per second of training)"))
     if summary.best_mean is not None:
@@ -104,6 +104,6 @@ def end_table(summary: Summary, stopped_by: str | None) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Aligns names and texts in two columns, which are at the same places in most tables."""
+    """Aligns names and texts in two columns, at the same places in most tables."""
     width = max(10, *(len(name) for name, _ in rows))
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)

@@ -1,4 +1,4 @@
-"""What several output files share: atomic JSON, package versions."""
+"""Functions that several output files share: atomic JSON, package versions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def package_versions() -> dict[str, str]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically. A full disk costs the file, with a warning, and not the run."""
+    """Writes a JSON file atomically. On a full disk, the file is missing, with a warning, but the run goes on."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

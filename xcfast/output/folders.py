@@ -87,7 +87,7 @@ class RunFolders:
         return found
 
     def discard_unused(self) -> None:
-        """Removes those of the two folders in which nothing was written."""
+        """Removes each of the two folders in which nothing was written."""
         for folder in {self.log_dir, self.model_dir}:
             if [path.name for path in folder.glob("*")] == ["run.json"]:
                 (folder / "run.json").unlink()
@@ -122,7 +122,7 @@ class RunFolders:
 
 
 def _make(folder: Path, key: str, exist_ok: bool = False) -> None:
-    """Makes a folder and the folders above it. An error names the key that holds its place."""
+    """Makes a folder and the folders above it. An error names the key that sets its path."""
     try:
         folder.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:
@@ -140,7 +140,7 @@ def find_model(config: Config) -> Path:
     """Returns the best model, or else the final one, of the newest run with the configured env id and seed.
 
     Raises:
-        CheckpointError: There is none. The message says where it was looked for, and which seeds are there.
+        CheckpointError: There is none. The message says where it searched, and which seeds it found.
     """
     folder = Path(config.model_dir) / env_folder(config.env_id)
     runs = sorted(folder.glob(f"seed_{config.seed}_*"), key=lambda run: run.stat().st_mtime, reverse=True)

@@ -1,7 +1,7 @@
 """Log files that survive a full disk and a resumed run.
 
-A file consists of whole records. What a failed write has left behind is cut off before anything follows, and the
-records that did not fit are tried again with the next write. For a resumed run, a file is cut back to the checkpoint's
+A file consists of whole records. The rest of a failed write is cut off before anything is appended, and the records
+that did not fit are written again with the next ones. For a resumed run, a file is cut back to the checkpoint's
 step.
 """
 
@@ -64,7 +64,7 @@ class RecordFile:
             self._good_size += len(batch)
             self._pending.clear()
         except OSError as error:
-            with contextlib.suppress(OSError):  # at once, for who reads the file or needs the space
+            with contextlib.suppress(OSError):  # cut off now, since others may read the file or need the space
                 self._cut()
             if not self._warned:
                 self._warned = True
@@ -99,7 +99,7 @@ def truncate_event_file(path: str | os.PathLike[str], step: int) -> None:
     Events without a step (the file's version) stay.
 
     Raises:
-        OSError: If the file cannot be read or its replacement not be written; it is then as before.
+        OSError: If the file cannot be read, or its replacement cannot be written. The file has not changed then.
     """
     from tensorboard.compat.proto.event_pb2 import Event
 
@@ -115,7 +115,7 @@ def truncate_csv(path: str | os.PathLike[str], step: int, column: str = "step") 
     """Drops the rows whose `column` is beyond `step`, and a damaged tail; the file is replaced at once or not at all.
 
     Raises:
-        OSError: If the file cannot be read or its replacement not be written; it is then as before.
+        OSError: If the file cannot be read, or its replacement cannot be written. The file has not changed then.
         ValueError: If there is no such column.
     """
     lines = csv_lines(Path(path))

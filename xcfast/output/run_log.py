@@ -1,4 +1,4 @@
-"""What a run records while it goes: curves, result files, and lines on the screen. Only rank 0 has a log."""
+"""The records of a run under way: curves, result files, and lines on the screen. Only rank 0 has a log."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RunLog:
     def iteration(
         self, metrics: dict[str, float], *, times: dict[str, float], episodes: np.ndarray, step: int, seconds: float
     ) -> dict[str, float]:
-        """Writes what an iteration reports: the learner's metrics, speed, times, means over episodes.
+        """Writes the report of an iteration: the learner's metrics, speed, times, means over episodes.
 
         Args:
             metrics: Metrics of the update, by tag.

@@ -1,6 +1,6 @@
 """Observation and action spaces as plain data, so that a checkpoint can hold them.
 
-Whoever reads them needs no environment, and imports nothing that a file names.
+Reading them needs no environment, and imports nothing that a file names.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def space_from_data(data: Any) -> Box | Discrete:
         data: The description; arrays may be numpy arrays or CPU tensors.
 
     Raises:
-        ValueError: The description is not one of a space; the message says what is wanted.
+        ValueError: The data do not describe a space; the message says what is wanted.
     """
     if not isinstance(data, Mapping) or data.get("type") not in ("Box", "Discrete"):
         raise ValueError("a space: a dict whose type is Box or Discrete")
@@ -92,7 +92,7 @@ def _discrete(data: Mapping[str, Any]) -> Discrete:
 
 
 def _to_data(bounds: np.ndarray) -> np.ndarray:
-    """Torch has no unsigned integers of 16, 32 and 64 bits everywhere, so these are stored by their bits."""
+    """Some versions of torch lack unsigned integers of 16, 32 and 64 bits, so these are stored by their bits."""
     signed = np.dtype(bounds.dtype.name.removeprefix("u"))
     return bounds.view(signed).copy() if bounds.dtype.kind == "u" and bounds.itemsize > 1 else bounds.copy()
 

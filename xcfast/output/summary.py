@@ -1,4 +1,4 @@
-"""What a run achieved."""
+"""The summary of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run achieved; scores are None where nothing was evaluated, steps_per_second is of training time only."""
+    """What a run achieved. Scores are None if nothing was evaluated; steps_per_second counts training time only."""
 
     steps: int
     collection_seconds: float
@@ -27,5 +27,5 @@ class Summary:
     final_step: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a plain dict."""
+        """Returns the fields as a plain dict."""
         return asdict(self)

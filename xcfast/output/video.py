@@ -1,4 +1,4 @@
-"""Playing one episode, and recording it to an mp4 file: one frame in memory, one temporary file on the disk."""
+"""Plays one episode, and records it to an mp4 file: with one frame in memory, and one temporary file on the disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from xcfast.errors import EnvError
 from xcfast.output.console import ProgressBar
 
 Act = Callable[[Any, dict[str, Any]], Any]
-"""A deterministic policy: takes an observation and its info, returns an action; all as the environment has them."""
+"""A deterministic policy: takes an observation and its info, and returns an action, in the environment's own form."""
 
-DEFAULT_FPS = 30.0  #: for an environment that names no `render_fps`
+DEFAULT_FPS = 30.0  #: for an environment without `render_fps`
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def play_episode(
         seed: Seed of the reset.
         max_steps: Number of steps after which the episode is cut; None never cuts it.
         on_frame: Called with the number of steps made: 0 after the reset, then after each step.
-        should_stop: Asked before each step; True ends the episode.
+        should_stop: Called before each step; True ends the episode.
 
     Raises:
         Stopped: `should_stop` returned True.
@@ -93,8 +93,8 @@ def record_episode(
 ) -> Episode:
     """Plays one episode and writes it to an mp4 file, which appears at `path` only when it is complete.
 
-    The file has a frame of the first observation and one after each step. What an earlier recording that was killed
-    has left in the folder is removed.
+    The file has a frame of the first observation and one after each step. Temporary files of earlier recordings that
+    were killed are removed from the folder.
 
     Args:
         env: An environment that was made with `render_mode="rgb_array"`.
@@ -105,7 +105,7 @@ def record_episode(
         max_steps: Number of steps after which the episode is cut; None never cuts it.
         length: Expected number of steps, for the progress bar.
         progress: Whether to show a progress bar, where stdout is a terminal.
-        should_stop: Asked before each step; True ends the recording and leaves no file.
+        should_stop: Called before each step; True ends the recording and leaves no file.
 
     Returns:
         The episode, whose return differs from an earlier one with the same seed if the environment or the policy is
@@ -127,7 +127,7 @@ def record_episode(
 
 
 def frames_per_second(env: gymnasium.Env[Any, Any], fps: float | None = None) -> float:
-    """Returns `fps` where it is a number, else the environment's own `render_fps`, else `DEFAULT_FPS`.
+    """Returns `fps` if it is a number, else the environment's own `render_fps`, else `DEFAULT_FPS`.
 
     Args:
         env: The environment.
@@ -186,7 +186,7 @@ def _check_complete(temporary: Path, path: Path, written: int) -> None:
     """Counts the frames in a file, since the encoder does not tell whether it could write them all.
 
     Raises:
-        OSError: Some are missing, as on a full disk.
+        OSError: Some frames are missing, as on a full disk.
     """
     import imageio_ffmpeg
 
@@ -199,10 +199,10 @@ def _check_complete(temporary: Path, path: Path, written: int) -> None:
 
 
 def _even(frame: Any) -> NDArray[np.uint8]:
-    """Returns a frame with even height and width, as the codec wants it: an odd edge is repeated once.
+    """Returns a frame with even height and width, which the codec needs: an odd edge is repeated once.
 
     Raises:
-        EnvError: It is no picture.
+        EnvError: It is not a picture.
     """
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         given = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__

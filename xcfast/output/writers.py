@@ -1,4 +1,4 @@
-"""Log writers: TensorBoard event files, wandb, CSV. A full disk costs log lines, never the run."""
+"""Log writers: TensorBoard event files, wandb, CSV. On a full disk, lines of the log are lost, but the run goes on."""
 
 import os
 import re
@@ -49,11 +49,11 @@ class Writer(Protocol):
 
 
 class TensorBoardWriter:
-    """Writes TensorBoard's event format; no TensorFlow, no torch, no thread.
+    """Writes TensorBoard's event format, without TensorFlow, torch or a thread.
 
     Args:
-        log_dir: Folder of the run, created if missing. An event file that is there already is continued, so that a
-            resumed run has one.
+        log_dir: Folder of the run, created if missing. An existing event file is continued, so that a resumed run has
+            one.
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
@@ -79,7 +79,7 @@ class TensorBoardWriter:
         self._file.append(event_record(_event(time.time(), step, summary=summary)))
 
     def flush(self) -> None:
-        """Hands everything to the operating system; a full disk is tried again at the next flush."""
+        """Hands everything to the operating system. On a full disk, the next flush tries again."""
         self._file.flush()
 
     def close(self) -> None:
@@ -88,11 +88,11 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Hands scalars to Weights & Biases, one call for each step's values.
+    """Sends scalars to Weights & Biases, in one call for each step's values.
 
     Args:
         config: `project_name` and `wandb_user_name` choose the project; all keys are stored with the run.
-        log_dir: Folder of the run; its name and parent identify the run, so that a resumed one goes on.
+        log_dir: Folder of the run; its name and parent identify the run, so that a resumed run continues it.
     """
 
     def __init__(self, config: "Config", log_dir: str | os.PathLike[str]) -> None:
@@ -140,14 +140,14 @@ class NullWriter:
 
 
 class CsvLog:
-    """A CSV file that grows by rows, each written at once.
+    """A CSV file to which rows are appended, each written at once.
 
     Args:
-        path: The file; one that is there already is continued, less a last line that was cut short.
+        path: The file. An existing one is continued, without a last line that was cut short.
         columns: Names of the columns, the header of a new file.
 
     Raises:
-        ValueError: If the file is there with other columns.
+        ValueError: If the file exists with other columns.
     """
 
     def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]) -> None:
@@ -167,7 +167,7 @@ class CsvLog:
         """Appends a row, in the order of the columns or by name.
 
         Raises:
-            ValueError: If it has not exactly the columns.
+            ValueError: If it does not have exactly these columns.
         """
         if isinstance(row, Mapping):
             if set(row) != set(self.columns):
@@ -179,7 +179,7 @@ class CsvLog:
         self._file.flush()
 
     def flush(self) -> None:
-        """Tries again what a full disk refused."""
+        """Writes again what did not fit on a full disk."""
         self._file.flush()
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ def make_writer(config: "Config", log_dir: str | os.PathLike[str], resume_step: 
     Args:
         config: The run's configuration.
         log_dir: Folder of the run.
-        resume_step: Checkpoint's step of a resumed run, to which the event files are cut back.
+        resume_step: Step of the checkpoint of a resumed run. Later events are removed.
     """
     if config.logger == "none":
         return NullWriter()

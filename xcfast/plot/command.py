@@ -1,7 +1,8 @@
 """``python -m xcfast.plot RUN... [-o FILE.png]``: return against steps and against seconds, over seeds.
 
-A RUN is a run folder, or a folder with runs below it; XuanCe's result folders are read too. Each env gets a row with
-two panels, each setting a line: the mean over its seeds, with the 95 % interval of that mean (Student's t) as a band.
+A RUN is a run folder, or a folder with runs below it; XuanCe's result folders are read too. Each environment has a row
+of two panels. Each setting has a line, the mean over its seeds, with the 95 % interval of the mean (Student's t) as a
+band.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from xcfast.plot.figure import plot
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0, or 2 if there is nothing to draw or to draw with."""
+    """Runs the command line; returns 0, or 2 if there is nothing to draw or matplotlib is missing."""
     args = _parser().parse_args(argv)
     try:
         groups = read_groups(args.runs)
@@ -43,7 +44,7 @@ def read_groups(words: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
         Env id -> label -> runs.
 
     Raises:
-        CurveError: A folder has no run.
+        CurveError: A folder has no runs.
     """
     named: dict[str, dict[str, list[Run]]] = {}
     free: dict[Path, Run] = {}

@@ -23,7 +23,7 @@ from xcfast.output.log_files import csv_lines, event_files, event_records
 
 Float64 = npt.NDArray[np.float64]
 
-# Keys that leave the learning of a run as it is: runs that differ in these only are seeds of one setting.
+# Keys that do not change what a run learns: runs that differ only in these are seeds of one setting.
 _TIMES = ("time/collection_seconds", "time/update_seconds", "time/evaluation_seconds")
 
 
@@ -65,7 +65,7 @@ def find_runs(path: Path) -> list[Run]:
         CurveError: There is none, or one is damaged.
     """
     if not path.is_dir():
-        raise CurveError(f"{path}: no such folder; wanted: a run folder, or one above run folders")
+        raise CurveError(f"{path}: no such folder; wanted: a run folder, or a folder with runs below it")
     if (path / "run.json").is_file():
         try:
             path = RunFolders.find(path).log_dir
@@ -84,7 +84,7 @@ def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
     Returns:
         Label -> runs. The label is the source, with the keys in which settings of that source differ. Of several runs
-        with the same seed the newest counts, since repeated runs would feign a narrower interval.
+        with the same seed only the newest counts, since repeated runs would make the interval too narrow.
     """
     sources: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in sorted(runs, key=lambda run: (run.folder / "meta_data.json").stat().st_mtime):
@@ -103,7 +103,7 @@ def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def mean_and_interval(values: npt.ArrayLike) -> tuple[Float64, Float64, Float64]:
     """Returns the mean over the first axis (seeds), and the two ends of its 95 % interval by Student's t.
 
-    The interval is mean ± t(n - 1) s / sqrt(n), for scores that spread about normally. Unlike a bootstrap of a handful
+    The interval is mean ± t(n - 1) s / sqrt(n), for scores that are roughly normal. Unlike a bootstrap over a handful
     of seeds, it is not too narrow. With one seed the ends are NaN.
 
     Args:
@@ -119,7 +119,7 @@ def mean_and_interval(values: npt.ArrayLike) -> tuple[Float64, Float64, Float64]
 def t_quantile(freedom: int) -> float:
     """Returns the 0.975 quantile of Student's t, within 0.2 %.
 
-    It is exact for 1 and 2 degrees of freedom. Above that it is the expansion about the normal quantile.
+    It is exact for 1 and 2 degrees of freedom. Above that it is an expansion around the normal quantile.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
     """
@@ -186,7 +186,7 @@ def _training_curve(folder: Path) -> Float64:
 
 
 def _read_columns(path: Path, x: str, y: str) -> dict[float, float]:
-    """Returns column ``y`` by column ``x``, in the order of ``x``. A last line that is being written does not count."""
+    """Returns columns ``x`` and ``y``, in the order of ``x``, without a last line that is still being written."""
     rows = csv.DictReader(line.decode() for line in csv_lines(path))
     return dict(sorted((float(row[x]), float(row[y])) for row in rows))
 
@@ -194,7 +194,7 @@ def _read_columns(path: Path, x: str, y: str) -> dict[float, float]:
 def _read_json(path: Path) -> dict[str, Any]:
     data = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
-        raise ValueError(f"{path.name} is no mapping")
+        raise ValueError(f"{path.name} is not a mapping")
     return data
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from xcfast.plot.curves import CurveError, Float64, Run, mean_and_interval
 
 FORMATS = (".png", ".pdf", ".svg")
-_POINTS = 200  # at which runs are averaged over seconds, which no two of them share
+_POINTS = 200  # at which curves over seconds are averaged, since no two runs have the same seconds
 
 
 def plot(groups: dict[str, dict[str, list[Run]]], output: Path) -> list[str]:
@@ -22,7 +22,7 @@ def plot(groups: dict[str, dict[str, list[Run]]], output: Path) -> list[str]:
         output: The file to write. Its suffix is the format: .png, .pdf or .svg.
 
     Returns:
-        Remarks about what could not be drawn whole, and why.
+        Remarks about curves that could not be drawn completely, and why.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -41,7 +41,7 @@ def plot(groups: dict[str, dict[str, list[Run]]], output: Path) -> list[str]:
             _draw(left, [(run.steps, run.returns) for run in runs], text, where, remarks)
             timed = [(run.seconds, run.returns) for run in runs if run.seconds is not None]
             if len(timed) < len(runs):
-                remarks.append(f"{where}: {len(runs) - len(timed)} of {len(runs)} runs say nothing about seconds")
+                remarks.append(f"{where}: {len(runs) - len(timed)} of {len(runs)} runs do not tell the seconds")
             _draw(right, timed, text, where, remarks, _POINTS)
         kinds = {run.kind for runs in lines.values() for run in runs}
         left.set(title=env_id, xlabel="environment steps", ylabel=f"{' or '.join(sorted(kinds))} return")

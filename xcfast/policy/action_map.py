@@ -9,7 +9,7 @@ import numpy as np
 
 from xcfast.errors import EnvError
 
-# The range of the mean with an activation; it is unbounded with those that are missing.
+# The range of the mean for each activation that bounds it.
 _MEANS = {
     "relu": (0.0, np.inf),
     "tanh": (-1.0, 1.0),
@@ -23,14 +23,14 @@ class ActionMap:
     """The map from the policy's raw samples to the actions that an env sees.
 
     With a tanh mean and finite bounds, it maps [-1, 1] to [low, high]. It clips the result, and all other samples, to
-    those bounds that are finite. With ``identity`` it does neither: so a policy that XuanCe trained knows its actions.
+    those bounds that are finite. With ``identity`` it does neither, as a policy that XuanCe trained expects.
     Discrete actions pass through, shifted by ``start``.
 
     Args:
         action_space: Box or Discrete of one env.
-        activation_action: Activation on the policy's mean, as in the configuration. Python's ``warnings`` say so
-            where it bounds the mean although the actions have no bounds.
-        identity: Whether samples reach the env as they are.
+        activation_action: Activation on the policy's mean, as in the configuration. A Python warning says so
+            if it bounds the mean although the actions have no bounds.
+        identity: Whether samples reach the env unchanged.
 
     Raises:
         EnvError: In a dimension of the Box, ``low`` is not below ``high``, so there is nothing to choose.
@@ -84,7 +84,7 @@ class ActionMap:
         if self.discrete:
             return "discrete"
         if self.identity:
-            return "as the policy makes them, neither mapped nor clipped"
+            return "the policy's samples, neither mapped nor clipped"
         if self.rescales:
             return "tanh range mapped to the bounds, then clipped"
         finite = np.isfinite([self.low, self.high])

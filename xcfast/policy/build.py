@@ -71,7 +71,7 @@ def resolve_policy(config: Config, action_space: Any) -> Config:
         wanted = "Categorical_AC"
     else:
         raise ConfigError(
-            f"no policy serves the action space {action_space} of {config.env_id}",
+            f"there is no policy for the action space {action_space} of {config.env_id}",
             key="policy",
             given=given,
             allowed="Gaussian_AC with Box, Categorical_AC with Discrete actions",

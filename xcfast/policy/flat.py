@@ -20,7 +20,7 @@ class FlatParameters:
         allocate: Function of a size and a dtype that makes the array.
 
     Attributes:
-        array: float32 [number of parameters], which holds what the parameters were at the last ``read``.
+        array: float32 [number of parameters], the values of the parameters at the last ``read``.
     """
 
     def __init__(self, module: nn.Module, allocate: Callable[..., np.ndarray] = np.empty) -> None:

@@ -43,14 +43,14 @@ _CHILDREN: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
     Critic: {"model": (nn.Sequential,)},
 }
 _KNOWN = (*_CHILDREN, nn.Sequential, nn.Linear, *_ACTIVATIONS)
-# What these classes define; a script may put something else into a class later.
+# The attributes of these classes now; a script may replace them later.
 _DEFINED = {kind: {name: x for name, x in vars(kind).items() if not name.startswith("__")} for kind in _KNOWN}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OBS = -1
 
 
 def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
-    """Returns the shape of a policy that ``reason_not_native`` lets pass, as keyword arguments of ``_core.Learner``.
+    """Returns the shape of a policy that ``reason_not_native`` accepts, as keyword arguments of ``_core.Learner``.
 
     ``layers`` are tuples (n_in, n_out, place of the weight, place of the bias, source, activation) in an order of
     evaluation; the source is the index of an earlier layer, or -1: the observations.
@@ -83,7 +83,7 @@ def network_spec(policy: ActorCritic, flat: FlatParameters) -> dict[str, Any]:
 def reason_not_native(policy: ActorCritic) -> str | None:
     """Returns why native code cannot compute this policy, as the end of a sentence; None if it can.
 
-    Native code computes what ``ActorCritic`` and its parts compute, from their weights alone. So it serves exactly
+    Native code computes what ``ActorCritic`` and its parts compute, from their weights alone. So it supports exactly
     these classes, put together as ``build_policy`` does, with their own methods, without hooks, and with activations
     of torch's default settings. Anything else in the policy would have no effect there.
     """
@@ -103,10 +103,10 @@ def reason_not_native(policy: ActorCritic) -> str | None:
 
 
 def reason_changed(module: nn.Module) -> str | None:
-    """Returns in what a module differs from an instance of a known class, as the end of a sentence; None if it is one.
+    """Returns how a module differs from an instance of a known class, as the end of a sentence; None if it does not.
 
     Subclasses, methods that were replaced in the instance or in the class, hooks, and other settings of an activation
-    are differences. The module's children are not looked at.
+    are differences. The module's children are not examined.
     """
     kind, name = type(module), type(module).__name__
     if kind not in _KNOWN:
@@ -136,7 +136,7 @@ def reason_not_copied(policy: ActorCritic) -> str | None:
 
 
 def _reason_unknown_parts(module: nn.Module) -> str | None:
-    """Returns which parameters or children of a known module are missing, or are none of its class's."""
+    """Returns which parameters or children of a known module are missing, or do not belong to its class."""
     kind, name = type(module), type(module).__name__
     parameters = {own for own, x in module._parameters.items() if x is not None}
     wanted = _PARAMETERS.get(kind, set())
@@ -198,7 +198,7 @@ def _reason_wrong_shape(policy: ActorCritic) -> str | None:
 
 
 def _linear_layers(modules: nn.Sequential) -> Iterator[tuple[nn.Linear, nn.Module]]:
-    """Yields each linear layer with the activation behind it."""
+    """Yields each linear layer with the activation after it."""
     known = [module for module in modules if type(module) is not nn.Identity]
     for module, after in pairwise([*known, nn.Identity()]):
         if isinstance(module, nn.Linear):

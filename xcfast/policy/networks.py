@@ -32,7 +32,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 def one_thread() -> Iterator[None]:
     """While active, torch computes on one thread, so that orthogonal weights depend on their generator alone.
 
-    The QR decomposition behind them rounds otherwise on several threads.
+    The QR decomposition behind them rounds differently on several threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -71,7 +71,7 @@ class BasicMLP(nn.Module):
         widths: Number of outputs of each layer.
         activation: Name in ``ACTIVATIONS``.
         normalize: "LayerNorm" after each activation, or None.
-        generator: What draws the initial weights; default: torch's global generator.
+        generator: Generator of the initial weights; default: torch's global generator.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class GaussianActor(nn.Module):
         activation_action: Name of the function on the mean; None leaves the mean unbounded.
         log_std_init: Initial log standard deviation.
         normalize: "LayerNorm" after each hidden activation, or None.
-        generator: What draws the initial weights; default: torch's global generator.
+        generator: Generator of the initial weights; default: torch's global generator.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class CategoricalActor(nn.Module):
         num_actions: Number n of actions.
         activation: Name in ``ACTIVATIONS`` of the function after each hidden layer.
         normalize: "LayerNorm" after each hidden activation, or None.
-        generator: What draws the initial weights; default: torch's global generator.
+        generator: Generator of the initial weights; default: torch's global generator.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class CategoricalActor(nn.Module):
         """Returns actions int64 [B]: the cumulative distribution inverted at uniform noise float64 [B] in (0, 1)."""
         cumulative = logits.double().softmax(-1).cumsum(-1)
         reached = (cumulative < noise.unsqueeze(-1)).sum(-1)
-        # Rounding may leave the whole sum below the noise: then the last action that is allowed is taken.
+        # Rounding may leave the whole sum below the noise: then take the last allowed action.
         last = (logits > -math.inf).cumsum(-1).argmax(-1)
         return torch.minimum(reached, last)
 
@@ -245,7 +245,7 @@ class Critic(nn.Module):
         widths: Number of outputs of each hidden layer.
         activation: Name in ``ACTIVATIONS`` of the function after each hidden layer.
         normalize: "LayerNorm" after each hidden activation, or None.
-        generator: What draws the initial weights; default: torch's global generator.
+        generator: Generator of the initial weights; default: torch's global generator.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class ActorCritic(nn.Module):
         representation: Trunk of the actor, and of the critic unless it has its own.
         actor: Head of the policy.
         critic: Head of the value function.
-        critic_representation: Trunk of the critic alone; None: it shares the actor's.
+        critic_representation: Trunk of the critic alone; None if it shares the actor's.
     """
 
     def __init__(

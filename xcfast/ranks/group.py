@@ -4,7 +4,7 @@ A single rank exchanges nothing, so every method then costs next to nothing. CPU
 gloo, CUDA tensors by NCCL. Every rank must make the same calls in the same order.
 
 A rank that dies closes its connections. The ranks that wait for it over gloo then fail at once, and so do those that
-wait for them. Time-outs serve where no connection closes: a rank hangs, a machine loses power, or NCCL waits.
+wait for them. Time-outs help where no connection closes: if a rank hangs, a machine loses power, or NCCL waits.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Ranks:
         return x
 
     def join(self, part: Array, rows: range, total: int) -> Array:
-        """Puts the parts of an array together. Every rank gets the same bits.
+        """Joins the parts of an array. Every rank gets the same bits.
 
         Args:
             part: Array [len(rows), ...], this rank's part.
@@ -182,7 +182,7 @@ class Ranks:
         return flag if self.world_size == 1 else bool(self.sum_(np.array([flag], np.int64))[0])
 
     def agree(self, place: str) -> None:
-        """Checks that all ranks have come to the same place of a script. Waits as long as the script takes.
+        """Checks that all ranks are at the same place of a script. Waits as long as it takes.
 
         Args:
             place: A description of this rank's place, for the message.
@@ -324,7 +324,7 @@ class Ranks:
 
     @contextmanager
     def _reaching_others(self) -> Iterator[None]:
-        """Raises a ``RankLostError`` where torch raises an error because another rank is out of reach."""
+        """Raises a ``RankLostError`` if torch raises an error because another rank is out of reach."""
         try:
             yield
         except RuntimeError as error:

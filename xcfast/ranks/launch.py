@@ -32,7 +32,7 @@ _HANDLED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")  # the signals that the la
 
 
 def ranks_to_start(config: Config) -> int:
-    """Returns the number of ranks that a configuration wants on this machine.
+    """Returns the number of ranks that a configuration asks for on this machine.
 
     Raises:
         ConfigError: There are fewer GPUs than ranks, or there is no GPU and ``num_ranks`` is not set.
@@ -47,7 +47,7 @@ def ranks_to_start(config: Config) -> int:
         return wanted
     if config.distributed_training and config.num_ranks == 1:
         raise ConfigError(
-            "starts one process for each GPU, and there is none; num_ranks sets how many train on the CPU",
+            "starts one process for each GPU, and there is no GPU; num_ranks sets how many processes train on the CPU",
             key="distributed_training",
             given=True,
             allowed="False, or num_ranks of at least 2",
@@ -56,13 +56,13 @@ def ranks_to_start(config: Config) -> int:
 
 
 def check_alone(config: Config) -> None:
-    """Checks that a configuration wants one process, and that this process is not one of several ranks.
+    """Checks that a configuration asks for one process, and that this process is not one of several ranks.
 
     Raises:
-        ConfigError: It is otherwise. The message says how several ranks start.
+        ConfigError: One of them is not so. The message says how several ranks start.
     """
     if launched():
-        raise ConfigError("this is one of several processes, which a Trainer must be given as ranks", key="num_ranks")
+        raise ConfigError("this is one of several processes; pass them to the Trainer as ranks", key="num_ranks")
     if config.num_ranks == 1 and not config.distributed_training:
         return
     num_ranks = ranks_to_start(config)

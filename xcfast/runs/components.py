@@ -1,4 +1,4 @@
-"""What a run works with: environments, policy, normalizers, rollout, collector, learner, evaluator."""
+"""The components of a run: environments, policy, normalizers, rollout, collector, learner, evaluator."""
 
 from __future__ import annotations
 
@@ -38,33 +38,33 @@ class Components:
     Args:
         config: The run's configuration.
         ranks: The ranks that train together.
-        should_stop: Asked during evaluations; True ends one early.
-        envs: Environments to train in, ``config.parallels`` over all ranks. They stay the caller's to close. None: they
-            are made as the configuration says; likewise for the next three.
+        should_stop: Called during evaluations; True ends one early.
+        envs: Environments to train in, ``config.parallels`` over all ranks. The caller closes them. None: they are made
+            as the configuration says. The same holds for the next three.
         policy: A policy to train in place.
         optimizer: An optimizer of the policy's parameters.
         scheduler: A scheduler of that optimizer, stepped after each gradient step. It sets the learning rates.
-        identity_actions: Whether actions reach the environments as the policy makes them; see ``ActionMap``.
+        identity_actions: Whether the policy's samples are the actions, neither mapped nor clipped; see ``ActionMap``.
         inference: Type of device that computed the actions before a resume; see ``make_collector``.
 
     Attributes:
         config: The configuration, with the policy that fits the environments' actions.
         device: Device that trains.
         envs: Environments of this rank.
-        policy: Source of the weights, on the CPU unless the caller brought it on another device.
+        policy: Source of the weights, on the CPU unless the caller passed a policy on another device.
         action_map: Map from the policy's samples to the environments' actions.
         obs_normalizer: Normalizer of this rank's observations; its statistics are those of all ranks.
         reward_normalizer: Normalizer of this rank's rewards, likewise.
         rollout: Rollout that is collected and learned from.
         spare: With ``overlap``, the rollout that is collected during an update; else None.
         learner: Engine that turns a full rollout into new weights.
-        learner_reason: Why it is this engine.
+        learner_reason: Why this learner was chosen.
         collector: Engine that fills a rollout.
-        collector_reason: Why it is this engine.
+        collector_reason: Why this collector was chosen.
         evaluator: Plays evaluation episodes.
 
     Raises:
-        ConfigError: The configuration does not fit the environment, or an engine that it forces cannot serve.
+        ConfigError: The configuration does not fit the environment, or forces an engine that cannot be used.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Components:
     def _make_spare(self) -> Rollout:
         if not self.learner.overlaps or self._ranks.world_size > 1:
             raise ConfigError(
-                "collection and update can overlap where the update runs on one CUDA device",
+                "collection and update can overlap only if the update runs on one CUDA device",
                 key="overlap",
                 given=True,
                 allowed="False",
@@ -156,7 +156,7 @@ class Components:
         return self.rollout.spare()
 
     def _connect(self, identity_actions: bool) -> None:
-        """Makes the components that apply the action map."""
+        """Makes the collector and the evaluator, which apply the action map."""
         config = self.config
         self.action_map = ActionMap(self.envs.single_action_space, config.activation_action, identity_actions)
         # With overlap, the weights on the device change while the collector acts.
@@ -175,11 +175,11 @@ class Components:
 
     @property
     def player(self) -> Player:
-        """The policy with the statistics and the action map that it acts through, as they are now."""
+        """The policy with its current statistics and action map."""
         return Player(self.policy, self.obs_normalizer, self.action_map)
 
     def use_identity_actions(self, identity: bool) -> None:
-        """Sets whether actions reach the environments as the policy makes them. Episodes must then start anew."""
+        """Sets whether the policy's samples are the actions, see ``ActionMap``. Episodes must then start anew."""
         if identity == self.action_map.identity:
             return
         noise = self.collector.state_dict(with_envs=False)
@@ -190,10 +190,10 @@ class Components:
     def restart_episodes(self, seeds: list[int] | None = None) -> None:
         """Starts new episodes in every environment, and drops the rows of an unfinished rollout.
 
-        Needed where others have used the environments, or where other weights have collected the rows.
+        Needed if other code has used the environments, or if other weights have collected the rows.
 
         Args:
-            seeds: Reset seeds of this rank's environments. None: the environments' generators go on.
+            seeds: Reset seeds of this rank's environments. None: their generators continue.
         """
         self.rollout.clear()
         self.rollout.episode_returns[:] = 0.0
@@ -203,7 +203,7 @@ class Components:
         self.collector.reset(seeds)
 
     def close(self) -> None:
-        """Closes the evaluator, and the environments that were made here. A second call does nothing."""
+        """Closes the evaluator, and the environments unless the caller passed them in. A second call does nothing."""
         try:
             self.evaluator.close()
         finally:

@@ -46,7 +46,7 @@ def make_collector(
         config: The run's configuration; `collector_backend` and `inference_device` decide.
         envs: This rank's share of the training environments.
         policy: The policy, on the CPU.
-        normalizer: The normaliser of the observations.
+        normalizer: The normalizer of the observations.
         action_map: The map from the policy's samples to the environments' actions.
         ranks: The ranks that collect together.
         device_policy: The same policy on a CUDA device, if the learner keeps one there.
@@ -57,9 +57,9 @@ def make_collector(
         The collector, and the reason for the choice.
 
     Raises:
-        ConfigError: `collector_backend: native` or `inference_device: cuda` cannot serve.
+        ConfigError: `collector_backend: native` or `inference_device: cuda` cannot be used.
     """
-    reason_not = "it knows no action masks" if config.use_actions_mask else reason_not_native(envs, policy)
+    reason_not = "it does not support action masks" if config.use_actions_mask else reason_not_native(envs, policy)
     parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
     if config.collector_backend == "torch":
         return _torch_collector(parts, config, device_policy, inference, "as configured")
@@ -67,7 +67,7 @@ def make_collector(
         reason = "policy and physics in C++, all threads"
         return NativeCollector(*parts), reason if config.collector_backend == "auto" else f"as configured; {reason}"
     if config.collector_backend == "native":
-        raise ConfigError(f"the native collector cannot serve: {reason_not}", key="collector_backend", given="native")
+        raise ConfigError(f"the native collector cannot be used: {reason_not}", key="collector_backend", given="native")
     return _torch_collector(parts, config, device_policy, inference, f"not native: {reason_not}")
 
 
@@ -143,7 +143,7 @@ def make_learner(
         The learner, and the reason for the choice.
 
     Raises:
-        ConfigError: A forced backend or precision cannot serve.
+        ConfigError: A forced backend or precision cannot be used.
         ValueError: Optimizer, scheduler and policy do not belong together.
     """
     if optimizer is not None:
@@ -166,7 +166,7 @@ def make_learner(
         reason = f"the update in C++, {num_threads} thread{'s' * (num_threads != 1)}"
         return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as configured; {reason}"
     if config.learner_backend == "native":
-        raise ConfigError(f"the native learner cannot serve: {reason_not}", key="learner_backend", given="native")
+        raise ConfigError(f"the native learner cannot be used: {reason_not}", key="learner_backend", given="native")
     return TorchLearner(*parts), f"not native: {reason_not}"
 
 
@@ -184,7 +184,7 @@ def _make_cuda_learner(
 
     if config.learner_backend == "native":
         raise ConfigError(
-            f"the native learner cannot serve: it computes on the CPU, and device is {device}",
+            f"the native learner cannot be used: it computes on the CPU, and device is {device}",
             key="learner_backend",
             given="native",
         )

@@ -1,4 +1,4 @@
-"""Evaluation: most likely actions, frozen statistics, environments of its own, equally many episodes in each."""
+"""Evaluation: most likely actions, frozen statistics, environments of its own, the same number of episodes in each."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def num_evaluation_envs(episodes: int) -> int:
 
 
 def has_time_limit(envs: VecEnv) -> bool:
-    """Whether the task itself ends every episode after some number of steps."""
+    """Returns whether the task itself ends every episode after some number of steps."""
     return envs.spec is not None and envs.spec.max_episode_steps is not None
 
 
@@ -65,18 +65,18 @@ class Evaluator:
     """Plays ``test_episode`` episodes with the policy's most likely actions, and leaves no trace in training.
 
     The episodes are played in one native call where that is possible and ``collector_backend`` is not ``torch``. The
-    environments are made at the first call and kept until ``close``, unless the caller brought them.
+    environments are made at the first call and kept until ``close``, unless the caller passed them in.
 
-    Where the task has no time limit, an episode is cut after ``test_step_limit`` steps and counts as it stands.
+    If the task has no time limit, an episode is cut off after ``test_step_limit`` steps, and its return so far counts.
 
     Args:
         config: The run's configuration.
         player: The policy with its statistics and action map.
-        should_stop: Asked while episodes are played; True ends the evaluation.
-        envs: Environments to play in; they stay the caller's. None: environments as the configuration has them.
+        should_stop: Called while episodes are played; True ends the evaluation.
+        envs: Environments to play in, which the caller closes. None: the evaluator makes those of the configuration.
 
     Attributes:
-        report: Called about once a second with the numbers of episodes that have ended and that are to be played.
+        report: Called about once a second with the number of episodes that have ended, and the number of all.
     """
 
     def __init__(
@@ -98,15 +98,15 @@ class Evaluator:
     def __call__(self, number: int) -> np.ndarray:
         """Plays evaluation ``number``, which decides the seeds.
 
-        Every environment plays the same number of episodes. Where that makes more than are wanted, the last ones of the
-        last environments do not count; which those are is decided before they are played.
+        Every environment plays the same number of episodes. If that makes more than are wanted, the last ones of the
+        last environments do not count; which ones is decided before they are played.
 
         Returns:
             Episode returns float64 [test_episode], round by round over the environments where some do not count, else
             environment by environment.
 
         Raises:
-            EvaluationStopped: ``should_stop`` said so.
+            EvaluationStopped: ``should_stop`` returned True.
         """
         envs, wanted = self._envs, self._config.test_episode
         if envs is None:

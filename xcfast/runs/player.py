@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Player(NamedTuple):
-    """All that it takes to act.
+    """A policy with everything that it needs to act.
 
     Attributes:
         policy: The networks, on any device.
@@ -71,7 +71,7 @@ class SavedPlayer:
 
     @property
     def mask_size(self) -> int | None:
-        """Number of actions in a mask, where the policy takes masks; else None."""
+        """The number of actions in a mask if the policy takes masks, else None."""
         space = self.action_space
         return int(space.n) if self.config.use_actions_mask and isinstance(space, gymnasium.spaces.Discrete) else None
 
@@ -79,11 +79,11 @@ class SavedPlayer:
 def load_player(path: Path) -> SavedPlayer:
     """Loads the policy of a model file.
 
-    Nothing that the file names is imported: spaces are stored in the file. Of a file without them, the environment is
-    made once to learn them, if Gymnasium itself knows its id.
+    Nothing that the file names is imported: spaces are stored in the file. For a file without them, the environment is
+    made once to find them out, if Gymnasium itself knows its id.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or does not fit the environment as it is here.
+        CheckpointError: The file is missing or damaged, or does not fit the environment of this installation.
     """
     saved = load_checkpoint(path)
     config = load_config(overrides=saved["config"])
@@ -97,7 +97,7 @@ def load_player(path: Path) -> SavedPlayer:
         normalizer.rms.load_state_dict(saved["obs_normalizer"]["rms"])
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: does not fit {config.env_id} as it is here: {reason}") from error
+        raise CheckpointError(f"{path}: does not fit {config.env_id} of this installation: {reason}") from error
     action_map = ActionMap(action_space, config.activation_action, bool(saved.get("identity_actions")))
     player = Player(policy, normalizer, action_map)
     return SavedPlayer(path, player, config, int(saved["step"]), observation_space, action_space)

@@ -1,4 +1,4 @@
-"""How far a run has come: its counters, seconds and scores."""
+"""The progress of a run: its counters, seconds and scores."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Progress:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Counts this part of the run as running from now on."""
+        """Starts the clock of this part of the run."""
         self._started = time.perf_counter()
 
     @property
     def total_seconds(self) -> float:
-        """Wall-clock time of the run until now, all its parts together."""
+        """Wall-clock time of the run so far, all its parts together."""
         return self.elapsed_seconds + time.perf_counter() - self._started
 
     @property
@@ -64,19 +64,19 @@ class Progress:
         return {f"time/{name}": getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns plain data, in which this part of the run counts as one of those before the next."""
+        """Returns plain data, whose elapsed time includes this part of the run."""
         state = {one.name: getattr(self, one.name) for one in fields(self)}
         return {**state, "recent_returns": list(self.recent_returns), "elapsed_seconds": self.total_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned; counters that the writer did not know yet keep their defaults."""
+        """Restores what ``state_dict`` returned. Counters that an older version did not write keep their defaults."""
         for one in fields(self):
             if one.name in state:
                 value = state[one.name]
                 setattr(self, one.name, deque(value, RECENT_EPISODES) if one.name == "recent_returns" else value)
 
     def add_evaluation(self, scores: np.ndarray, step: int, seconds: float) -> bool:
-        """Enters an evaluation.
+        """Records an evaluation.
 
         Args:
             scores: Episode returns, float64 [episodes].

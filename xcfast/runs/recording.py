@@ -1,4 +1,4 @@
-"""A test that is recorded: it plays all episodes without rendering, then the best one again, into a video."""
+"""A recorded test: it plays all episodes without rendering, then plays the best one again and records it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RecordingEvaluator:
         player: The policy, which plays its most likely actions, with its statistics and action map.
         path: The mp4 file to write.
         quiet: Whether to print nothing but warnings, and no progress bar.
-        should_stop: Asked before each step; True ends the test.
+        should_stop: Called before each step; True ends the test.
     """
 
     backend = "torch"  #: engine of the policy
@@ -83,7 +83,7 @@ class RecordingEvaluator:
             raise EvaluationStopped from None
 
     def _record(self, constructor: EnvConstructor, number: int, episodes: list[Episode]) -> None:
-        """Plays an episode again, records it, and says where the video is, or why there is none."""
+        """Plays an episode again and records it; prints where the video is, or why there is none."""
         best = episodes[number]
         try:
             with closing(replace(constructor, kwargs=render_kwargs(constructor, "rgb_array"))()) as env:
@@ -102,7 +102,7 @@ class RecordingEvaluator:
         except Stopped:
             say("no video: the recording was stopped", error=True)
             return
-        except Exception as error:  # whatever a renderer raises: the scores of the test are not lost by it
+        except Exception as error:  # an error of a renderer must not lose the scores of the test
             say(f"no video: {first_line(error)}", error=True)
             return
         say(

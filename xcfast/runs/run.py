@@ -34,7 +34,7 @@ def run(
     below_env: bool = True,
     allow_modules: Collection[str] = (),
 ) -> Summary:
-    """Does what the command line does. Starts further processes where the configuration wants several ranks.
+    """Does what the command line does. Starts further processes if the configuration asks for several ranks.
 
     Args:
         config: A configuration from ``load_config``.
@@ -97,7 +97,7 @@ def train_to_the_end(trainer: Trainer) -> Summary:
 
     Raises:
         ConfigError: The run's folders cannot be made.
-        RunFailed: Something broke, or what had to be saved at the end could not be.
+        RunFailed: Training failed, or the final files could not be saved.
     """
     trainer.progress.start_clock()
     with trainer.stop:
@@ -116,7 +116,7 @@ def train_to_the_end(trainer: Trainer) -> Summary:
 
 
 def _loop(trainer: Trainer) -> None:
-    """Iterates. It ends between two iterations, where a checkpoint can be taken, perhaps with an evaluation due."""
+    """Trains until the end or a signal, and returns between two iterations. An evaluation may still be due then."""
     config, progress = trainer.config, trainer.progress
     if not trainer.begun:
         progress.evaluation_due = trainer.mode == "benchmark"
@@ -140,7 +140,7 @@ def _loop(trainer: Trainer) -> None:
 
 
 def _finish(trainer: Trainer) -> Summary:
-    """Saves what resuming or testing needs, and reports."""
+    """Saves the files that resuming and testing need, and prints the summary."""
     saved = trainer.saver.save_checkpoint()
     if trainer.finished:
         saved = trainer.saver.save_model(FINAL_MODEL) and saved
@@ -154,7 +154,7 @@ def _finish(trainer: Trainer) -> Summary:
 
 
 def _stopping(trainer: Trainer) -> bool:
-    """Whether a signal has come to any rank: all of them stop after the same iteration."""
+    """Returns whether a signal has reached any rank, so that all of them stop after the same iteration."""
     stop = trainer.stop
     stopping = trainer.ranks.any_(stop.requested)
     if stopping and not stop.requested:

@@ -1,4 +1,4 @@
-"""A run's model files: when and how its state is written, and how a run goes on from one."""
+"""The model files of a run: when and how its state is written, and how a run resumes from it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from xcfast.resources import shortage
 if TYPE_CHECKING:
     from xcfast.runs.state import RunState
 
-# Failures whose message tells all there is to know; None: a failure of another rank, which tells of it.
+# Failures whose message says everything; None: a failure of another rank, which reports it.
 _EXPECTED = EnvError | NonFiniteError | SimulationError | WorkerError | RankLostError | None
 
 
 class Resumed(NamedTuple):
-    """A run to go on with.
+    """A run to resume.
 
     Attributes:
         folders: Folders of the run.
-        path: Checkpoint to go on from.
+        path: Checkpoint to resume from.
         saved: Contents of the checkpoint.
     """
 
@@ -46,10 +46,10 @@ class Resumed(NamedTuple):
 
 
 def find_run(config: Config, resume: Path) -> Resumed:
-    """Finds the run to go on with, and reads its checkpoint.
+    """Finds the run to resume, and reads its checkpoint.
 
     Args:
-        config: The configuration that the run is to go on with.
+        config: The configuration of the resumed run.
         resume: The run's folder, whose newest checkpoint is taken, or a checkpoint file.
 
     Raises:
@@ -64,10 +64,10 @@ def find_run(config: Config, resume: Path) -> Resumed:
 
 
 def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
-    """Checks that a run may go on from a checkpoint. Warns if other package versions have written it.
+    """Checks that a run may resume from a checkpoint. Warns if other package versions wrote it.
 
     Raises:
-        ConfigError: A setting differs that cannot change in the middle of a run, or the run is to end before the
+        ConfigError: A setting differs that cannot change in the middle of a run, or the run would end before the
             checkpoint's step.
     """
     mine, theirs = config.to_dict(), {**Config().to_dict(), **saved["config"]}  # older checkpoints have fewer keys
@@ -78,7 +78,7 @@ def check_same_run(config: Config, saved: dict[str, Any], path: Path) -> None:
     changed = [key for key in mine if key not in RESUMABLE_KEYS and mine[key] != theirs.get(key)]
     if changed:
         listed = ", ".join(f"{key} {theirs.get(key)!r} -> {mine[key]!r}" for key in changed)
-        raise ConfigError(f"{path} is of a run with other settings, which cannot change: {listed}")
+        raise ConfigError(f"{path} belongs to a run with other settings, which cannot change: {listed}")
     if config.num_iterations < saved["iteration"]:
         raise ConfigError(
             f"the run has already reached step {saved['step']:,} in {path}",
@@ -109,8 +109,8 @@ class Saver:
     def save(self, path: Path) -> None:
         """Writes a checkpoint.
 
-        In the middle of a rollout, or with closed environments, it holds no state of environments: a run that goes on
-        from it starts new episodes.
+        In the middle of a rollout, or with closed environments, it holds no state of environments: a run that
+        resumes from it starts new episodes.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -170,13 +170,13 @@ class Saver:
         message = f"stopped at step {state.step}: {error}"
         if not known:  # other ranks wait for something else, or have ended: their part of the state is out of reach
             folder = self._folders.model_dir
-            return f"rank {ranks.rank} {message}\nCheckpoints, if there was time for one: {folder}"
+            return f"rank {ranks.rank} {message}\nCheckpoints, if one was saved: {folder}"
         if state.progress.iteration == 0:
             return f"{message}\nNothing had been trained yet"
         path = self._path
         if ranks.broadcast(path.exists()):  # the others may not see rank 0's files
             return f"{message}\nThe last good state is in {path}"
-        # The environments have gone on, or failed: a resumed run starts new episodes with these weights.
+        # The environments have moved on, or failed: a resumed run starts new episodes with these weights.
         contents = state.gather(with_envs=False)
         try:
             if contents is not None:
@@ -186,7 +186,7 @@ class Saver:
         return f"{message}\nThe last good weights are in {path}"
 
     def restore(self, resumed: Resumed) -> None:
-        """Goes on from a checkpoint.
+        """Restores the state of a checkpoint.
 
         Raises:
             CheckpointError: It does not fit this run's network or environments.
@@ -199,17 +199,17 @@ class Saver:
             raise CheckpointError(f"{path}: does not fit this run: {type(error).__name__}: {reason}") from error
         if self._ranks.is_main:
             for aside in ckpt.set_aside_after(self._folders.model_dir, self._state.step):
-                say(f"set aside, since it is of a later step: {aside}", self._quiet)
+                say(f"renamed, because it belongs to a later step: {aside}", self._quiet)
         if not with_envs:
             say("the state of these environments is not in the checkpoint: all episodes start anew", self._quiet)
         say(f"resuming {path} at step {self._state.step}", self._quiet)
         if self._state.progress.iteration == self._state.config.num_iterations:
             more = self._state.step + self._state.config.running_steps
-            say(f"this run is finished; a larger running_steps, such as {more}, trains on", self._quiet)
+            say(f"this run is finished; to train on, set a larger running_steps, such as {more}", self._quiet)
 
     @property
     def saved(self) -> Path | None:
-        """The checkpoint of this step, or None where there is none."""
+        """Returns the checkpoint of this step, or None if there is none."""
         return self._path if self._path.exists() else None
 
     @property
@@ -222,7 +222,7 @@ class Saver:
 
     @property
     def _with_envs(self) -> bool:
-        """Whether a checkpoint can hold the environments: between two rollouts, or with a filled spare one."""
+        """Returns whether a checkpoint can hold the environments: between two rollouts, or if the spare one is full."""
         parts = self._state.components
         between = parts.rollout.step == 0 or parts.spare is not None
         return between and parts.envs.running

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM and SIGHUP while active, instead of letting them end the process.
+    """Notes SIGINT, SIGTERM and SIGHUP while it is active, instead of letting them end the process.
 
     It does nothing outside the main thread.
 
@@ -44,7 +44,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def take_effect(self) -> None:
-        """Gives the signal that came its usual effect. To be called once this is inactive again."""
+        """Gives the signal that came its usual effect. Call it after the context has ended."""
         if self.number is not None:
             signal.raise_signal(self.number)
 

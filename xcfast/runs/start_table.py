@@ -38,7 +38,7 @@ def describe(config: Config, mode: str) -> str:
         limited = env.spec is not None and env.spec.max_episode_steps is not None
     finally:
         env.close()
-    device, undecided = training_device(config), "native where it can serve, else torch"
+    device, undecided = training_device(config), "native if possible, else torch"
     collector = undecided if config.collector_backend == "auto" else config.collector_backend
     learner = undecided if config.learner_backend == "auto" else config.learner_backend
     if device.type == "cuda" and config.learner_backend != "native":
@@ -48,7 +48,7 @@ def describe(config: Config, mode: str) -> str:
 
 
 def _kind_of_envs(config: Config) -> str:
-    """Says how the environments of a configuration would be stepped."""
+    """Returns how the environments of a configuration would be stepped."""
     cpus = available_cpus()
     kind, threads = native_kind(config.env_id), f"{config.num_threads or cpus} threads"
     if config.vectorize in ("MujocoVecEnv", "ClassicControlVecEnv"):
@@ -56,7 +56,7 @@ def _kind_of_envs(config: Config) -> str:
     workers = f", {min(config.num_workers or cpus, config.parallels)} worker processes"
     named = config.vectorize + (workers if config.vectorize == "SubprocVecEnv" else "")
     native = kind is not None and config.native_envs == "auto" and not config.use_actions_mask
-    return f"{kind.__name__}, {threads}, where it can serve, else {named}" if native and kind is not None else named
+    return f"{kind.__name__}, {threads}, if possible, else {named}" if native and kind is not None else named
 
 
 def start_table(config: Config, mode: str, parts: Components, ranks: Ranks = ALONE) -> str:
@@ -115,7 +115,7 @@ def _rows(
         ("device", f"{device}, {update_threads(config, ranks.sharing)} threads for the update, 1 for inference"),
         ("network", f"{parameters:,} parameters: {_network(policy)}"),
         ("rollout", f"{batch} env steps, {updates}"),
-        ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} updates"),
+        ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} gradient steps"),
         ("evaluation", "none" if mode == "train" else evaluation),
         ("seeds", f"seed {config.seed}, env_seed {config.env_seed}"),
     ]

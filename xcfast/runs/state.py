@@ -1,4 +1,4 @@
-"""The state of a run: all that decides how it goes on, of all ranks together, for any number of ranks."""
+"""The state of a run: everything that decides how it continues, from all ranks, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunState:
             with_envs: Whether to include the state of the environments.
         """
         parts, own = self.components, {}
-        with self.ranks.together():  # an environment may fail to tell its state
+        with self.ranks.together():  # an environment may fail to return its state
             own = {
                 "obs_normalizer": parts.obs_normalizer.state_dict(),
                 "reward_normalizer": parts.reward_normalizer.state_dict(),
@@ -104,7 +104,7 @@ class RunState:
         return True
 
     def _seeds_of_a_resume(self, rows: range) -> list[int]:
-        """Reset seeds for environments without a saved state: others than those of the start, by the iteration."""
+        """Returns reset seeds for environments without a saved state, which differ from iteration to iteration."""
         number = TEST_RUN + 1 + self.progress.iteration
         seeds = fresh_seeds(self.config, number, self.config.parallels)
         return [seeds[i] for i in rows]
@@ -115,7 +115,7 @@ def joined(shares: list[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         shares: Nested dicts of equal form. Arrays and lists have an entry for each environment of the share; numbers,
-            texts and whatever is called ``rms`` concern all environments.
+            texts and entries called ``rms`` concern all environments.
     """
     if len(shares) == 1:
         return shares[0]

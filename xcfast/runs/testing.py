@@ -27,7 +27,7 @@ from xcfast.runs.recording import RecordingEvaluator
 if TYPE_CHECKING:
     from xcfast.config.schema import Config
 
-# Keys that describe the network and what it sees. The model's own values count, whatever the configuration says now.
+# Keys that describe the network and its input. The model's own values count, whatever the configuration says.
 _OF_THE_MODEL = (
     "policy",
     "representation",
@@ -45,7 +45,7 @@ _OF_THE_MODEL = (
 
 
 def run_test(config: Config, resume: Path | None = None, quiet: bool = False) -> Summary:
-    """Evaluates the best (or else the final) model of the newest run with this env id and seed, or a named model.
+    """Evaluates the best model (or else the final one) of the newest run with this env id and seed, or a given model.
 
     Args:
         config: Decides the environment, the number of episodes, seeds and rendering.
@@ -88,9 +88,9 @@ def run_test(config: Config, resume: Path | None = None, quiet: bool = False) ->
 
 @contextmanager
 def rendering(config: Config) -> Iterator[bool]:
-    """Sets OpenGL up for ``config.render``; yields whether the environment can be shown.
+    """Sets up OpenGL for ``config.render``; yields whether the environment can be shown.
 
-    Enter it before MuJoCo is imported, which fails where MUJOCO_GL names a library that is missing.
+    Enter it before MuJoCo is imported, since that import fails if MUJOCO_GL names a missing library.
     """
     backend = problem = None
     if config.render:
@@ -117,13 +117,13 @@ def play(
         number: Number of the evaluation, which decides the seeds.
         folder: Folder for a video. None: nothing is shown.
         quiet: Whether to print nothing but warnings.
-        should_stop: Asked while episodes are played; True ends the test.
+        should_stop: Called while episodes are played; True ends the test.
 
     Returns:
         Episode returns float64 [test_episode], and the engine that played.
 
     Raises:
-        EvaluationStopped: ``should_stop`` said so.
+        EvaluationStopped: ``should_stop`` returned True.
     """
     if folder is not None and config.render_mode == "rgb_array" and _can_encode():
         path = folder / f"test_{time.strftime('%Y_%m%d_%H%M%S')}.mp4"
@@ -140,7 +140,7 @@ def play(
 
 
 def _can_encode() -> bool:
-    """Returns whether the package that writes videos is installed, and says so where it is not."""
+    """Returns whether the package that writes videos is installed; prints a line if it is not."""
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:

@@ -45,20 +45,20 @@ if TYPE_CHECKING:
 class Trainer:
     """Trains a policy, in pieces of any size.
 
-    A loop of one's own calls ``advance()`` for some steps at a time, ``evaluate()`` or ``add_scores()`` for its
-    evaluations, and ``finish()`` at its end. ``close()`` frees what the trainer holds.
+    A script's own loop calls ``advance()`` for some steps at a time, ``evaluate()`` or ``add_scores()`` for its
+    evaluations, and ``finish()`` at its end. ``close()`` frees the trainer's resources.
 
-    Of several ranks, each has its share of the environments and holds the same networks, statistics and counters. Rank
+    With several ranks, each one has its share of the environments and the same networks, statistics and counters. Rank
     0 evaluates, logs and saves. All ranks must make the same calls.
 
     Args:
         config: The run's configuration.
         mode: ``benchmark`` or ``train``. None: the mode of the run that is resumed, else ``benchmark``.
-        resume: A run folder or a checkpoint file to go on from.
+        resume: A run folder or a checkpoint file to resume from.
         quiet: Whether to print nothing but warnings.
         ranks: The ranks that train together.
-        envs: Environments to train in, ``config.parallels`` of them over all ranks. They stay the caller's to close.
-            None: they are made as the configuration says; likewise for the next three.
+        envs: Environments to train in, ``config.parallels`` of them over all ranks. The caller closes them. None: they
+            are made as the configuration says. The same holds for the next three.
         policy: A policy of the form that ``config`` describes, trained in place.
         optimizer: An optimizer of the policy's parameters.
         scheduler: A scheduler of that optimizer, stepped after each gradient step. It sets the learning rates.
@@ -66,19 +66,19 @@ class Trainer:
         allow_modules: Names of modules that the environment may import with ``resume``, see ``xcfast.run``.
 
     Attributes:
-        components: What the trainer works with.
-        progress: How far it has come.
+        components: Environments, policy, collector, learner and the other components.
+        progress: Counters, seconds and scores so far.
         log: Writer of the curves and result files; None before ``start``, and on ranks other than 0.
         saver: Writer of the model files.
         stop: Request to stop; signals set it while it is active.
         begun: Whether the first episodes have begun.
-        episodes_done: int64 [N], episodes that each environment of this rank has finished in rollouts that were learned
-            from.
+        episodes_done: int64 [N], the number of episodes that each environment of this rank has finished, in rollouts
+            that were learned from.
 
     Raises:
         CheckpointError: The run to resume cannot be read, or does not fit.
         ConfigError: The configuration fits neither the environment nor the run to resume.
-        RankError: One of these on another rank.
+        RankError: One of these happened on another rank.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Trainer:
             raise
 
     def _prepare(self, given: dict[str, Any]) -> None:
-        """Makes the components, and goes on from the checkpoint, if there is one."""
+        """Makes the components, and restores the checkpoint if there is one."""
         config, ranks, saved = self.config, self.ranks, {} if self._resumed is None else self._resumed.saved
         with ranks.together(), enough_of_all():
             self._components = Components(
@@ -133,7 +133,7 @@ class Trainer:
             )
         self.config = self.components.config
         for tensor in (*self.components.policy.parameters(), *self.components.policy.buffers()):
-            ranks.broadcast_(tensor.detach())  # equal by their seed; to be sure
+            ranks.broadcast_(tensor.detach())  # they are equal already, by their seed; this makes sure
         self.components.learner.adopt()
         self.episodes_done = np.zeros(self.components.envs.num_envs, np.int64)
         self._state = RunState(self.config, ranks, self.components, self.progress)
@@ -146,7 +146,7 @@ class Trainer:
 
     @property
     def components(self) -> Components:
-        """What the trainer works with."""
+        """Environments, policy, collector, learner and the other components."""
         assert self._components is not None  # made in the constructor
         return self._components
 
@@ -157,24 +157,24 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether ``running_steps`` are reached."""
+        """Whether the run has reached ``running_steps``."""
         return self.progress.iteration >= self.config.num_iterations
 
     @property
     def folders(self) -> RunFolders:
-        """The run's folders. A single rank creates them at first use; several ranks call ``create_folders`` before."""
+        """The run's folders. A single rank creates them at first use; several ranks call ``create_folders`` first."""
         if self._folders is None:
             self.create_folders()
         assert self._folders is not None
         return self._folders
 
     def create_folders(self) -> None:
-        """Creates the run's folders, unless there are any; rank 0 decides their names."""
+        """Creates the run's folders, unless it has them; rank 0 chooses their names."""
         if self._folders is None:
             self._folders = self.ranks.from_main(lambda: RunFolders.create(self.config, self.mode, self._below_env))
 
     def start(self) -> None:
-        """Begins the run: start table, first episodes, a start for the statistics, folders and log. Only once.
+        """Begins the run: prints the start table, starts episodes and statistics, makes folders and log. Only once.
 
         Folders come last, so that a run which fails before it has begun leaves none.
         """
@@ -199,11 +199,11 @@ class Trainer:
         """Does one PPO iteration: collects a rollout, updates the weights, logs.
 
         Args:
-            num_steps: Steps of each environment to collect. Where they do not fill the rollout, nothing else happens,
-                and the next call goes on with it. None: as many as the rollout lacks.
+            num_steps: Steps of each environment to collect. If they do not fill the rollout, nothing else happens, and
+                the next call continues it. None: as many as the rollout lacks.
 
         Returns:
-            The logged metrics; an empty dict where there was no update.
+            The logged metrics; an empty dict if there was no update.
         """
         parts = self.components
         start = time.perf_counter()
@@ -233,7 +233,7 @@ class Trainer:
         return logged
 
     def _collect_ahead(self) -> Future[None] | None:
-        """With overlap, begins to collect the next rollout, if there is to be one."""
+        """With overlap, begins to collect the next rollout, unless this is the last one."""
         spare, last = self.components.spare, self.progress.iteration + 1 == self.config.num_iterations
         if self._background is None or spare is None or last:
             return None
@@ -269,13 +269,13 @@ class Trainer:
 
         Args:
             num_steps: Steps of each environment.
-            should_stop: Asked after each iteration; True ends the call early.
+            should_stop: Called after each iteration; True ends the call early.
 
         Returns:
-            The metrics that the last update logged; an empty dict where there was no update.
+            The metrics that the last update logged; an empty dict if there was no update.
 
         Raises:
-            RunFailed: Something broke; the last good weights are saved where possible.
+            RunFailed: Training failed; the last good weights are saved if possible.
         """
         if self._background is not None:
             raise ConfigError("advance() does not support overlap", key="overlap", given=True, allowed="False")
@@ -301,8 +301,8 @@ class Trainer:
         """Evaluates the policy on rank 0, logs the scores, and saves the model if it is the best so far.
 
         Returns:
-            Episode returns float64 [test_episode]; None where a request to stop ended the evaluation. It stays due
-            then, so that a resumed run begins with it.
+            Episode returns float64 [test_episode]; None if a request to stop ended the evaluation. The evaluation then
+            stays due, so that a resumed run begins with it.
         """
         start = time.perf_counter()
         scores = self.ranks.from_main(self._scores)
@@ -340,12 +340,12 @@ class Trainer:
         return self.progress.iteration > 0 and self.step // interval > (self.step - self.config.batch_size) // interval
 
     def tell_deferred(self) -> None:
-        """Raises on all ranks a failure that rank 0 alone has had since the last call, such as one in its log."""
+        """Raises on all ranks a failure that only rank 0 has had since the last call, such as one in its log."""
         with self.ranks.together():
             pass
 
     def keep_results(self, running_steps: int, eval_interval: int, test_episodes: int) -> None:
-        """Begins the result files of benchmark mode, for a loop of one's own.
+        """Begins the result files of benchmark mode, for a script's own loop.
 
         Args:
             running_steps: Length of the benchmark in environment steps, for the record.
@@ -361,7 +361,7 @@ class Trainer:
                 self.log.keep_results(running_steps, eval_interval, test_episodes)
 
     def finish(self) -> Summary:
-        """Ends a loop of one's own: saves the last weights, completes the result files, returns the summary."""
+        """Ends a script's own loop: saves the last weights, completes the result files, returns the summary."""
         self.save_last()
         return self.summarize()
 
@@ -369,7 +369,7 @@ class Trainer:
         """Saves a checkpoint of the last update, unless there is one.
 
         Returns:
-            Its path; None where nothing has been trained, or it could not be written.
+            Its path; None if nothing has been trained, or if it could not be written.
         """
         if self.progress.iteration > 0 and not self.ranks.broadcast(self.saver.saved):
             self.saver.save_checkpoint()
@@ -383,7 +383,7 @@ class Trainer:
         return self.write_summary()
 
     def write_summary(self) -> Summary:
-        """Returns what was achieved so far, and writes it to ``summary.json``."""
+        """Returns the summary so far, and writes it to ``summary.json``."""
         engines = self.components.collector.name, self.components.learner.name
         summary = self.progress.summary(self.step, self.folders, *engines)
         if self.ranks.is_main:
@@ -391,7 +391,7 @@ class Trainer:
         return summary
 
     def close(self) -> None:
-        """Closes environments that the trainer made, and files, and gives torch its threads back.
+        """Closes the files, and the environments that the trainer made; restores torch's number of threads.
 
         Folders in which nothing was written are removed. A second call does nothing.
         """

@@ -1,7 +1,7 @@
 """``python -m xcfast.sweep CONFIG --seeds 5 [--grid key=v1,v2] [--study N --search key=low:high[:log]]``.
 
-Trains the seeds of one or several settings side by side, in one process per job. The same command continues: it
-skips finished jobs, resumes interrupted ones, and tries failed ones again. Ctrl-C stops and saves all.
+Trains the seeds of one or several settings side by side, in one process per job. The same command continues a sweep: it
+skips finished jobs, resumes interrupted ones, and starts failed ones again. Ctrl-C stops all jobs and saves them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-        Exit status: 0 done, 1 a job failed, 2 a bad command line, 128 + its number: a signal stopped the sweep.
+        Exit status: 0 if all is done, 1 if a job failed, 2 for a bad command line, 128 + the signal's number if a
+        signal stopped the sweep.
     """
     parser = _parser()
     args = parser.parse_intermixed_args(argv)
@@ -172,7 +173,7 @@ def _report(settings: Sequence[Setting], folder: Path) -> None:
 
 
 def _base(word: str, overrides: Sequence[str]) -> tuple[str | Path | None, list[str]]:
-    """Returns the file, and what overrides it; an env id stands for the shipped file of its task, or the defaults."""
+    """Returns the file and its overrides. An env id stands for its task's shipped file, or else for the defaults."""
     path, env_id = file_and_env_id(word)
     if env_id is None:
         return path, list(overrides)
@@ -225,7 +226,7 @@ def _noted(setting: Setting) -> Setting:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[int]:
-    """Keeps a second sweep out of the folder while this one or any of its jobs lives; yields the descriptor."""
+    """Locks the folder against a second sweep while this one or any of its jobs lives; yields the descriptor."""
     import fcntl
 
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -235,7 +236,7 @@ def _locked(folder: Path) -> Iterator[int]:
         except BlockingIOError:
             known = f" (processes {', '.join(map(str, pids))})" if (pids := _holders(folder / ".lock")) else ""
             raise ConfigError(
-                f"{folder} is in use: a sweep, or a job that one left behind, is running there{known}"
+                f"{folder} is in use: a sweep, or a job of an earlier one, is running there{known}"
             ) from None
         yield descriptor
     finally:

@@ -56,7 +56,7 @@ class Job:
         file = self.folder / "config.json"
         for run in self._runs():
             if periodic_checkpoints(run.model_dir):
-                # The sweep wrote this file in this call, from what the user gave.
+                # The sweep wrote this file in this call, from the user's arguments.
                 allowed = [word for module in load_config(file).modules for word in ("--allow-module", module)]
                 return [*train, "--resume", str(run.log_dir), *allowed]
         return [*train, str(file), "--seed", str(self.seed), "--benchmark", "1"]
@@ -71,7 +71,7 @@ class Job:
 
 
 class Slots:
-    """Slots for jobs. No job runs any more when the context ends.
+    """Slots for jobs. When the context ends, no job is running.
 
     Where the slots take all CPUs, each slot has CPUs of its own. Where CPUs remain, the system places the jobs: a
     second sweep would choose the same CPUs as this one.
@@ -79,7 +79,7 @@ class Slots:
     A requested stop goes to all jobs once, as SIGTERM: they finish their iteration and save.
 
     Args:
-        jobs: Number of slots. None: as many as there are CPUs for.
+        jobs: Number of slots. None: as many as the CPUs suffice for.
         threads: Number of CPUs of each slot. Jobs share CPUs where jobs * threads is more than there are.
         keep_open: File descriptors that jobs inherit.
         stop: The request to stop.
@@ -91,7 +91,7 @@ class Slots:
         self.threads, self._keep_open, self._stop = threads, keep_open, stop
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Job, int | str]] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # nothing starts while all are told to stop
+        self._lock = threading.Lock()  # held while jobs are told to stop, so that none starts
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._told = False
         self.running = 0
@@ -111,7 +111,7 @@ class Slots:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._told = True
-            for process in self._processes:  # only after an error or a second Ctrl-C are there any
+            for process in self._processes:  # there are some only after an error or a second Ctrl-C
                 process.kill()
         for _unused in self._workers:
             self._todo.put(None)
@@ -124,7 +124,7 @@ class Slots:
         return self.size - self.running
 
     def start(self, job: Job) -> None:
-        """Gives a job to a free slot."""
+        """Starts a job in a free slot."""
         self.running += 1
         self._todo.put(job)
 
@@ -181,7 +181,7 @@ class Slots:
                     stdout=log,
                     stderr=log,
                     env=environ,
-                    start_new_session=True,  # a terminal's Ctrl-C would reach the jobs besides the signal sent here
+                    start_new_session=True,  # otherwise a terminal's Ctrl-C would reach the jobs too
                     pass_fds=self._keep_open,
                 )
                 self._processes.add(process)

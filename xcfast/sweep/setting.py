@@ -20,7 +20,7 @@ class Setting:
         values: Values of the swept keys; empty if only the seeds differ.
         config: Configuration of its jobs.
         jobs: The jobs, one for each seed.
-        open: Seeds that have not ended yet.
+        open: Seeds whose jobs have not ended yet.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a sweep goes over: reads seeds, grids and ranges from the texts of its command line."""
+"""Reads the seeds, grids and ranges of a sweep from its command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refuse_own_keys(keys: Iterable[str]) -> None:
     """
     for key in keys:
         if key in _OWN_KEYS:
-            raise ConfigError(f"is the sweep's own; {_OWN_KEYS[key]} decides it", key=key, where="command line")
+            raise ConfigError(f"a sweep sets it itself; use {_OWN_KEYS[key]}", key=key, where="command line")
 
 
 def grid_points(texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def grid_points(texts: Sequence[str]) -> list[dict[str, Any]]:
     axes: dict[str, list[Any]] = {}
     for key, values in (_choices("--grid", text) for text in texts):
         if key in axes:
-            raise ConfigError("given twice; name all its values at once", key=key, where="command line")
+            raise ConfigError("given twice; give all its values in one --grid", key=key, where="command line")
         axes[key] = values
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
@@ -103,10 +103,10 @@ def _range(key: str, values: str) -> Range:
         bounds = 0.0, 0.0, False
     whole = hints().get(key) is not int or (bounds[0].is_integer() and bounds[1].is_integer())
     if rest not in ([], ["log"]) or not bounds[0] < bounds[1] or (bounds[2] and bounds[0] <= 0) or not whole:
-        allowed = "low:high or low:high:log; low < high, with log 0 < low, whole numbers where the key's are"
-        raise ConfigError("no range", key=key, given=values, allowed=allowed, where="command line")
+        allowed = "low:high or low:high:log; low < high, 0 < low with log, whole numbers for a key of whole numbers"
+        raise ConfigError("not a range", key=key, given=values, allowed=allowed, where="command line")
     if hints().get(key, float) not in (int, float):
-        raise ConfigError("has no numbers to range over", key=key, allowed=f"{key}=v1,v2", where="command line")
+        raise ConfigError("is not a number, so it has no range", key=key, allowed=f"{key}=v1,v2", where="command line")
     _check_key(key)
     return bounds
 

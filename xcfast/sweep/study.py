@@ -50,7 +50,7 @@ class Study:
         )
         there = self._study.get_trials(deepcopy=False)
         _check_space(self._space, there)
-        # Seeded by what is there: a study that is continued does not draw its first trials again.
+        # The seed depends on the number of trials so far, so that a continued study does not repeat its first draws.
         self._study.sampler = optuna.samplers.TPESampler(seed=len(there), constant_liar=True)
 
     def settings(self, make: Callable[[Mapping[str, Any], int | None], Setting]) -> Iterator[Setting]:
@@ -76,7 +76,7 @@ class Study:
     def _setting(
         self, number: int, params: Mapping[str, Any], make: Callable[[Mapping[str, Any], int | None], Setting]
     ) -> Iterator[Setting]:
-        """Yields the trial as a setting; or fails the trial, if its values cannot be run together."""
+        """Yields the trial as a setting, or marks it as failed if its values are not valid together."""
         values = {key: json.loads(value) if isinstance(value, str) else value for key, value in params.items()}
         try:
             if set(values) != set(self._space):
@@ -99,7 +99,7 @@ def _distribution(key: str, values: list[Any] | Range) -> BaseDistribution:
 
 
 def _check_space(space: Mapping[str, BaseDistribution], trials: list[optuna.trial.FrozenTrial]) -> None:
-    """Refuses to continue trials over other keys or choices. The bounds of a range may change."""
+    """Checks that a study is continued over the same keys and choices. The bounds of a range may change."""
     known = {key for trial in trials for key in trial.params}
     if known and known != set(space):
         raise ConfigError(

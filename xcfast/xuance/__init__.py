@@ -1,9 +1,9 @@
 """XuanCe's names and signatures, on the objects that the command line uses.
 
-A script for XuanCe's PPO runs with ``from xcfast.xuance import ...`` in place of its imports from ``xuance``. What is
-done differently, and why, is in docs/from_xuance.md.
+A script for XuanCe's PPO runs with ``from xcfast.xuance import ...`` in place of its imports from ``xuance``.
+docs/from_xuance.md says what is done differently, and why.
 
-Names are imported on first use, so that a worker process with an environment of one's own does not load torch.
+Names are imported on first use, so that a worker process with a script's own environment does not load torch.
 """
 
 from importlib import import_module

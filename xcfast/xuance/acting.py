@@ -1,4 +1,4 @@
-"""Acting with XuanCe's arguments and results."""
+"""Computes actions, with XuanCe's arguments and results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def actions_of(
     return_logpi: bool,
     action_masks: np.ndarray | None,
 ) -> dict[str, Any]:
-    """See ``PPO_Agent.get_actions``."""
+    """Computes actions; see ``PPO_Agent.get_actions``."""
     policy, normalizer, action_map = player
     obs = torch.from_numpy(normalizer.normalize(observations)).to(policy.device)
     masks = None

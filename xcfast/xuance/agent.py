@@ -53,8 +53,8 @@ class PPO_Agent:
         scheduler: A scheduler of that optimizer, stepped once after each gradient step. None: a given optimizer keeps
             its learning rate; the default Adam follows the arguments' learning-rate schedule.
         device: The device, instead of the arguments' one.
-        observation_space: Space of one environment's observations, where there are no ``envs``.
-        action_space: Space of one environment's actions, likewise.
+        observation_space: Space of one environment's observations; needed without ``envs``.
+        action_space: Space of one environment's actions; needed without ``envs``.
         callback: Not supported.
         quiet: Whether to print nothing but warnings.
 
@@ -65,7 +65,7 @@ class PPO_Agent:
 
     Raises:
         ConfigError: The arguments cannot be run, or do not fit the environment.
-        TypeError: An argument has a type that cannot serve.
+        TypeError: An argument has a wrong type.
         ValueError: The policy is for another environment, or the scheduler belongs to another optimizer.
     """
 
@@ -204,7 +204,7 @@ class PPO_Agent:
         return str(self._training().folders.model_dir)
 
     def train(self, train_steps: int) -> dict[str, float]:
-        """Trains for a number of vector steps. The next call goes on with a rollout that is not full.
+        """Trains for a number of vector steps. The next call continues a rollout that is not full.
 
         The agent writes a checkpoint every ``checkpoint_interval`` environment steps, by default after each tenth of
         the run. ``python -m xcfast.train --resume`` continues from it.
@@ -215,10 +215,10 @@ class PPO_Agent:
             train_steps: Number of steps of each environment.
 
         Returns:
-            The metrics of the last update, by tag; empty where there was no update.
+            The metrics of the last update, by tag; empty if there was no update.
 
         Raises:
-            RunFailed: Something broke. The last good weights are saved.
+            RunFailed: Training failed. The last good weights are saved.
         """
         steps = whole("train_steps", train_steps, low=0)
         self._ranks.agree(f"train({steps})")
@@ -247,8 +247,8 @@ class PPO_Agent:
     ) -> list[float]:
         """Plays episodes with the policy's most likely actions. No statistics change.
 
-        Every environment plays the same number of episodes. Where ``render`` is True, an environment that renders plays
-        them instead.
+        Every environment plays the same number of episodes. If ``render`` is True, a single environment that renders
+        plays all of them instead.
 
         Args:
             env_fn: Makes the environments. They are closed afterwards.
@@ -260,7 +260,7 @@ class PPO_Agent:
             The returns of the episodes.
         """
         if (env_fn is None) == (test_envs is None):
-            raise TypeError("test() wants either env_fn or test_envs")
+            raise TypeError("test() needs either env_fn or test_envs")
         self._ranks.agree("test()")
         episodes = self.config.test_episode if test_episodes is None else whole("test_episodes", test_episodes)
         config = dataclasses.replace(self.config, test_episode=episodes, notices=(), render=self.render)
@@ -299,7 +299,7 @@ class PPO_Agent:
     def load_model(self, path: str | Path, model: str | int | None = None) -> None:
         """Loads weights, optimizer state and statistics from a model of xcfast or of XuanCe. Counters stay.
 
-        A policy from XuanCe goes on sending its actions to the environment as they are. A rollout that is not full is
+        A policy from XuanCe keeps sending its actions to the environment as they are. A rollout that is not full is
         dropped, since other weights collected it, and all episodes start anew.
 
         Args:
@@ -335,7 +335,7 @@ class PPO_Agent:
         """Returns actions for a batch of observations.
 
         Args:
-            observations: Raw observations float [B, *obs_shape]; they are normalised here.
+            observations: Raw observations float [B, *obs_shape]; they are normalized here.
             deterministic: Whether to return the most likely actions, instead of samples by torch's global generator.
             return_dists: Whether to return the distributions.
             return_logpi: Whether to return the log-probabilities.
@@ -363,7 +363,7 @@ class PPO_Agent:
         if trainer is None:
             return None
         if error is not None and self._ranks.world_size > 1 and not (isinstance(error, RunFailed) and error.known):
-            # On its way through this process, perhaps alone: the others must not be waited for, but told.
+            # An error is ending this process, perhaps only this one: do not wait for the others, but tell them.
             trainer.close()
             self._ranks.close(f"{type(error).__name__}: {error}")
             return None
@@ -385,7 +385,7 @@ class PPO_Agent:
         self._begin().keep_results(running_steps, eval_interval, test_episodes)
 
     def summarize(self) -> Summary:
-        """Returns what was achieved so far, and writes it to ``summary.json``."""
+        """Returns the summary so far, and writes it to ``summary.json``."""
         return self._training().summarize()
 
     def _begin(self) -> Trainer:
@@ -398,7 +398,7 @@ class PPO_Agent:
         return trainer
 
     def _log(self, scores: np.ndarray, step: int, seconds: float) -> None:
-        """Enters an evaluation into the run, or keeps it until the run begins.
+        """Records an evaluation in the run, or keeps it until the run begins.
 
         Evaluations of a model that was loaded in the middle of the run do not count.
         """
@@ -432,7 +432,7 @@ class PPO_Agent:
         if self._trainer is not None and self._trainer.begun:
             return self._trainer.folders.log_dir
         if self._loaded is not None:
-            with suppress(CheckpointError):  # a model that lies by itself
+            with suppress(CheckpointError):  # a model file outside of a run
                 return RunFolders.find(self._loaded).log_dir
         return Path(self.config.log_dir)
 

@@ -1,4 +1,4 @@
-"""The configuration of an agent, and what an agent without environments acts with."""
+"""The configuration of an agent, and the player of an agent without environments."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def lone_player(
     observation_space: gymnasium.Space[Any],
     action_space: gymnasium.Space[Any],
 ) -> Player:
-    """Makes what an agent without environments acts with.
+    """Makes the player of an agent without environments.
 
     Args:
         config: The agent's configuration.

@@ -1,4 +1,4 @@
-"""Reads the arguments of a XuanCe script, and makes a ``Config`` of them."""
+"""Reads the arguments of a XuanCe script, and makes a ``Config`` from them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def load_yaml(file_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads the keys and values of a YAML file.
 
     Raises:
-        ConfigError: The file cannot be read, or has a key that no PPO run knows, which is most likely misspelt. With an
-            `env_name` of ``REGISTRY_ENV`` such a key may be the environment's.
+        ConfigError: The file cannot be read, or has a key that no PPO run knows, which is probably a misspelling. If
+            `env_name` is in ``REGISTRY_ENV``, such a key may be the environment's.
     """
     layer = read_file(file_dir)
     own = is_own(layer["env_name"][0]) if "env_name" in layer else False
@@ -75,9 +75,9 @@ def get_arguments(
     *,
     method: str | None = None,
 ) -> Namespace:
-    """Returns all keys of a run from three layers: the shipped file of the task, the given file, the command line.
+    """Returns all keys of a run: those of the task's shipped file, then the given file, then the command line.
 
-    If no layer has a ``policy``, the result names the one that fits the environment's actions. It stays ``auto`` if the
+    If none of them has ``policy``, the result has the one that fits the environment's actions. It stays ``auto`` if the
     environment cannot be made, or if only the file names its module.
 
     Args:
@@ -116,9 +116,9 @@ def get_arguments(
     given |= _renamed(on_line)
     if env_id is not None and given["env_id"] != env_id:
         source = "parser_args" if "env_id" in on_line else config_path
-        print(f"env_id is {given['env_id']}, as {source} has it, not {env_id}", file=sys.stderr)
+        print(f"env_id is {given['env_id']}, which {source} sets, not {env_id}", file=sys.stderr)
     if name.lower().endswith("kl") and _todays_agent(given["agent"]) != "PPO_KL":
-        print(f"agent is {given['agent']}, as the configuration has it, not {name}", file=sys.stderr)
+        print(f"agent is {given['agent']}, which the configuration sets, not {name}", file=sys.stderr)
     if "policy" not in given and "env_id" in given:
         own = str(with_own_environment(given)["env_id"])
         # An id that only the file names may not import its module here; the policy then stays "auto".
@@ -166,13 +166,13 @@ def to_config(args: Namespace | Mapping[str, Any] | Config | Any, **changes: Any
     if strange:
         near = {name: nearest_name(name, keys_of(Config)) for name in strange}
         listed = ", ".join(f"{name} (did you mean {close}?)" if close else name for name, close in near.items())
-        line = f"keys that only {env_name} reads" if own else "arguments that are no keys, not read"
+        line = f"keys that only {env_name} reads" if own else "ignored arguments, which are not keys"
         object.__setattr__(config, "notices", (*config.notices, f"{line}: {listed}"))
     return config
 
 
 def keys_of_class(config: Namespace | Mapping[str, Any] | Config | Any, agent: str) -> dict[str, Any]:
-    """Returns the keys that an agent's class decides, whatever the configuration says.
+    """Returns the keys that an agent's class sets, whatever the configuration says.
 
     A configuration's ``PPO`` may be no more than the default, so a class for ``PPO_KL`` warns and wins. A
     configuration's ``PPO_KL`` is a choice, so a class for ``PPO`` refuses it.
@@ -204,7 +204,7 @@ def _known(name: str) -> bool:
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values under today's key names, so that layers agree on them."""
+    """Returns the values under their current key names, so that all layers use the same ones."""
     return {RENAMED_KEYS.get(name, name): value for name, value in values.items()}
 
 
@@ -230,14 +230,14 @@ def set_seed(seed: int) -> None:
 
 
 def set_device(expected_device: str | torch.device | None) -> torch.device:
-    """Returns the device, or the CPU where the device is missing, after a line that says so."""
+    """Returns the device, or the CPU if the device is not available, after printing a line that says so."""
     name = "cpu" if expected_device is None else str(expected_device)
     name = "cuda:0" if name.lower() == "gpu" else name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         if name not in _FALLEN_BACK:
-            print(f"xcfast: device {name} is not there (no CUDA); using the CPU", file=sys.stderr)
+            print(f"xcfast: there is no CUDA device, so {name} is not available; using the CPU", file=sys.stderr)
             _FALLEN_BACK.add(name)
         name = "cpu"
     return torch.device(name)

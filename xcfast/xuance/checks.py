@@ -1,4 +1,4 @@
-"""Checks of what a script passes in. Their errors name the argument, what was given and what is allowed."""
+"""Checks the arguments that a script passes in. Errors name the argument, what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def whole(name: str, value: Any, low: int = 1) -> int:
         low: Smallest value allowed.
 
     Raises:
-        TypeError: It is no number, or has a fraction.
+        TypeError: It is not a number, or has a fraction.
         ValueError: It is below ``low``.
     """
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
@@ -47,8 +47,8 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
         value: The value to check.
 
     Raises:
-        TypeError: It is no list.
-        ValueError: An entry is no positive integer.
+        TypeError: It is not a list.
+        ValueError: An entry is not a positive integer.
     """
     if value is None:
         return ()
@@ -68,7 +68,7 @@ def values_of(name: str, args: Any) -> dict[str, Any]:
         args: The object.
 
     Raises:
-        TypeError: It is no object of these kinds.
+        TypeError: It is not an object of these kinds.
     """
     if isinstance(args, Mapping):
         return dict(args)
@@ -143,32 +143,32 @@ def check_optimizer(optimizer: Any, policy: ActorCritic | None) -> None:
 
     Args:
         optimizer: The optimizer.
-        policy: The policy, or None where the script passed none.
+        policy: The policy, or None if the script passed none.
 
     Raises:
-        TypeError: It is no optimizer.
+        TypeError: It is not an optimizer.
         ValueError: It was made for another policy, or needs a closure.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be one of torch.optim's, made for the policy; got {short_repr(optimizer)}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
-            "optimizer: LBFGS computes the loss several times a step; allowed: those that step with one gradient"
+            "optimizer: LBFGS computes the loss several times a step; allowed: optimizers that use one gradient"
         )
     mine = set() if policy is None else {id(p) for p in policy.parameters()}
     if not all(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError("optimizer's parameters are not the policy's; pass the policy that it was made for too")
+        raise ValueError("the optimizer's parameters are not the policy's; pass the policy that it was made for too")
 
 
 def check_scheduler(scheduler: Any, num_updates: int) -> None:
-    """Checks that a scheduler can be stepped once after each update of a run.
+    """Checks that a scheduler can be stepped after each gradient step of a run.
 
     Args:
         scheduler: A scheduler of torch, or an object with the same methods.
-        num_updates: Number of updates in the run.
+        num_updates: Number of gradient steps in the run.
 
     Raises:
-        TypeError: It is no scheduler.
+        TypeError: It is not a scheduler.
         ValueError: It ends before the run does.
     """
     methods = ("step", "state_dict", "load_state_dict")
@@ -177,6 +177,6 @@ def check_scheduler(scheduler: Any, num_updates: int) -> None:
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps - scheduler.last_epoch < num_updates:
         left = scheduler.total_steps - scheduler.last_epoch
         raise ValueError(
-            f"scheduler: OneCycleLR has {left} of its {scheduler.total_steps} steps left, the run has {num_updates} "
-            "updates; allowed: total_steps=get_total_iters(agent_name, config), or more"
+            f"scheduler: OneCycleLR has {left} of its {scheduler.total_steps} steps left, but the run has "
+            f"{num_updates} gradient steps; allowed: total_steps=get_total_iters(agent_name, config), or more"
         )

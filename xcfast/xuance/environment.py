@@ -26,7 +26,7 @@ _MASK_KEYS = ("policy", "use_actions_mask")
 
 
 class XuanCeVecEnv:
-    """XuanCe's vector interface: spaces of one env, a list of infos, the final observation where an episode ends.
+    """XuanCe's vector interface: spaces of one env, a list of infos, the final observation at the end of an episode.
 
     An agent steps ``vec_env`` directly, in native code where possible. This class is for scripts that look at the
     environments or step them.
@@ -124,8 +124,8 @@ class XuanCeVecEnv:
 def make_envs(config: Namespace | Config | Any) -> XuanCeVecEnv:
     """Makes the environments that a script's arguments describe (``env_name``, ``env_id``, ``parallels`` and others).
 
-    Where torchrun has started the script in several processes, each one makes its share of the training environments.
-    The environments of a test (``agent.test(env_fn)``) are not shared out.
+    If torchrun has started the script in several processes, each one makes its share of the training environments. The
+    environments of a test (``agent.test(env_fn)``) are not divided.
 
     Args:
         config: The script's arguments.
@@ -172,7 +172,7 @@ def total_envs(envs: VecEnv, ranks: Ranks) -> int:
         ranks: The processes.
 
     Raises:
-        ConfigError: The environments are not shared out as ``make_envs`` does it.
+        ConfigError: The environments are not divided as ``make_envs`` divides them.
     """
     total = int(ranks.sum_(np.array([envs.num_envs]))[0])
     if ranks.any_(envs.num_envs != len(ranks.rows(total))):

@@ -28,7 +28,7 @@ def find_model_file(path: str | os.PathLike[str], model: str | os.PathLike[str] 
         its latest checkpoint.
 
     Raises:
-        CheckpointError: There is none. The message says what was looked for, where, and what is there.
+        CheckpointError: There is none. The message says what was searched for and where, and what is there.
         TypeError: An argument has another type.
     """
     if not isinstance(path, str | os.PathLike):
@@ -91,7 +91,7 @@ def _with_suffix(name: str) -> str:
 
 
 def _what_is_there(place: Path, seed: int, name: str | None) -> str:
-    """Returns the end of the sentence that says that there is no such model."""
+    """Returns the end of the message about a missing model: which models there are."""
     files = sorted(file.name for folder in _folders_of_models(place) for file in folder.glob("*.pth"))
     if files or any((place / file).exists() for file in _FILES_OF_RUNS):  # the folder of one run: no seeds
         return f" in it; there: {', '.join(files)}" if files else " in it"

@@ -30,12 +30,12 @@ def check_fits(
     Args:
         saved: The model.
         policy: The network's own weights.
-        keys: Keys of the configuration that describe what the weights do not tell.
+        keys: Keys of the configuration that the weights do not show.
         obs_shape: Shape of one observation.
 
     Raises:
-        CheckpointError: The model is of another network, or holds weights that are not finite. The message says what
-            was found and what was expected.
+        CheckpointError: The model belongs to another network, or has weights that are not finite. The message says
+            what was found and what was expected.
     """
     found = {name: tuple(value.shape) for name, value in saved.policy.items()}
     expected = {name: tuple(value.shape) for name, value in policy.items()}
@@ -46,7 +46,7 @@ def check_fits(
         raise CheckpointError(f"{saved.path}: {_difference(found, expected)}")
     for name, value in saved.policy.items():
         if not torch.isfinite(value.to(policy[name].dtype)).all():
-            raise CheckpointError(f"{saved.path}: {name} is not finite in it")
+            raise CheckpointError(f"{saved.path}: its {name} is not finite")
     for name, wanted in keys.items():
         if name in saved.keys and saved.keys[name] != wanted:
             raise CheckpointError(f"{saved.path}: trained with {name} {saved.keys[name]}; expected {wanted}")
@@ -93,11 +93,11 @@ def _moments_that_fit(saved: SavedModel, parameters: Sequence[Tensor]) -> dict[i
 
 
 def load_training(trainer: Trainer, saved: SavedModel) -> None:
-    """Gives a trainer everything that belongs to a policy that was loaded into its own.
+    """Gives a trainer the state that belongs to a newly loaded policy.
 
     Args:
         trainer: The trainer. Its learner's copies of the weights, its action map, reward statistics and episodes are
-            renewed, and so are Adam's moments where they fit.
+            renewed, and so are Adam's moments if they fit.
         saved: The model, which was checked.
     """
     parts, learner = trainer.components, trainer.components.learner
@@ -111,7 +111,7 @@ def load_training(trainer: Trainer, saved: SavedModel) -> None:
         learner.load_state_dict({**own, "optimizer": {"state": moments, "param_groups": settings}})
     if saved.reward_rms is not None:
         parts.reward_normalizer.rms.load_state_dict(saved.reward_rms)
-    if trainer.begun:  # what other weights have collected must not be learned from
+    if trainer.begun:  # data that other weights have collected must not be learned from
         parts.restart_episodes()
 
 
@@ -126,7 +126,7 @@ def describe_weights(policy: Mapping[str, Tensor]) -> str:
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """Says in which weights two networks of the same widths differ."""
+    """Returns in which weights two networks of the same widths differ."""
     strange = [f"{name} {list(found[name])}" for name in found if name not in expected]
     missing = [f"{name} {list(expected[name])}" for name in expected if name not in found]
     reshaped = [
@@ -134,6 +134,6 @@ def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
         for name in found
         if name in expected and found[name] != expected[name]
     ]
-    sentences = [f"it has {', '.join(strange)}, which is not known here"] if strange else []
+    sentences = [f"it has {', '.join(strange)}, which is unknown"] if strange else []
     sentences += [f"it lacks {', '.join(missing)}"] if missing else []
     return "another network of the same widths: " + "; ".join([*sentences, *reshaped])

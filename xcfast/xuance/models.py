@@ -26,7 +26,7 @@ class SavedModel:
         path: Path of the file.
         policy: Weights by name.
         optimizer: State of Adam in torch's form, or None.
-        obs_rms: Mean and var (both [*obs_shape]) and count of the observations, or None if they were not normalised.
+        obs_rms: Mean and var (both [*obs_shape]) and count of the observations, or None if they were not normalized.
         reward_rms: Mean, var and count of the discounted returns, or None.
         keys: Configuration that the model was trained with; empty for a file of XuanCe, which has none.
         identity_actions: Whether the policy was trained with actions that are neither mapped to the bounds nor clipped.
@@ -51,7 +51,7 @@ def read_model(path: Path, use_obsnorm: bool) -> SavedModel:
         use_obsnorm: Whether the statistics of the observations are needed.
 
     Raises:
-        CheckpointError: The file is damaged, or is no model.
+        CheckpointError: The file is damaged, or is not a model.
     """
     state = ckpt.read_torch_file(path)
     if isinstance(state, Mapping) and state.get("format") == ckpt.FORMAT:
@@ -62,7 +62,7 @@ def read_model(path: Path, use_obsnorm: bool) -> SavedModel:
     obs_rms = None
     if use_obsnorm:
         obs_rms = read_obs_rms(path.with_name(OBS_RMS))
-    # Where several devices trained it, each part was inside a module of torch's DistributedDataParallel.
+    # If several devices trained it, each part was inside a module of torch's DistributedDataParallel.
     weights = {name.replace("module.", ""): value for name, value in weights.items()}
     optimizer = state.get("optimizer")
     if not isinstance(optimizer, dict) or "state" not in optimizer:
@@ -77,7 +77,7 @@ def _are_weights(value: Any) -> bool:
 def _of_xcfast(path: Path) -> SavedModel:
     saved = ckpt.load_checkpoint(path)
     if not _are_weights(saved["policy"]):
-        raise CheckpointError(f"{path}: its policy is no dict of weights")
+        raise CheckpointError(f"{path}: its policy is not a dict of weights")
     try:
         return SavedModel(
             path,
@@ -106,7 +106,7 @@ def read_obs_rms(path: Path) -> dict[str, Any]:
             value = _read_object_array(file)
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: no such file; with use_obsnorm: True, the model beside it cannot be used without it"
+            f"{path}: no such file; with use_obsnorm: True, the model in that folder needs it"
         ) from None
     except (pickle.UnpicklingError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
@@ -120,7 +120,7 @@ def _statistics(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
     """Returns statistics as float64 arrays and an integer count.
 
     Raises:
-        CheckpointError: They are no statistics.
+        CheckpointError: They are not statistics.
     """
     try:
         mean, var = (np.asarray(value[name], np.float64) for name in ("mean", "var"))
@@ -148,7 +148,7 @@ def _read_object_array(file: BinaryIO) -> Any:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that makes only numpy arrays, numpy scalars and what needs no class at all."""
+    """An unpickler that makes only numpy arrays, numpy scalars and objects that need no class."""
 
     _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {  # noqa: RUF012
         **{(f"numpy.{core}.multiarray", "_reconstruct"): multiarray._reconstruct for core in ("core", "_core")},
@@ -161,4 +161,4 @@ class _ArraysOnly(pickle.Unpickler):
         try:
             return self._ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only numpy arrays are allowed") from None
+            raise pickle.UnpicklingError(f"it contains {module}.{name}; only numpy arrays are allowed") from None

@@ -9,11 +9,11 @@ Value = TypeVar("Value")
 
 
 class Names(dict[str, Value]):
-    """A dict that finds a value by today's name and by older names. It lists today's names only.
+    """A dict that finds a value by its current name and by older names. It lists current names only.
 
     Args:
         values: Values by name.
-        older: Older name -> today's name.
+        older: Older name -> current name.
     """
 
     def __init__(self, values: Mapping[str, Value], older: Mapping[str, str] | None = None) -> None:
@@ -29,5 +29,5 @@ class Names(dict[str, Value]):
         return super().__contains__(name) or name in self._older
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Returns the value of a name, or ``default``."""
+        """Returns the value of a name, or ``default`` if there is none."""
         return self[name] if name in self else default

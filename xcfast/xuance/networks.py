@@ -18,9 +18,9 @@ from xcfast.xuance.arguments import set_device
 from xcfast.xuance.checks import sizes
 from xcfast.xuance.names import Names
 
-#: Name -> function that makes the activation. Capitalised names are known too.
+#: Name -> function that makes the activation. Capitalized names are known too.
 ActivationFunctions: Names[Callable[[], nn.Module]] = Names(ACTIVATIONS, keys_of(Config)["activation"].aliases)
-#: Name -> class of the normalisation.
+#: Name -> class of the normalization.
 NormalizeFunctions: Names[type[nn.Module]] = Names({"LayerNorm": nn.LayerNorm})
 
 Initialize = Callable[..., Any]
@@ -43,14 +43,14 @@ def Basic_MLP(
         input_shape: Shape of an observation.
         hidden_sizes: Width of each layer.
         normalize: ``nn.LayerNorm`` for one after each activation, or None.
-        initialize: Function that is called with each weight matrix, such as ``torch.nn.init.orthogonal_``; biases are
-            set to 0 then. None means orthogonal with xcfast's gains. Both draw from torch's global generator.
+        initialize: Function that is called with each weight matrix, such as ``torch.nn.init.orthogonal_``; biases then
+            become 0. None means orthogonal with xcfast's gains. Both draw from torch's global generator.
         activation: An entry of ``ActivationFunctions``, or its name.
-        device: Device of the weights. A device that is missing is replaced by the CPU.
+        device: Device of the weights. The CPU replaces a device that is not available.
         **kwargs: Arguments of XuanCe's other representations, which have no effect.
 
     Raises:
-        ConfigError: The activation or the normalisation is not supported.
+        ConfigError: The activation or the normalization is not supported.
     """
     widths = sizes("hidden_sizes", hidden_sizes)
     layers = BasicMLP(
@@ -90,8 +90,8 @@ def Gaussian_AC_Policy(
         representation: A trunk from ``Basic_MLP`` or ``Basic_Identical``.
         actor_hidden_size: Widths of the actor's own hidden layers.
         critic_hidden_size: Widths of the critic's own hidden layers.
-        normalize: Normalisation, as in ``Basic_MLP``.
-        initialize: Initialisation, as in ``Basic_MLP``.
+        normalize: Normalization, as in ``Basic_MLP``.
+        initialize: Initialization, as in ``Basic_MLP``.
         activation: Activation of the hidden layers, as in ``Basic_MLP``.
         activation_action: Activation of the mean. None leaves the mean unbounded; actions are then clipped to the
             bounds, but not mapped to them.
@@ -100,7 +100,7 @@ def Gaussian_AC_Policy(
         log_std_init: Initial logarithm of the standard deviation.
 
     Raises:
-        ConfigError: The action space is no Box, or a part is not supported.
+        ConfigError: The action space is not a Box, or a part is not supported.
     """
     if not isinstance(action_space, Box):
         raise ConfigError(
@@ -158,7 +158,7 @@ def _policy(
     critic = Critic(representation.output_size, sizes("critic_hidden_size", critic_hidden_size), *shape)
     policy = ActorCritic(representation, _initialized(actor, initialize), _initialized(critic, initialize))
     policy.to(set_device(device))
-    keys_describing(policy)  # raises where no configuration can describe it
+    keys_describing(policy)  # raises if no configuration can describe it
     return policy
 
 

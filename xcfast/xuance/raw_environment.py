@@ -1,4 +1,4 @@
-"""XuanCe's way of bringing an environment of one's own: a subclass of ``RawEnvironment``, entered in ``REGISTRY_ENV``.
+"""A script's own environments, XuanCe's way: subclasses of ``RawEnvironment``, entered in ``REGISTRY_ENV``.
 
 ```python
 class MyNewEnv(RawEnvironment): ...
@@ -8,7 +8,7 @@ envs = make_envs(config)
 ```
 
 Such an environment is registered with Gymnasium as ``<env_name>/<env_id>``, so everything that makes environments by
-their id serves it.
+their id can make it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ REGISTRY_ENV: dict[str, Callable[[Namespace], Any]] = {}
 
 FAMILIES: tuple[str, ...] = get_args(hints()["env_name"])
 _REFUSED = keys_of(Config)["env_name"].refused
-# Keys that mean something to some environments and nothing to the rest of a run.
+# Keys that only some environments read.
 _FOR_ENVIRONMENTS = ("max_episode_steps", "env_config")
 
 
 class RawEnvironment(ABC):
-    """Base class of an environment of one's own, with XuanCe's interface.
+    """Base class of a script's own environment, with XuanCe's interface.
 
     A subclass's constructor takes the configuration, a Namespace with all keys of the script, among them
     ``env_id`` and ``env_seed``, the seed of this environment. It calls ``super().__init__()`` and sets the attributes.
@@ -78,7 +78,7 @@ class RawEnvironment(ABC):
 
 
 def is_own(env_name: Any) -> bool:
-    """Returns whether an `env_name` can only be one of ``REGISTRY_ENV``, now or once the script has entered it."""
+    """Returns whether `env_name` can only be a name in ``REGISTRY_ENV``, be it entered already or not."""
     if not isinstance(env_name, str):
         return False
     return env_name in REGISTRY_ENV or not (env_name in FAMILIES or env_name in _REFUSED)
@@ -91,12 +91,12 @@ def with_own_environment(given: Mapping[str, Any]) -> dict[str, Any]:
         given: A script's keys and values; the environment's constructor gets all of them.
 
     Returns:
-        The same keys, with the `env_id` under which Gymnasium knows the environment. Without an environment of one's
-        own, they are unchanged.
+        The same keys, with the `env_id` under which Gymnasium knows the environment. If `env_name` is a family of
+        Gymnasium's environments, they are unchanged.
 
     Raises:
-        ConfigError: The `env_name` is neither a family of Gymnasium's environments nor in ``REGISTRY_ENV``, or what is
-            there is no class.
+        ConfigError: The `env_name` is neither a family of Gymnasium's environments nor in ``REGISTRY_ENV``, or its
+            entry is not a class.
     """
     name = given.get("env_name")
     if not isinstance(name, str) or not is_own(name):
@@ -113,7 +113,7 @@ def with_own_environment(given: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("cannot make an environment", key=f"REGISTRY_ENV[{name!r}]", given=make, allowed=allowed)
     env_id = str(given.get("env_id") or name)
     full_id = "/".join(re.sub(r"[^\w.-]", "-", part) for part in (name.replace(".", "-"), env_id))
-    # Not gymnasium.register, which warns where a second call replaces the values.
+    # Not gymnasium.register, which warns if a second call replaces the values.
     spec = EnvSpec(full_id, partial(OwnEnv, make, dict(given)), order_enforce=False, disable_env_checker=True)
     gymnasium.registry[spec.id] = spec
     kept = {key: value for key, value in given.items() if key not in _FOR_ENVIRONMENTS}
@@ -132,7 +132,7 @@ class OwnEnv(gymnasium.Env[Any, Any]):
         render_mode: ``rgb_array``, ``human`` or None.
 
     Raises:
-        EnvError: The environment lacks something. The message says what it must have.
+        EnvError: The environment lacks an attribute or a method. The message says which.
     """
 
     metadata = {"render_modes": ["rgb_array", "human"]}  # noqa: RUF012
@@ -175,7 +175,7 @@ class OwnEnv(gymnasium.Env[Any, Any]):
 
     @property
     def spec(self) -> EnvSpec | None:
-        """What Gymnasium knows of it, with its time limit, and nothing that only this process could unpickle."""
+        """Gymnasium's description of the environment, with its time limit, in a form that any process can unpickle."""
         return self._spec
 
     @spec.setter
@@ -184,7 +184,7 @@ class OwnEnv(gymnasium.Env[Any, Any]):
         self._spec = spec and replace(spec, entry_point=place, kwargs={}, max_episode_steps=self.max_episode_steps)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode; with a seed, in an environment that is made with it."""
+        """Begins an episode; with a seed, in an environment that is made anew with it."""
         super().reset(seed=seed)
         if seed is not None and not (self._fresh and seed == self._seed):
             self._build(seed)
@@ -233,7 +233,7 @@ class OwnEnv(gymnasium.Env[Any, Any]):
         return array.astype(space.dtype, copy=False)
 
     def render(self) -> Any:
-        """Returns what the environment shows."""
+        """Returns the environment's picture."""
         return self._raw.render(self.render_mode) if self._takes_mode else self._raw.render()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""XuanCe's runner, which trains, tests or runs a benchmark by a script's arguments."""
+"""XuanCe's runner, which trains, tests or runs a benchmark with a script's arguments."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class RunnerDRL:
 
         Raises:
             ValueError: There is no such mode, or a number is out of range.
-            TypeError: The mode does not have an argument, or an argument is no number.
+            TypeError: The mode does not have an argument, or an argument is not a number.
         """
         if mode is None:
             mode = "test" if self._settings.test_mode else "train"

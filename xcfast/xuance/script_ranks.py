@@ -1,4 +1,4 @@
-"""Ranks of a script that torchrun has started: its processes train together, as those of the command line do."""
+"""The ranks of a script that torchrun has started: its processes train together, like those of the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def script_ranks(device: Any = None) -> Ranks:
 
 
 def share(total: int, device: Any = None) -> tuple[range, int]:
-    """Returns which of a number of environments this process makes, and how many processes share its CPUs.
+    """Returns which environments this process makes, and how many processes share its CPUs.
 
     Args:
         total: The number of environments of all processes together.
@@ -51,7 +51,7 @@ def share(total: int, device: Any = None) -> tuple[range, int]:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Lets ``share`` give all environments to this process while the block runs, as a test needs."""
+    """While the block runs, ``share`` gives all environments to this process, as a test needs."""
     global _sharing
     before, _sharing = _sharing, False
     try:

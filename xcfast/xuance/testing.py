@@ -1,4 +1,4 @@
-"""Playing the episodes of an agent's test."""
+"""Plays the episodes of an agent's test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def play_test(
     quiet: bool,
     should_stop: Callable[[], bool],
 ) -> np.ndarray | None:
-    """Plays the episodes of a test, and shows them where that is wanted and possible.
+    """Plays the episodes of a test, and shows them if that is wanted and possible.
 
     Args:
         config: The agent's configuration, with the number of episodes.
@@ -39,12 +39,12 @@ def play_test(
         env_fn: Makes the environments to play in. They are closed afterwards.
         test_envs: Environments to play in, instead of ``env_fn``.
         number: Number of the evaluation, which decides the seeds.
-        folder: Folder for a video, where episodes are to be shown. They are then played in an environment that renders.
+        folder: Folder for a video, if episodes are to be shown. They are then played in an environment that renders.
         quiet: Whether to print nothing but warnings.
-        should_stop: Asked while episodes are played; True ends the test.
+        should_stop: Called while episodes are played; True ends the test.
 
     Returns:
-        Episode returns float64 [test_episode]; None where the test was stopped.
+        Episode returns float64 [test_episode]; None if the test was stopped.
     """
     with undivided():
         given = test_envs if env_fn is None else env_fn()

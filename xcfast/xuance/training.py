@@ -1,4 +1,4 @@
-"""What surrounds an agent's training: saving on a signal, and a warning past the end of the schedule."""
+"""Surrounds an agent's training: saves on a signal, and warns of the end of the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from xcfast.runs.trainer import Trainer
 def saving(trainer: Trainer | None) -> Iterator[StopRequest]:
     """Notes the first signal while active, and saves the last update at the end.
 
-    Then the signal has its usual effect: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process. Of several
-    processes, those without a signal raise KeyboardInterrupt. Before a run has begun there is nothing to save, and
-    signals have their effect at once.
+    Then the signal has its usual effect: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process. If there are
+    several processes, those without a signal raise KeyboardInterrupt. Before a run has begun there is nothing to save,
+    and signals have their effect at once.
 
     Args:
         trainer: The trainer whose state is saved, or None.
@@ -40,7 +40,7 @@ def saving(trainer: Trainer | None) -> Iterator[StopRequest]:
 
 
 def warn_of_the_end(trainer: Trainer, steps: int) -> bool:
-    """Warns where updates are to come after the learning rate has reached the end of its schedule.
+    """Warns if training will go on after the learning rate has reached the end of its schedule.
 
     Args:
         trainer: A trainer that follows the configuration's learning rates.
@@ -54,7 +54,7 @@ def warn_of_the_end(trainer: Trainer, steps: int) -> bool:
     if iterations <= config.num_iterations or config.end_factor_lr_decay == 1.0:
         return False
     say(
-        f"warning: training goes on after running_steps {config.running_steps}, where the learning rate has fallen to "
+        f"warning: training goes on after running_steps {config.running_steps}, when the learning rate has fallen to "
         f"{config.learning_rate * config.end_factor_lr_decay:g} and stays; set running_steps to the length of the run, "
         "or end_factor_lr_decay: 1.0",
         error=True,

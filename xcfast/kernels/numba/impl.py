@@ -1,4 +1,4 @@
-"""The kernels in numba, which serve where the compiled core is missing: each has its namesake's signature in `_core`.
+"""The kernels in numba, for installations without the compiled core. Their signatures are those of `_core`.
 
 Like those, they take plain arrays. For anything else they do nothing and return False or None.
 """
@@ -54,7 +54,7 @@ def _is_float(x: np.ndarray) -> bool:
 
 
 def _rollout_arguments(rewards, terminated, truncated, last, final, nexts, gamma, same, outputs):
-    """Returns rewards, next_values, terminated and truncated, all [T, N]; None where an argument is not plain.
+    """Returns rewards, next_values, terminated and truncated, all [T, N]; None if an argument is not plain.
 
     `same` and `outputs` are further arrays that must be like `rewards`.
     """
@@ -133,7 +133,7 @@ def discounted_returns(rewards, terminated, truncated, last_values, final_values
     return True
 
 
-# --- moments and normalisation ---
+# --- moments and normalization ---
 
 
 def _moments_ok(mean: Any, var: Any, count: Any) -> bool:
@@ -361,7 +361,7 @@ def store_step(
 
 
 def warmup() -> None:
-    """Compiles what a training run calls (float32 rollouts, float64 observations)."""
+    """Compiles the functions that a training run calls (float32 rollouts, float64 observations)."""
     flat, flags, one = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.bool_), np.zeros(1, np.float32)
     gae(flat, flat, flags, flags, one, flat, None, 0.9, 0.9, flat.copy(), flat.copy())
     discounted_returns(flat, flags, flags, one, flat, None, 0.9, flat.copy())

@@ -9,7 +9,7 @@ jit = njit(cache=True, nogil=True, error_model="numpy")
 
 @jit
 def _bounds(x):
-    """Returns the addresses of an array's first byte and of the byte behind its last one."""
+    """Returns the addresses of an array's first byte and of the byte after its last one."""
     first = np.int64(x.ctypes.data)
     end = first + x.itemsize
     for axis in range(x.ndim):

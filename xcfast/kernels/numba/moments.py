@@ -1,4 +1,4 @@
-"""Jitted running moments and normalisation, in the order of operations of csrc/kernels/moments.hpp."""
+"""Jitted running moments and normalization, in the order of operations of csrc/kernels/moments.hpp."""
 # mypy: disallow-untyped-defs=False
 
 import numpy as np
@@ -43,7 +43,7 @@ def update_moments(batch, mean, var, count):
         count: int64 [1], number of samples so far, updated.
 
     Returns:
-        Whether the batch was added. False, with nothing changed, where a value is NaN, infinite or at least 1e140 in
+        Whether the batch was added. False, with nothing changed, if a value is NaN, infinite or at least 1e140 in
         absolute value (the sum of the squares would overflow).
 
     Raises:
@@ -97,7 +97,7 @@ def merge_moments(mean, var, count, other_mean, other_var, other_count):
         count: int64 [1], number of samples, updated.
         other_mean: float64 [D].
         other_var: float64 [D].
-        other_count: int64 [1]; nothing changes where it is 0.
+        other_count: int64 [1]; nothing changes if it is 0.
 
     Raises:
         ValueError: A shape does not fit, or an output shares memory with another argument.

@@ -142,7 +142,7 @@ def uniform(key, env_offset, counters, out):
 
 @jit
 def minibatches(key, iteration, epoch, num_steps, num_envs, n_minibatch, env_offset, indices, offsets, steps):
-    """Writes the flat indices of one epoch's minibatches, and where each begins; `steps` [T] is scratch."""
+    """Writes the flat indices of one epoch's minibatches, and their offsets; `steps` [T] is scratch memory."""
     total = num_steps * num_envs
     first = (env_offset * num_steps) % n_minibatch
     offsets[0] = 0
