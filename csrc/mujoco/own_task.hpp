@@ -102,10 +102,13 @@ class OwnTask final : public Task {
  private:
   const char *observation(const Fields &f) const {
     Own &own = *f.own;
-    if (own_.observe)
-      call(own_.observe, own, "observe", own.obs);
-    else
+    if (!own_.observe) {
       built_in_->observe(f, own.obs);
+      return nullptr;
+    }
+    call(own_.observe, own, "observe", own.obs);
+    for (int64_t k = 0; !own.error && k < own_.obs_size; ++k)
+      if (!std::isfinite(own.obs[k])) own.error = said("observe returned " + text_of(own.obs[k]) + " as number " + std::to_string(k));
     return own.error;
   }
 
@@ -118,15 +121,17 @@ class OwnTask final : public Task {
   }
 
   const char *not_finite(const Own &own, double reward) const {
-    std::string text = "step returned the reward " + std::to_string(reward);
+    std::string text = "step returned the reward " + text_of(reward);
     const char *sep = "; of its terms, ";
     for (size_t k = 0; k < own_.terms.size(); ++k) {
       if (std::isfinite(own.terms[k])) continue;
-      text += sep + own_.terms[k] + " is " + std::to_string(own.terms[k]);
+      text += sep + own_.terms[k] + " is " + text_of(own.terms[k]);
       sep = ", ";
     }
     return said(text);
   }
+
+  static std::string text_of(double x) { return std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf"; }
 
   // Keeps a text until this thread says the next.
   static const char *said(std::string text) {

@@ -52,8 +52,8 @@ class Simulations final : public envs::Dynamics {
     const Simulation &sim = simulations_[i];
     const Fields &f = sim.fields;
     Memo memo;
-    task_->before(f, memo);
     task_->act(f, action, sim.ctrl);
+    task_->before(f, memo);
     for (int64_t k = 0; k < config_.frame_skip; ++k) {
       if (controls_) task_->control(f);
       config_.api.step(config_.model, sim.data);

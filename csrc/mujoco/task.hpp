@@ -65,12 +65,12 @@ class Task {
   virtual int64_t num_extra() const { return 0; }
   // Called when an episode has been set to its initial state; returns as Outcome::error.
   virtual const char *started(const Fields &, const double *) const { return nullptr; }
-  // Called before the physics step.
-  virtual void before(const Fields &, Memo &) const {}
-  // Gives the action to the actuators, before the physics of a step.
+  // Gives the action to the actuators, before the physics step.
   virtual void act(const Fields &, const float *action, double *ctrl) const {
     for (int64_t k = 0; k < nu_; ++k) ctrl[k] = action[k];
   }
+  // Called then, before the physics step.
+  virtual void before(const Fields &, Memo &) const {}
   // Whether `control` is to be called before each mj_step of a step.
   virtual bool controls() const { return false; }
   virtual void control(const Fields &) const {}

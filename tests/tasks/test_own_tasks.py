@@ -12,7 +12,7 @@ import pytest
 from collecting import Collecting
 
 from xcfast.envs import DummyVecEnv, MujocoVecEnv, SubprocVecEnv, make_env_fn
-from xcfast.tasks import TaskEnv
+from xcfast.tasks import TaskEnv, compiled
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
 sys.path.append(str(EXAMPLES))
@@ -156,8 +156,6 @@ def test_worker_processes_step_the_same_task():
 
 
 def test_parameters_change_the_task_without_compiling_again(monkeypatch):
-    from xcfast.tasks import compiled
-
     play(MujocoVecEnv("run_backwards:RunBackwards-v0", 1, 1), 1)
     loaded = compiled._load.cache_info().misses
     native = MujocoVecEnv("run_backwards:RunBackwards-v0", 1, 1, control_weight=0.7)
@@ -197,7 +195,7 @@ def test_a_step_never_takes_the_gil(small):
     assert after - before > 10
 
 
-def test_one_task_compiles_while_another_steps(monkeypatch):
+def test_one_task_compiles_while_another_steps(monkeypatch, tmp_path):
     """The threads of one vector environment step on while numba compiles, and give the same numbers."""
     wanted = play(MujocoVecEnv("pd_walker:PDWalker-v0", 4, 2), 60)
     envs, found, stop = MujocoVecEnv("pd_walker:PDWalker-v0", 4, 2), [], threading.Event()
@@ -209,12 +207,13 @@ def test_one_task_compiles_while_another_steps(monkeypatch):
     thread = threading.Thread(target=step)
     thread.start()
     try:
-        monkeypatch.setenv("XCFAST_DEBUG", "1")  # which is another code than what other tests have compiled
-        compiled = play(MujocoVecEnv(cheetah_tasks.Language, 1, 2, check=False), 5)
+        monkeypatch.setenv("XCFAST_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
+        compiled._load.cache_clear()
+        language = play(MujocoVecEnv(cheetah_tasks.Language, 1, 2, check=False), 5)
     finally:
         stop.set()
         thread.join()
-    assert_same(compiled, play(DummyVecEnv([make_env_fn(cheetah_tasks.Language)]), 5), reward_error=16 * 512 * 2.0**-53)
+    assert_same(language, play(DummyVecEnv([make_env_fn(cheetah_tasks.Language)]), 5), reward_error=16 * 512 * 2.0**-53)
     assert found
     for one in found:
         assert_same(one, wanted)

@@ -79,8 +79,7 @@ def test_an_exception_in_a_step_has_its_place():
     assert re.search(rf'{FILE}:\d+: raise ValueError\("too late"\): ValueError: too late', said), said
 
 
-def test_an_index_out_of_range_is_found_in_debug_mode(monkeypatch):
-    monkeypatch.setenv("XCFAST_DEBUG", "1")
+def test_an_index_out_of_range_has_its_place():
     said = steps_until_it_fails(cheetah_tasks.OutOfRange)
     assert re.search(rf"{FILE}:\d+: return data.qpos\[k\], False: IndexError: index 77 is out of bounds", said), said
 

@@ -29,7 +29,7 @@ def get_state(env: gymnasium.Env) -> dict[str, Any]:
     if classic_state.is_known(base):
         physics = classic_state.get_physics(base)
     elif _is_own_task(base):
-        physics = mujoco_state.get_physics(base.model, base.data, mujoco_state.ALL_DERIVED_ARRAYS)
+        physics = mujoco_state.get_own_physics(base, base.data)
         physics["memory"] = np.frombuffer(base.memory.tobytes(), np.float64)
     else:
         physics = mujoco_state.get_physics(base.model, base.data)
@@ -49,7 +49,7 @@ def set_state(env: gymnasium.Env, state: dict[str, Any]) -> None:
     if classic_state.is_known(base):
         classic_state.set_physics(base, state)
     elif _is_own_task(base):
-        mujoco_state.set_physics(base.model, base.data, state, base, mujoco_state.ALL_DERIVED_ARRAYS)
+        mujoco_state.set_own_physics(base, base.data, state)
         base.set_memory(state["memory"])
     else:
         mujoco_state.set_physics(base.model, base.data, state, base)

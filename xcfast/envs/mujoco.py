@@ -89,6 +89,8 @@ class MujocoVecEnv(NativeVecEnv):
     def _attribute(self, name: str) -> list[Any] | None:
         if name == "data":
             return list(self._datas)
+        if self._own is not None and name in ("memory", "terms", "task"):
+            return self._own.attribute(name)
         return [getattr(self._base, name)] * self.num_envs if name in _CONSTANTS else None
 
     def _explained(self, error: SimulationError) -> SimulationError:

@@ -1,8 +1,17 @@
 """Saves and restores the exact state of a MuJoCo simulation under one of Gymnasium's own tasks."""
 
-from typing import Any
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from xcfast.errors import NotNativeError
+from xcfast.tasks.contacts import contact_dtype, field_address
+
+if TYPE_CHECKING:
+    from xcfast.tasks.env import TaskEnv
 
 # The arrays that Gymnasium's tasks read before the physics recomputes them. mj_forward must not complete a state:
 # after mj_step these arrays lag behind qpos, and the tasks' rewards depend on that.
@@ -15,6 +24,47 @@ ALL_DERIVED_ARRAYS = (
     *("qacc", "act_dot", "qfrc_actuator", "qfrc_passive", "qfrc_bias", "qfrc_constraint", "sensordata"),
     *("actuator_length", "actuator_velocity", "actuator_force", "ten_length", "ten_velocity"),
 )
+
+
+def get_own_physics(env: TaskEnv, data: Any) -> dict[str, Any]:
+    """Returns what `get_physics` returns, for a task of one's own: with all that its functions may read before a step.
+
+    Args:
+        env: An environment of the task.
+        data: The mjData.
+    """
+    contacts = np.zeros(0, np.uint8)
+    if data.ncon:
+        dist = data.contact.dist  # the first member of a contact
+        size = data.ncon * dist.strides[0]
+        contacts = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(_address_of(dist))).copy()
+    return {**get_physics(env.model, data, _derived_arrays(env)), "contacts": contacts}
+
+
+def set_own_physics(env: TaskEnv, data: Any, state: dict[str, Any]) -> None:
+    """Restores what `get_own_physics` returned; see `set_physics`."""
+    set_physics(env.model, data, state, env, _derived_arrays(env))
+    contacts = np.ascontiguousarray(state["contacts"], np.uint8)
+    try:
+        ncon = ctypes.c_int32.from_address(field_address(data, "ncon"))
+        pointer = ctypes.c_uint64.from_address(field_address(data, "contact")).value
+        size = contact_dtype().itemsize
+    except NotNativeError:  # a MuJoCo that keeps them elsewhere; the next physics step finds them again
+        return
+    if contacts.size % size or contacts.size > data.narena:
+        raise ValueError(
+            f"state['contacts'] must be whole contacts of {size} bytes for {env}; got {contacts.size} bytes"
+        )
+    ctypes.memmove(pointer, contacts.ctypes.data, contacts.size)
+    ncon.value = contacts.size // size
+
+
+def _derived_arrays(env: TaskEnv) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*ALL_DERIVED_ARRAYS, *env.fields_read)))
+
+
+def _address_of(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def get_physics(model: Any, data: Any, derived: tuple[str, ...] = DERIVED_ARRAYS) -> dict[str, Any]:

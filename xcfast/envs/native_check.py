@@ -1,5 +1,6 @@
 """Compares the native engine with Gymnasium before its first use: another version or CPU may compute differently."""
 
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from xcfast.envs import env_state
 from xcfast.envs.construct import make_env_fn
 from xcfast.envs.native import NativeVecEnv
-from xcfast.errors import NotNativeError
+from xcfast.errors import NonFiniteError, NotNativeError, TaskError
 
 _VERDICTS: dict[tuple[Any, ...], str] = {}
 _STEPS = 24
@@ -66,11 +67,29 @@ def _compare(env_id: str | type, env_kwargs: Mapping[str, Any], make_native: Cal
 
 
 def _difference_of_own_task(ours: NativeVecEnv, theirs: list[gymnasium.Env], rng: np.random.Generator) -> str:
-    """Compares the compiled functions of a task of one's own with the same functions as Python."""
+    """Compares the compiled functions of a task of one's own with the same functions as Python.
+
+    These run first, alone: what they raise is an error of the task, and an index out of range would make compiled code
+    write into foreign memory.
+
+    Raises:
+        TaskError: The task fails in its first steps.
+    """
+    tried = np.random.default_rng(0)
     try:
-        return _first_difference(ours, theirs, rng).replace("Gymnasium's", "that of the same functions as Python")
-    except Exception:  # whoever steps the task meets it too, and says where
-        return ""
+        for index, env in enumerate(theirs):
+            env.reset(seed=7 + index)
+        for _ in range(_STEPS):
+            for action, env in zip(random_actions(ours, tried), theirs, strict=True):
+                if any(env.step(action)[2:4]):
+                    env.reset()
+    except Exception as error:
+        if isinstance(error, TaskError | NonFiniteError):
+            raise TaskError(str(error)) from None
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise TaskError(f"{place.filename}:{place.lineno}: {place.line}: {type(error).__name__}: {error}") from error
+    difference = _first_difference(ours, theirs, rng).replace("Gymnasium's", "that of the same functions as Python")
+    return f"{difference}; does a function keep something between its calls besides memory?" if difference else ""
 
 
 def _first_difference(ours: NativeVecEnv, theirs: list[gymnasium.Env], rng: np.random.Generator) -> str:
@@ -81,7 +100,7 @@ def _first_difference(ours: NativeVecEnv, theirs: list[gymnasium.Env], rng: np.r
     for step in range(_STEPS):
         actions = random_actions(ours, rng)
         if step % 5 == 4 and not isinstance(ours.single_action_space, Discrete):
-            actions = ours.action_space.high * np.sign(actions)  # type: ignore[attr-defined]
+            actions = _bounds(ours)[1] * np.sign(actions)
         obs, rewards, terminated, truncated, infos = ours.step(actions)
         for index, env in enumerate(theirs):
             ob, reward, *ends, _ = env.step(actions[index])
@@ -127,7 +146,13 @@ def random_actions(envs: NativeVecEnv, rng: np.random.Generator) -> NDArray[Any]
     space: Any = envs.single_action_space
     if isinstance(space, Discrete):
         return rng.integers(space.start, space.start + space.n, envs.num_envs)
-    return rng.uniform(envs.action_space.low, envs.action_space.high).astype(space.dtype)  # type: ignore[attr-defined]
+    return rng.uniform(*_bounds(envs)).astype(space.dtype)
+
+
+def _bounds(envs: NativeVecEnv) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns the bounds of the actions, and 1 for those that are infinite."""
+    space: Any = envs.action_space
+    return np.where(np.isfinite(space.low), space.low, -1), np.where(np.isfinite(space.high), space.high, 1)
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -15,7 +15,7 @@ from xcfast.errors import SimulationError
 from xcfast.tasks.compiled import compile_task
 from xcfast.tasks.contacts import field_address
 from xcfast.tasks.env import TaskEnv
-from xcfast.tasks.records import as_numbers
+from xcfast.tasks.records import as_numbers, empty_record
 
 _CONTACT_FORCES = frozenset(("cacc", "cfrc_int", "cfrc_ext"))
 
@@ -81,18 +81,26 @@ class OwnTask:
         }
         return description, (fields, compiled, self.arrays)
 
+    def attribute(self, name: str) -> list[Any]:
+        """Returns memory, terms or task of each environment, as `TaskEnv` has them."""
+        if name == "task":
+            return [self.env.task] * len(self.arrays["own_memory"])
+        if name == "terms" and not self.env.term_names:
+            return [empty_record(())[0]] * len(self.arrays["own_memory"])
+        dtype = getattr(self.env, name).dtype
+        return [row.view(dtype).view(np.recarray)[0] for row in self.arrays[f"own_{name}"]]
+
     def step_info(self, index: int) -> dict[str, Any]:
         """Returns what `TaskEnv.step` returns as its info."""
         return dict(zip(self.env.term_names, self.arrays["own_terms"][index].tolist(), strict=True))
 
     def get_state(self, index: int, data: Any) -> dict[str, Any]:
         """Returns the part of an environment's state that env_state.get_state returns for a TaskEnv."""
-        physics = mujoco_state.get_physics(self.env.model, data, mujoco_state.ALL_DERIVED_ARRAYS)
-        return {**physics, "memory": self.arrays["own_memory"][index].copy()}
+        return {**mujoco_state.get_own_physics(self.env, data), "memory": self.arrays["own_memory"][index].copy()}
 
     def set_state(self, index: int, data: Any, state: dict[str, Any]) -> None:
         """Restores what `get_state` returned."""
-        mujoco_state.set_physics(self.env.model, data, state, self.env, mujoco_state.ALL_DERIVED_ARRAYS)
+        mujoco_state.set_own_physics(self.env, data, state)
         self.arrays["own_memory"][index] = state["memory"]
 
     def explained(self, error: SimulationError, data: Any) -> SimulationError:
@@ -102,7 +110,7 @@ class OwnTask:
             return error
         env, index = self.env, error.env_index
         memory = self.arrays["own_memory"][index].copy().view(env.memory.dtype).view(np.recarray)[0]
-        terms = self.arrays["own_terms"][index].copy().view(env.terms.dtype).view(np.recarray)[0]
+        terms = empty_record((term, "f8", ()) for term in env.term_names)[0]
         given = {"data": data, "action": self.arrays["own_action"][index], "memory": memory, "terms": terms}
         method = getattr(env.task, name.group(1))
         try:

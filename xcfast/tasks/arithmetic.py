@@ -150,6 +150,31 @@ def _matrices(x: Any, y: Any) -> Any:
     return out
 
 
+def xcfast_clip(x: Any, low: Any, high: Any) -> Any:
+    """Returns numpy.clip(x, low, high) of numbers too, which numba takes of arrays alone."""
+    raise NotImplementedError
+
+
+@overload(xcfast_clip)
+def _clip(x: Any, low: Any, high: Any) -> Any:
+    return _clip_number if isinstance(x, types.Number) else _clip_array
+
+
+def _clip_number(x: Any, low: Any, high: Any) -> Any:
+    return np.minimum(np.maximum(x, low), high)
+
+
+def _clip_array(x: Any, low: Any, high: Any) -> Any:
+    return np.clip(x, low, high)
+
+
+@njit
+def xcfast_unpacked(values: Any, size: int) -> None:
+    """Raises ValueError where as many values cannot be unpacked."""
+    if len(values) != size:
+        raise ValueError("the number of values to unpack is not that of the names")
+
+
 @njit(error_model="numpy")
 def xcfast_norm(x: Any) -> Any:
     """Returns the Euclidean norm of an array, its squares added up one by one."""

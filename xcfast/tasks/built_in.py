@@ -49,7 +49,12 @@ def terms_of(
         terms["contact"] = float(info.get("reward_near", 0.0))
     elif kind == "InvertedPendulumEnv":
         terms["healthy"] = float(reward)
-    elif kind == "InvertedDoublePendulumEnv" and version == "v5":
+    elif kind == "InvertedDoublePendulumEnv" and version == "v4":
+        x, _, y = base.data.site_xpos[0]
+        v1, v2 = base.data.qvel[1:3]
+        terms["healthy"], terms["forward"] = 10.0, -(0.01 * x**2 + (y - 2) ** 2)
+        terms["control"] = -(1e-3 * v1**2 + 5e-3 * v2**2)
+    elif kind == "InvertedDoublePendulumEnv":
         terms["forward"], terms["control"] = float(info["distance_penalty"]), float(info["velocity_penalty"])
     terms["reward"], terms["terminated"] = float(reward), float(terminated)
     return terms

@@ -1,8 +1,10 @@
 """Compiles a task's functions with numba into C functions that threads call without the GIL."""
 
+import atexit
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -16,11 +18,11 @@ import numpy as np
 from xcfast.errors import NotNativeError, TaskError
 from xcfast.tasks.contacts import contact_dtype
 from xcfast.tasks.env import TaskEnv
+from xcfast.tasks.expressions import RefusedError
 from xcfast.tasks.records import empty_record
-from xcfast.tasks.source import RefusedError, Source, write_source
+from xcfast.tasks.source import Source, write_source
 from xcfast.tasks.task import COMPILED
 
-DEBUG = "XCFAST_DEBUG"
 CACHE_FOLDER = "XCFAST_CACHE_DIR"
 
 
@@ -43,9 +45,6 @@ class CompiledTask:
 
 def compile_task(env: TaskEnv) -> CompiledTask:
     """Compiles the functions of an environment's task. Code that has been compiled before is loaded from disk.
-
-    With the environment variable XCFAST_DEBUG=1, an index out of range is an error; otherwise it reads or writes
-    wherever it points.
 
     Args:
         env: An environment of the task.
@@ -84,9 +83,9 @@ import numpy
 import numpy.linalg
 from numba import carray, cfunc, from_dtype, njit, types
 
-from xcfast.tasks.arithmetic import at, xcfast_dot, xcfast_mean, xcfast_norm, xcfast_sum
+from xcfast.tasks.arithmetic import at, xcfast_clip, xcfast_dot, xcfast_mean, xcfast_norm, xcfast_sum, xcfast_unpacked
 
-OPTIONS = dict(error_model="numpy", boundscheck={debug})
+OPTIONS = dict(error_model="numpy", boundscheck=True)
 Self = from_dtype(numpy.dtype({constants}, align=True))
 Memory = from_dtype(numpy.dtype({memory}, align=True))
 Terms = from_dtype(numpy.dtype({terms}, align=True))
@@ -129,7 +128,6 @@ _BODIES = {
 def _module_text(source: Source, constants: np.recarray, env: TaskEnv) -> tuple[str, int]:
     """Returns the module, and the number of its lines before the task's functions."""
     header = _HEADER.format(
-        debug=os.environ.get(DEBUG, "") not in ("", "0"),
         constants=_listed(constants.dtype),
         memory=_listed(env.memory.dtype),
         terms=_listed(env.terms.dtype),
@@ -193,7 +191,9 @@ def _load(text: str, lines: tuple[tuple[str, int], ...], first: int) -> ModuleTy
         except NumbaError:
             raise
         except Exception:  # such as damaged machine code on disk
-            exec(compile(text.replace("cache=True", "cache=False"), str(file), "exec"), module.__dict__)
+            for damaged in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
+                damaged.unlink(missing_ok=True)
+            exec(compile(text, str(file), "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[module.__name__]
         raise NotNativeError(_explained(str(error), str(file), lines, first)) from None
@@ -209,11 +209,16 @@ def _stored(text: str, name: str) -> Path:
     places = [Path(wanted)] if wanted else [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xcfast"]
     for folder in (*places, None):
         if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="xcfast-"))
+            folder = _temporary_folder()
+            print(
+                f"xcfast: {places[0]} cannot hold compiled tasks, so each start compiles them; "
+                f"{CACHE_FOLDER} names another folder",
+                file=sys.stderr,
+            )
         path = folder / "tasks" / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            if not path.is_file() or path.read_bytes() != text.encode():
                 descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
                 with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                     stream.write(text)
@@ -222,6 +227,14 @@ def _stored(text: str, name: str) -> Path:
         except OSError:
             continue
     raise TaskError(f"there is no folder to compile in; {CACHE_FOLDER} may name one")
+
+
+@cache
+def _temporary_folder() -> Path:
+    """Makes a folder that goes with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="xcfast-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 _ADVICE = (
@@ -263,10 +276,10 @@ def _explained(message: str, file: str, lines: tuple[tuple[str, int], ...], firs
             for one in reasons
             if one.startswith(("Cannot", "No implementation", "Unknown", "Untyped", "Use of", "Invalid"))
         ),
-        reasons[0] if reasons else "unknown",
+        reasons[0] if reasons else message.strip() or "it does not say why",
     )
     advice = next((text for part, text in _ADVICE if part in message), "")
     where = f"{user}:{line}: {statement}: " if user else ""
-    if not user:
+    if not user and not advice:
         advice = "step must return the reward and whether the episode terminates, observe a float64 array"
     return f"{where}numba cannot compile it: {reason}" + (f"; {advice}" if advice else "")

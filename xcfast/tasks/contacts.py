@@ -96,7 +96,7 @@ def field_address(data: Any, name: str) -> int:
 
 
 def _address(array: Any) -> int:
-    if array.flags.owndata:
+    if array.flags.owndata and array.size:
         raise NotNativeError("this MuJoCo hands out copies of its arrays")
     return int(array.__array_interface__["data"][0])
 

@@ -1,5 +1,6 @@
 """TaskEnv: one environment that runs a task's functions as plain Python. It is the reference of the compiled ones."""
 
+import functools
 from typing import Any
 
 import gymnasium
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from xcfast.errors import NonFiniteError, TaskError
 from xcfast.tasks.built_in import TERMS, terms_of
-from xcfast.tasks.records import empty_record
-from xcfast.tasks.task import GymnasiumTask, MujocoTask
+from xcfast.tasks.records import check_name, empty_record
+from xcfast.tasks.task import COMPILED, GymnasiumTask, MujocoTask
 
 
 class TaskEnv(gymnasium.Env):
@@ -60,20 +61,22 @@ class TaskEnv(gymnasium.Env):
         self.render_mode = render_mode
         made = task(**parameters)
         self.task: Any = made
-        names = made.terms
         self.base: Any = None
         if isinstance(made, GymnasiumTask):
-            names = (*TERMS, *names)
             self.base = _gymnasium_task(made)
             self.model, self.data = self.base.model, self.base.data
             made.model, made.dt, made.frame_skip = self.model, float(self.base.dt), self.base.frame_skip
             made.action_space = self.base.action_space
             made.build()
+            made.built()
             self._init_state = self.base.init_qpos, self.base.init_qvel
         else:
             self.model, self.data = made.model, mujoco.MjData(made.model)
             self._init_state = made.init_qpos, made.init_qvel
-        if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+        names = (*(TERMS if isinstance(made, GymnasiumTask) else ()), *made.terms)
+        for name in names:
+            check_name(task.__name__, "terms", name)
+        if len(set(names)) < len(names):
             raise TaskError(f"{task.__name__}.terms must be different names; got {names}")
         self.term_names = tuple(names)
         self.frame_skip, self.dt = made.frame_skip, made.dt
@@ -103,6 +106,19 @@ class TaskEnv(gymnasium.Env):
             given = f"{ob.dtype} {list(ob.shape)}" if isinstance(ob, np.ndarray) else type(ob).__name__
             raise TaskError(f"{name}.observe must return a float64 array of one dimension; got {given}")
         return Box(-np.inf, np.inf, ob.shape, np.float64)
+
+    @functools.cached_property
+    def fields_read(self) -> tuple[str, ...]:
+        """The arrays of mjData that the task's functions read, as far as their source says."""
+        from xcfast.tasks.expressions import RefusedError
+        from xcfast.tasks.source import write_source
+
+        try:
+            methods = tuple(name for name in COMPILED if self.task.defines(name))
+            fields = write_source(self.task, self.data, methods, self.term_names).fields
+        except RefusedError:
+            return ()
+        return tuple(name for name in fields if isinstance(getattr(self.data, name), np.ndarray))
 
     @property
     def obs_size(self) -> int:
@@ -185,6 +201,8 @@ class TaskEnv(gymnasium.Env):
             name = type(task).__name__
             raise TaskError(f"{name}.step must return the reward and whether the episode terminates; got {returned!r}")
         reward, terminated = returned
+        if ob is not None:
+            ob = self.base._get_obs()  # which sees what step wrote into data
         if not np.isfinite(reward):
             wrong = [f"{name} is {self.terms[name]}" for name in self.term_names if not np.isfinite(self.terms[name])]
             raise NonFiniteError(
@@ -203,10 +221,13 @@ class TaskEnv(gymnasium.Env):
             return ob
         found: NDArray[np.float64] = self.task.observe(self.data, self.memory)
         wanted = self.observation_space.shape
+        name = type(self.task).__name__
         if found.shape != wanted:
-            name = type(self.task).__name__
             raise TaskError(f"{name}.observe must always return as many numbers, {wanted}; got {found.shape}")
-        return found
+        if not np.isfinite(found).all():
+            index = int(np.argmin(np.isfinite(found)))
+            raise NonFiniteError(f"{name}.observe returned {found[index]} as number {index}")
+        return found.copy()
 
     def set_memory(self, numbers: NDArray[np.float64]) -> None:
         """Sets the memory to what `numpy.frombuffer(env.memory.tobytes())` was."""

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 
 
+class RefusedError(Exception):
+    """A statement that cannot be compiled. The message says where it is, what it is, and what to write instead."""
+
+
 def listed(node: Any) -> list[Any]:
     """Returns one node, or a list of nodes, as a list."""
     return node if isinstance(node, list) else [node]

@@ -22,8 +22,7 @@ def memory_record(owner: str, fields: Mapping[str, Any]) -> np.recarray:
     names = {}
     for name, value in fields.items():
         array = np.asarray(value)
-        if not isinstance(name, str) or not name.isidentifier():
-            raise TaskError(f"{owner}: a field of memory must have a name such as last_action; got {name!r}")
+        check_name(owner, "memory", name)
         if array.dtype.kind not in "biuf" or array.size == 0:
             raise TaskError(f"{owner}: memory.{name} must start as a number or an array of numbers; got {value!r}")
         names[name] = np.asarray(array, np.float64)
@@ -31,6 +30,14 @@ def memory_record(owner: str, fields: Mapping[str, Any]) -> np.recarray:
     for name, array in names.items():
         record[name][0] = array
     return record
+
+
+def check_name(owner: str, record: str, name: Any) -> None:
+    """Raises TaskError where a field of `memory` or `terms` cannot have this name."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise TaskError(f"{owner}: a field of {record} must have a name such as last_action; got {name!r}")
+    if hasattr(np.record, name):
+        raise TaskError(f"{owner}: a field of {record} must have another name than {name}, which numpy's records have")
 
 
 def empty_record(fields: Iterable[tuple[str, str, tuple[int, ...]]]) -> np.recarray:

@@ -23,6 +23,11 @@ _SIGNATURES = {
 }
 
 
+# Arguments of TaskEnv besides those of the task.
+ENV_ARGUMENTS = ("task", "render_mode", "width", "height", "camera_name", "camera_id", "default_camera_config")
+_NONE = object()
+
+
 class _Task:
     """What both kinds of tasks share: parameters, and the methods that a task may define."""
 
@@ -36,19 +41,39 @@ class _Task:
 
     def __init__(self, **parameters: Any) -> None:
         kind = type(self)
+        for name in ENV_ARGUMENTS:
+            if inspect.getattr_static(kind, name, _NONE) is not _NONE:
+                raise TaskError(
+                    f"{kind.__name__} must not have an attribute {name}: it is an argument of the environment"
+                )
         for name, value in parameters.items():
-            default = inspect.getattr_static(kind, name, None)
-            if name.startswith("_") or default is None or callable(default) or isinstance(default, property):
+            default = inspect.getattr_static(kind, name, _NONE)
+            if name.startswith("_") or default is _NONE or callable(default) or isinstance(default, property):
                 known = [one for one in dir(kind) if not one.startswith("_") and not callable(getattr(kind, one, None))]
                 nearest = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {nearest[0]}?" if nearest else f"; it has {', '.join(known)}"
                 raise TypeError(f"{kind.__name__} got an unexpected keyword argument {name!r}{hint}")
             setattr(self, name, value)
         self.parameters = dict(parameters)
+        if isinstance(self.terms, str) or not all(isinstance(name, str) for name in self.terms):
+            raise TaskError(f"{kind.__name__}.terms must be a tuple of names; got {self.terms!r}")
         for name, wanted in _SIGNATURES.items():
             method = getattr(kind, name, None)
             if method is not None:
                 _check_signature(kind, name, method, wanted)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_built"):
+            raise TaskError(f"{type(self).__name__}.{name} is constant after build; memory keeps what changes")
+        super().__setattr__(name, value)
+
+    def built(self) -> None:
+        """Ends the preparation: from now on nothing in `self` changes, since all environments and threads share it."""
+        self.initial_memory = memory_record(type(self).__name__, self.memory)
+        for value in self.__dict__.values():
+            if isinstance(value, np.ndarray) and value is not self.initial_memory:
+                value.setflags(write=False)
+        self._built = True
 
     def build(self) -> None:
         """Prepares the task, once, when `self.model` is there: names to ids, constants, the action space."""
@@ -139,7 +164,7 @@ class MujocoTask(_Task):
             self.init_qpos, self.init_qvel = key.qpos.copy(), key.qvel.copy()
         self.build()
         self._check_actions()
-        self.initial_memory = memory_record(kind, self.memory)
+        self.built()
 
     def make_model(self) -> Any:
         """Returns the model, an `mujoco.MjModel` or `mujoco.MjSpec`. By default it is loaded from `xml`."""
@@ -147,10 +172,10 @@ class MujocoTask(_Task):
 
         if not self.xml:
             raise TaskError(f"{type(self).__name__} must set xml, or define make_model")
+        text = "<mujoco" in self.xml
+        path = "" if text else self.find_xml(self.xml)
         try:
-            if "<mujoco" in self.xml:
-                return mujoco.MjModel.from_xml_string(self.xml)
-            return mujoco.MjModel.from_xml_path(self.find_xml(self.xml))
+            return mujoco.MjModel.from_xml_string(self.xml) if text else mujoco.MjModel.from_xml_path(path)
         except ValueError as error:
             raise TaskError(
                 f"{type(self).__name__}: the model cannot be loaded: {' '.join(str(error).split())}"
@@ -204,7 +229,8 @@ class GymnasiumTask(_Task):
     they were made of as far as the task has it: ``x_velocity``, ``y_velocity``, ``forward``, ``healthy``, ``control``
     and ``contact``, with Gymnasium's weights, costs as positive numbers. Arms have the distance term in
     ``forward``, and Pusher the near term in ``contact``. InvertedDoublePendulum has its penalties of distance in
-    ``forward`` and of velocity in ``control``. Terms in `terms` of the class come after these.
+    ``forward`` and of velocity in ``control``. Those
+    classes have them as Gymnasium reports them, negative. Terms in `terms` of the class come after these.
 
     Attributes:
         env_id: The id of Gymnasium's task, such as "HalfCheetah-v5".
@@ -229,9 +255,9 @@ class GymnasiumTask(_Task):
             raise TaskError(f"{type(self).__name__} must set env_id, such as HalfCheetah-v5")
         if not self.defines("step"):
             raise TaskError(f"{type(self).__name__} must define step(self, {', '.join(_SIGNATURES['step'])})")
-        if self.defines("control"):
-            raise TaskError(f"{type(self).__name__} must not define control: {self.env_id} has its own")
-        self.initial_memory = memory_record(type(self).__name__, self.memory)
+        for name in ("control", "reset", "xml", "frame_skip", "keyframe"):
+            if inspect.getattr_static(type(self), name, None) is not inspect.getattr_static(GymnasiumTask, name, None):
+                raise TaskError(f"{type(self).__name__} must not define {name}: {self.env_id} has its own")
 
 
 def _folder_of(kind: type) -> Path | None:
