@@ -2,6 +2,7 @@
 
 import math
 
+import cheetah_tasks
 import numpy as np
 
 from xcfast.tasks import MujocoTask
@@ -76,6 +77,84 @@ class Language(Plain):
         terms.second += data.body("torso").xpos[2] + data.joint("bthigh").qvel[0]
         fell = bool(np.any(np.abs(data.qpos[2:]) > 0.7))
         return terms.first + 1e-3 * terms.second + memory.x, fell
+
+
+def doubled(x):
+    return 2.0 * x
+
+
+class Idioms(Language):
+    """What people write besides: lists as indices, comprehensions, super(), functions of modules, annotations."""
+
+    feet = [4, 2]
+    table = {"gain": 1.5}
+    lambda_ = 0.95
+
+    def step(self, data, action, memory, terms):
+        reward, fell = super().step(data, action, memory, terms)
+        height: float = data.xpos[self.feet][1, 2]
+        values = np.array([math.sin(q) for q in data.qpos[:3]])
+        memory.v, memory.x = data.qpos[:3], reward
+        stacked = np.concatenate([values, np.clip(data.qvel[:2], -1.0, 1.0), data.act])
+        reward += self.table["gain"] * self.lambda_ * height + cheetah_tasks.doubled(np.clip(values[0], -0.5, 0.5))
+        return reward + np.sum(stacked) + self.weights.max() + Plain.step(self, data, action, memory, terms)[0], fell
+
+
+class ReadsContactsBefore(Plain):
+    memory = {"contacts": 0.0, "depth": 0.0}
+
+    def before_step(self, data, action, memory):
+        memory.contacts = data.ncon
+        memory.depth = 0.0
+        for k in range(data.ncon):
+            memory.depth += data.contact[k].dist
+
+    def step(self, data, action, memory, terms):
+        return memory.contacts + memory.depth, False
+
+
+class UnpacksTooMany(Plain):
+    def step(self, data, action, memory, terms):
+        a, b, c = data.qpos[:2] if data.time > 0.2 else data.qpos[:3]
+        return a + b + c, False
+
+
+class WritesConstant(Plain):
+    def build(self):
+        self.count = np.zeros(1)
+
+    def step(self, data, action, memory, terms):
+        self.count[0] += 1.0
+        return self.count[0], False
+
+
+class KeepsGoalInSelf(Plain):
+    goal = 0.0
+
+    def reset(self, rng, qpos, qvel, memory):
+        self.goal = rng.uniform()
+
+
+class ChangesModel(Plain):
+    def reset(self, rng, qpos, qvel, memory):
+        self.model.body_mass[1] = rng.uniform(1.0, 2.0)
+
+
+class LivesOnViews(Plain):
+    def observe(self, data, memory):
+        return data.qpos
+
+
+class ObservesNaN(Plain):
+    def observe(self, data, memory):
+        return data.qpos * (1.0 if data.time < 0.2 else math.nan)
+
+
+class FailsAtOnce(Plain):
+    far = 10_000_000
+
+    def step(self, data, action, memory, terms):
+        return data.qpos[self.far], False
 
 
 class NoSuchField(Plain):

@@ -12,7 +12,8 @@ import pytest
 from collecting import Collecting
 
 from xcfast.envs import DummyVecEnv, MujocoVecEnv, SubprocVecEnv, make_env_fn
-from xcfast.tasks import TaskEnv, compiled
+from xcfast.envs.registration import MUJOCO_IDS
+from xcfast.tasks import GymnasiumTask, TaskEnv, compiled
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
 sys.path.append(str(EXAMPLES))
@@ -87,6 +88,70 @@ def test_all_of_the_language_gives_the_numbers_of_python():
     # roundings on either side are at most 16 * 512 * 2**-53.
     assert_same(ours, theirs, reward_error=16 * 512 * 2.0**-53)
     assert any(step[2].any() for step in theirs[1:])
+
+
+def test_usual_ways_to_write_give_the_numbers_of_python():
+    native = MujocoVecEnv(cheetah_tasks.Idioms, 2, 1)
+    python = DummyVecEnv([make_env_fn(cheetah_tasks.Idioms)] * 2)
+    assert_same(play(native, 120), play(python, 120), reward_error=16 * 512 * 2.0**-53)
+
+
+def test_contacts_are_part_of_the_state():
+    """What before_step reads of contacts is that of the last physics step, which a restored simulation has not done."""
+    kinds = [MujocoVecEnv(cheetah_tasks.ReadsContactsBefore, 3, 1)]
+    kinds += [DummyVecEnv([make_env_fn(cheetah_tasks.ReadsContactsBefore)] * 3)]
+    for envs in kinds:
+        play(envs, 60)
+        state = envs.get_state()
+        later = actions_for(envs, 3, seed=2)
+        wanted = [envs.step(action) for action in later]
+        assert wanted[0][1].any()
+        for other in kinds:
+            other.reset(seed=9)
+            other.set_state(state)
+            assert_same([(0,), *(other.step(action) for action in later)], [(0,), *wanted])
+
+
+def test_observations_are_the_callers():
+    env = make_env_fn(cheetah_tasks.LivesOnViews)()
+    first, _ = env.reset(seed=0)
+    kept = first.copy()
+    env.step(env.action_space.sample())
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_memory_and_terms_can_be_looked_at():
+    native = MujocoVecEnv("ball_table:BallTable-v0", 2, 1)
+    play(native, 3)
+    assert [int(memory.steps) for memory in native.get_attr("memory")] == [3, 3]
+    assert [float(terms.alive) for terms in native.get_attr("terms")] == [0.1, 0.1]
+    assert native.get_attr("task")[0].goal_steps == 100
+
+
+def same_reward_as(env_id):
+    class Same(GymnasiumTask):
+        def before_step(self, data, action, memory):
+            data.qvel[0] += 0.01
+
+        def step(self, data, action, memory, terms):
+            return terms.reward, terms.terminated > 0
+
+    Same.env_id = env_id
+    return Same
+
+
+@pytest.mark.parametrize("env_id", [one for one in MUJOCO_IDS if one != "Pusher-v4"])  # which needs an older MuJoCo
+def test_terms_of_every_task_of_gymnasium(env_id):
+    kind = same_reward_as(env_id)
+    native = MujocoVecEnv(kind, 2, 1, infos=True, check=False)
+    python = DummyVecEnv([make_env_fn(kind)] * 2, infos=True)
+    assert native.spec.max_episode_steps == gymnasium.spec(env_id).max_episode_steps
+    for ours, theirs in zip(play(native, 30)[1:], play(python, 30)[1:], strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_allclose(ours[1], theirs[1], rtol=2.0**-23)  # MujocoVecEnv's own promise for arms
+        assert ours[4].keys() == theirs[4].keys()
+        for name in {*python.get_attr("term_names")[0]} & ours[4].keys():
+            np.testing.assert_allclose(ours[4][name], theirs[4][name], rtol=2.0**-23, err_msg=name)
 
 
 def test_the_reward_of_gymnasium_is_put_together_from_its_terms():

@@ -40,6 +40,8 @@ def _cache(tmp_path_factory):
         ("Draws", "return np.random.rand(), False", "random numbers are drawn in reset"),
         ("SetsSelf", "self.count = 3", "self is constant after build"),
         ("CallsItself", "", "factorial calls itself"),
+        ("WritesConstant", "self.count[0] += 1.0", "self is constant after build; memory keeps what changes"),
+        ("ChangesModel", "self.model.body_mass[1] = rng.uniform(1.0, 2.0)", "native environments share the model"),
         ("MixesTypes", "return np.sum(x), False", "Cannot unify"),
         ("ListOfNumbers", "return np.concatenate((data.qpos, [1.0]))", "write np.array([...]) instead of a list"),
     ],
@@ -79,6 +81,37 @@ def test_an_exception_in_a_step_has_its_place():
     assert re.search(rf'{FILE}:\d+: raise ValueError\("too late"\): ValueError: too late', said), said
 
 
+def test_unpacking_counts_the_values():
+    said = steps_until_it_fails(cheetah_tasks.UnpacksTooMany)
+    assert re.search(rf"{FILE}:\d+: a, b, c = .*: ValueError: not enough values to unpack", said), said
+
+
+def test_an_observation_that_is_not_finite():
+    assert steps_until_it_fails(cheetah_tasks.ObservesNaN).endswith("observe returned nan as number 0")
+    env = make_env_fn(cheetah_tasks.ObservesNaN)()
+    env.reset(seed=0)
+    with pytest.raises(NonFiniteError, match="ObservesNaN.observe returned nan as number 0"):
+        for _ in range(20):
+            env.step(np.zeros(6, np.float32))
+
+
+def test_the_start_runs_python_first():
+    """An index far out of range is a sentence with its place, before compiled code is called."""
+    with pytest.raises(
+        TaskError, match=rf"{FILE}:\d+: return data.qpos\[self.far\], False: IndexError: index 10000000"
+    ):
+        MujocoVecEnv(cheetah_tasks.FailsAtOnce, 1, 1)
+
+
+def test_self_is_constant_after_build():
+    for make in (
+        lambda: MujocoVecEnv(cheetah_tasks.KeepsGoalInSelf, 1, 1),
+        lambda: make_env_fn(cheetah_tasks.KeepsGoalInSelf)().reset(seed=0),
+    ):
+        with pytest.raises(TaskError, match="KeepsGoalInSelf.goal is constant after build; memory keeps what changes"):
+            make()
+
+
 def test_an_index_out_of_range_has_its_place():
     said = steps_until_it_fails(cheetah_tasks.OutOfRange)
     assert re.search(rf"{FILE}:\d+: return data.qpos\[k\], False: IndexError: index 77 is out of bounds", said), said
@@ -107,6 +140,10 @@ def task_with(base=cheetah_tasks.Plain, **members):
         ({"keyframe": "home"}, r"Made.keyframe must be one of the model's \[\]; got 'home'"),
         ({"memory": {"x": "text"}}, "memory.x must start as a number or an array of numbers; got 'text'"),
         ({"terms": ("first", "first")}, "Made.terms must be different names"),
+        ({"terms": "first"}, "Made.terms must be a tuple of names; got 'first'"),
+        ({"terms": ("mean",)}, "a field of terms must have another name than mean"),
+        ({"memory": {"size": 0.0}}, "a field of memory must have another name than size"),
+        ({"width": 0.5}, "Made must not have an attribute width: it is an argument of the environment"),
         ({"observe": None}, "Made must define observe"),
         ({"step": lambda self, data, action: 0}, r"Made must define step\(self, data, action, memory, terms\)"),
         (
@@ -124,6 +161,22 @@ def test_a_task_that_contradicts_itself(members, why):
 def test_a_parameter_that_the_class_does_not_have():
     with pytest.raises(EnvError, match=r"unexpected keyword argument 'frame_skp'; did you mean frame_skip\?"):
         make_env_fn(cheetah_tasks.Plain, frame_skp=2)()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("frame_skip", 2),
+        ("xml", "ant.xml"),
+        ("keyframe", "home"),
+        ("reset", cheetah_tasks.KeepsGoalInSelf.reset),
+        ("control", lambda self, data, action, memory: None),
+    ],
+)
+def test_what_the_task_of_gymnasium_has_itself(name, value):
+    kind = task_with(GymnasiumTask, env_id="HalfCheetah-v5", step=cheetah_tasks.Plain.step, **{name: value})
+    with pytest.raises(EnvError, match=f"Made must not define {name}: HalfCheetah-v5 has its own"):
+        make_env_fn(kind)()
 
 
 def test_only_tasks_are_registered():
