@@ -8,6 +8,7 @@ from pathlib import Path
 import xcfast
 
 PACKAGE = Path(xcfast.__file__).parent
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 
 
@@ -117,3 +118,11 @@ def test_the_top_level_stays_small():
 def test_no_source_file_is_long():
     long = {name: count for name, path in MODULES.items() if (count := len(path.read_text().splitlines())) > 450}
     assert not long
+
+
+def test_the_wheel_has_every_package():
+    """pyproject.toml lists them, since a folder that is not listed is missing from an installation only."""
+    block = re.search(r"\npackages = \[(.*?)\]", PYPROJECT.read_text(encoding="utf-8"), re.DOTALL)
+    listed = set(re.findall(r'"(xcfast[.\w]*)"', block.group(1)))
+    folders = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert listed | {"xcfast.configs"} == folders | {"xcfast.configs"}  # which holds YAML files
