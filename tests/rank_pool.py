@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import numpy as np
 import torch
+from torch.distributed import TCPStore
 
 from xcfast.ranks import group
 from xcfast.ranks.group import Ranks
@@ -39,13 +40,17 @@ class Pool:
 
     def __call__(self, num_ranks, job, *args, **kwargs):
         self._ranks = [rank if rank[1].is_alive() else self._start() for rank in self._ranks]
-        port = free_port()
+        # Ranks meet at a store of this process, as under torchrun. A port that was only probed may be taken by then,
+        # and the ranks that wait there for rank 0 would not answer.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         ranks = self._ranks[:num_ranks]
         for rank, (pipe, _) in enumerate(ranks):
-            pipe.send((rank, num_ranks, port, functools.partial(job, *args, **kwargs)))
+            pipe.send((rank, num_ranks, store.port, functools.partial(job, *args, **kwargs)))
         results = []
         for pipe, process in ranks:
-            assert pipe.poll(100), "a rank does not answer"
+            if not pipe.poll(100):
+                self.close()  # which leaves new ones to the next job
+                raise AssertionError("a rank does not answer")
             try:
                 results.append(pipe.recv())
             except EOFError:
@@ -80,6 +85,7 @@ def _serve(pipe):
         number = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
         os.environ.update({name: str(value) for name, value in number.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+        os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
         try:
             result = job()
         except Exception as error:
