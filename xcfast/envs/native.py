@@ -311,7 +311,7 @@ class NativeVecEnv(VecEnv):
         if self.closed or self._phase is not Phase.RUNNING:
             raise self._not_ready("step")
         self._phase = Phase.STEP_FAILED
-        self._draws.refill(self._draws.capacity // 2)
+        self._draws.refill(ahead=True)
         while not run():
             self._draws.refill()
         self._deliver()

@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+_FIRST = 2  # initial states that are drawn when a stream starts
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
 
@@ -31,6 +32,7 @@ class ResetDraws:
         self.rows = np.zeros((num_envs, capacity, size))
         self.drawn = np.zeros(num_envs, np.int64)
         self.used = np.zeros(num_envs, np.int64)
+        self._batches = np.full(num_envs, min(_FIRST, capacity), np.int64)  # what was drawn last
         self._draw = draw
         self._generators: list[np.random.Generator] = []
         self._seeds: list[int] = []
@@ -67,10 +69,19 @@ class ResetDraws:
         self.fill(index, 1)
         self.rows[index, self.used[index]] = draw(_generator_at(self.get_state(index)[0]), 1)[0]
 
-    def refill(self, low: int = 0) -> None:
-        """Fills the rows of the environments that have at most `low` initial states left."""
-        for index in np.flatnonzero(self.drawn - self.used <= low):
-            self.fill(int(index), self.capacity)
+    def refill(self, ahead: bool = False) -> None:
+        """Draws for the environments that have no initial state left.
+
+        An environment gets twice as many as the last time, up to the capacity: one that comes again soon has short
+        episodes, and drawing is Python's work.
+
+        Args:
+            ahead: Whether environments that have used half of what was drawn last get new ones too.
+        """
+        low = self._batches // 2 if ahead else 0
+        for index in np.flatnonzero(self.drawn - self.used <= low).tolist():
+            self._batches[index] = min(2 * self._batches[index], self.capacity)
+            self.fill(index, int(self._batches[index]))
 
     def get_state(self, index: int) -> tuple[Mapping[str, Any], int]:
         """Returns the generator's state as if nothing had been drawn in advance, and its seed."""
@@ -92,7 +103,8 @@ class ResetDraws:
 
     def _empty(self, index: int) -> None:
         self.used[index] = self.drawn[index] = 0
-        self.fill(index, min(2, self.capacity))
+        self._batches[index] = min(_FIRST, self.capacity)
+        self.fill(index, int(self._batches[index]))
 
 
 def _generator_at(state: Mapping[str, Any]) -> np.random.Generator:

@@ -57,11 +57,12 @@ class OwnTask:
         if self.built_in is not None:
             states = self.built_in.draw(self.env.base, rng, count)
             return np.hstack((states, np.repeat(self._initial, count, axis=0)))
-        rows = np.empty((count, self.draw_size))
-        for row in rows:
-            qpos, qvel, memory = self.env.draw(rng)
-            row[:] = np.concatenate((qpos, qvel, np.frombuffer(memory.tobytes(), np.float64)))
-        return rows
+        nq, nv = self.env.model.nq, self.env.model.nv
+        states = np.tile(np.concatenate((self.env.task.init_qpos, self.env.task.init_qvel)), (count, 1))
+        memories = self.env.task.initial_memory.repeat(count)
+        for state, memory in zip(states, memories, strict=True):
+            self.env.task.reset(rng, state[:nq], state[nq : nq + nv], memory)
+        return np.hstack((states, memories.view(np.ndarray).view(np.float64).reshape(count, -1)))
 
     def description(self, datas: Sequence[Any]) -> tuple[dict[str, Any], Any]:
         """Returns what `_core.mujoco_engine` takes as `own`, and the objects that must live as long as the engine."""
