@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from interleave import SMOKE, Measured
 from test_collector import make
@@ -20,83 +19,75 @@ from xcfast.policy import ActionMap
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "tasks"
 sys.path.append(str(EXAMPLES))
-QUADRUPED = "quadruped:Quadruped-v0"
-SHAPE = f"{NUM_ENVS} envs, {NUM_THREADS} threads"
-
-pytestmark = pytest.mark.skipif(available_cpus() < NUM_THREADS, reason=f"needs {NUM_THREADS} CPUs")
+CHEETAH, QUADRUPED = "run_backwards:RunBackwards-v0", "quadruped:Quadruped-v0"
 
 
-def test_half_cheetah_environments(compare: Any) -> None:
-    """The same physics and actions; the reward is turned round, which changes no state."""
-    own = MujocoVecEnv("run_backwards:RunBackwards-v0", NUM_ENVS, NUM_THREADS, copy=False)
+def at_least(compare: Any, group: str, what: str, functions: Mapping[str, Callable[[], Any]], target: float) -> None:
+    """Compares two functions that do `STEPS` steps or one rollout: the first is the baseline of the second."""
+    baseline, contender = functions
+    compare(
+        f"own task: {group}",
+        functions,
+        baseline=baseline,
+        contender=contender,
+        kind="at_least",
+        target=target,
+        shape=f"{what}, {NUM_ENVS} envs, {NUM_THREADS} threads",
+    )
+
+
+def enough_cpus(compare: Any, group: str) -> bool:
+    if available_cpus() >= NUM_THREADS:
+        return True
+    compare.not_measured(f"own task: {group}", "own task", reason=f"needs {NUM_THREADS} CPUs")
+    return False
+
+
+def test_half_cheetah(compare: Any) -> None:
+    """The same physics and actions in the same states: the reward that differs changes none."""
+    if not enough_cpus(compare, "against the built-in task"):
+        return
+    own = MujocoVecEnv(CHEETAH, NUM_ENVS, NUM_THREADS, copy=False)
     built_in = MujocoVecEnv("HalfCheetah-v5", NUM_ENVS, NUM_THREADS, copy=False)
     actions = actions_for(own)
     functions = {"built in": stepper(built_in, actions), "own task": stepper(own, actions)}
-    compare(
-        "own task: MujocoVecEnv against the built-in task",
-        functions,
-        baseline="built in",
-        contender="own task",
-        kind="at_least",
-        target=0.97,
-        shape=f"half cheetah, {SHAPE}",
-        items=STEPS,
-    )
-
-
-def test_half_cheetah_collector(compare: Any) -> None:
-    _, rollout, own = make("run_backwards:RunBackwards-v0", "native")
-    _, _, built_in = make("HalfCheetah-v5", "native")
-    compare(
-        "own task: native collector against the built-in task",
-        {"built in": built_in, "own task": own},
-        baseline="built in",
-        contender="own task",
-        kind="at_least",
-        target=0.95,
-        shape=f"half cheetah, {SHAPE}",
-        items=rollout.num_steps * NUM_ENVS,
-    )
+    at_least(compare, "MujocoVecEnv against the built-in task", f"{STEPS} steps of a half cheetah", functions, 0.97)
+    (_, theirs, built_in_run), (_, ours, own_run) = make("HalfCheetah-v5", "native"), make(CHEETAH, "native")
+    np.testing.assert_array_equal(ours.obs, theirs.obs)
+    functions = {"built in": built_in_run, "own task": own_run}
+    at_least(compare, "native collector against the built-in task", "half cheetah", functions, 0.95)
 
 
 def test_quadruped_physics_limit(compare: Any) -> None:
-    """The physics alone go through the states of the very rollout that is collected."""
+    """The physics alone go through the states of the very rollout that is collected, without the contact forces."""
+    group = "native collector, share of the physics limit"
+    if not enough_cpus(compare, group):
+        return
     collector, rollout, run = make(QUADRUPED, "native")
     envs = collector.envs
     actions = np.stack([ActionMap(envs.single_action_space, "tanh")(row) for row in rollout.actions])
     stand = envs.get_attr("model")[0].key("stand").ctrl
     alone = physics_alone(envs, actions, NUM_THREADS, lambda segment: stand + 0.3 * segment)
     run()
-    compare(
-        "own task: native collector, share of the physics limit",
-        {"mj_step alone": alone, "NativeCollector": run},
-        baseline="mj_step alone",
-        contender="NativeCollector",
-        kind="at_least",
-        target=0.90,
-        shape=f"quadruped, {SHAPE}",
-        items=rollout.num_steps * NUM_ENVS,
-    )
+    at_least(compare, group, "quadruped", {"mj_step alone": alone, "NativeCollector": run}, 0.90)
 
 
 def test_quadruped_against_processes(compare: Any) -> None:
+    group = "native collector against SubprocVecEnv with the torch collector"
+    if not enough_cpus(compare, group):
+        return
     workers = SubprocVecEnv([make_env_fn(QUADRUPED)] * NUM_ENVS, NUM_THREADS, copy=False)
-    _, rollout, torch_run = make(QUADRUPED, "torch", envs=workers)
-    _, _, native_run = make(QUADRUPED, "native")
-    compare(
-        "own task: native collector against SubprocVecEnv with the torch collector",
-        {"SubprocVecEnv": torch_run, "NativeCollector": native_run},
-        baseline="SubprocVecEnv",
-        contender="NativeCollector",
-        kind="at_least",
-        target=2.0,
-        shape=f"quadruped, {SHAPE}",
-        items=rollout.num_steps * NUM_ENVS,
-    )
+    functions = {
+        "SubprocVecEnv": make(QUADRUPED, "torch", envs=workers)[2],
+        "NativeCollector": make(QUADRUPED, "native")[2],
+    }
+    at_least(compare, group, "quadruped", functions, 2.0)
     workers.close()
 
 
 def test_quadruped_against_gymnasium(compare: Any) -> None:
+    if not enough_cpus(compare, "against gymnasium"):
+        return
     native = MujocoVecEnv(QUADRUPED, NUM_ENVS, NUM_THREADS, copy=False)
     env_fns = [make_env_fn(QUADRUPED)] * NUM_ENVS
     theirs = AsyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -105,16 +96,7 @@ def test_quadruped_against_gymnasium(compare: Any) -> None:
     for function in functions.values():
         function()
     np.testing.assert_array_equal(native.step(actions[0])[0], theirs.step(actions[0])[0])
-    compare(
-        "own task: against gymnasium",
-        functions,
-        baseline="gymnasium AsyncVectorEnv",
-        contender="MujocoVecEnv",
-        kind="at_least",
-        target=3.0,
-        shape=f"quadruped, {SHAPE}",
-        items=STEPS,
-    )
+    at_least(compare, "against gymnasium", "quadruped", functions, 3.0)
     native.close()
     theirs.close()
 
@@ -154,5 +136,5 @@ def test_start(compare: Any, tmp_path: Path) -> None:
         baseline="built in (Ant-v5)",
         kind="excess_at_most",
         target=1.0,
-        shape=f"later starts, {SHAPE}",
+        shape=f"later starts, {NUM_ENVS} envs, {NUM_THREADS} threads",
     )

@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from xcfast.envs import classic_state, mujoco_state
+from xcfast.tasks import is_task_env
 
 # The wrappers that `gymnasium.make` puts around an environment.
 STANDARD_WRAPPERS = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
@@ -18,7 +19,7 @@ def state_supported(env: gymnasium.Env) -> bool:
         if type(env) not in STANDARD_WRAPPERS:
             return False
         env = env.env
-    if not (classic_state.is_known(env) or _in_mujoco(env) or _is_own_task(env)):
+    if not (classic_state.is_known(env) or _in_mujoco(env) or is_task_env(type(env))):
         return False
     return isinstance(env.np_random.bit_generator, np.random.PCG64)
 
@@ -28,7 +29,7 @@ def get_state(env: gymnasium.Env) -> dict[str, Any]:
     base: Any = env.unwrapped
     if classic_state.is_known(base):
         physics = classic_state.get_physics(base)
-    elif _is_own_task(base):
+    elif is_task_env(type(base)):
         physics = mujoco_state.get_own_physics(base, base.data)
         physics["memory"] = np.frombuffer(base.memory.tobytes(), np.float64)
     else:
@@ -48,7 +49,7 @@ def set_state(env: gymnasium.Env, state: dict[str, Any]) -> None:
     base: Any = env.unwrapped
     if classic_state.is_known(base):
         classic_state.set_physics(base, state)
-    elif _is_own_task(base):
+    elif is_task_env(type(base)):
         mujoco_state.set_own_physics(base, base.data, state)
         base.set_memory(state["memory"])
     else:
@@ -66,10 +67,6 @@ def set_state(env: gymnasium.Env, state: dict[str, Any]) -> None:
 def _in_mujoco(base: gymnasium.Env) -> bool:
     in_mujoco = type(base).__module__.startswith("gymnasium.envs.mujoco.")
     return in_mujoco and hasattr(base, "model") and hasattr(base, "data")
-
-
-def _is_own_task(base: gymnasium.Env) -> bool:
-    return type(base).__module__ == "xcfast.tasks.env"
 
 
 def _wrapper(env: gymnasium.Env, kind: type) -> Any:

@@ -18,6 +18,7 @@ from xcfast.envs.subproc import SubprocVecEnv
 from xcfast.envs.vec_env import VecEnv
 from xcfast.errors import EnvError, NotNativeError, WorkerError
 from xcfast.resources import available_cpus
+from xcfast.tasks import is_task_env
 
 NativeKind = type[MujocoVecEnv] | type[ClassicControlVecEnv]
 _NATIVE: dict[str, NativeKind] = {"MujocoVecEnv": MujocoVecEnv, "ClassicControlVecEnv": ClassicControlVecEnv}
@@ -174,7 +175,7 @@ def is_own_task(env_id: str | type) -> bool:
     if isinstance(env_id, type):
         return True
     registered = _registered(env_id)
-    return registered is not None and getattr(registered.entry_point, "__module__", "") == "xcfast.tasks.env"
+    return registered is not None and is_task_env(registered.entry_point)
 
 
 def _registered(env_id: str) -> EnvSpec | None:

@@ -1,34 +1,33 @@
-"""MujocoVecEnv: Gymnasium's own MuJoCo tasks, stepped by threads in C++, with Gymnasium's numbers bit for bit."""
+"""MujocoVecEnv: Gymnasium's own MuJoCo tasks, and users', stepped by threads in C++ with the numbers of Python."""
 
 import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xcfast.envs import classic_state, mujoco_state
+from xcfast.envs import classic_state
+from xcfast.envs.built_in_task import BuiltInTask
 from xcfast.envs.mujoco_engine import build_engine
-from xcfast.envs.mujoco_infos import reset_info, step_info
-from xcfast.envs.mujoco_tasks import find_task
 from xcfast.envs.native import NativeVecEnv
 from xcfast.envs.native_check import check_against_gymnasium
 from xcfast.envs.native_draws import Draw
 from xcfast.errors import NotNativeError, SimulationError
+from xcfast.tasks import is_task_env
 
 if TYPE_CHECKING:
     from xcfast.envs.own_task import OwnTask
 
 _MAX_WARNINGS = 16  # kWarnings in csrc/mujoco/simulations.hpp
-_NUM_TERMS = 6  # the fields of Terms
 _CONSTANTS = ("model", "init_qpos", "init_qvel", "frame_skip", "dt", "metadata", "observation_structure")
 
 
 class MujocoVecEnv(NativeVecEnv):
-    """N environments of one of Gymnasium's MuJoCo tasks (v4 and v5), stepped in C++ on a pool of threads.
+    """N environments of one MuJoCo task, stepped in C++ on a pool of threads.
 
-    Observations, terminations, truncations and resets, seeded or not, are those of `gymnasium.make(env_id)` bit for
-    bit. So are the rewards, except for Reacher and Pusher on a CPU for which numpy's BLAS has its own order of
-    operations: there they agree within one unit of float32's last place. Results do not depend on the number of
-    threads.
+    The task is one of Gymnasium's (v4 and v5), or a user's, see `xcfast.tasks`. For Gymnasium's tasks, observations,
+    terminations, truncations and resets, seeded or not, are those of `gymnasium.make(env_id)` bit for bit. So are the
+    rewards, except for Reacher and Pusher on a CPU for which numpy's BLAS has its own order of operations: there they
+    agree within one unit of float32's last place. Results do not depend on the number of threads.
 
     Contact forces (`cfrc_ext`) of the simulations are computed only for tasks whose observation or reward needs them.
 
@@ -48,55 +47,35 @@ class MujocoVecEnv(NativeVecEnv):
             raise NotNativeError(f"{kind} is not one of Gymnasium's MuJoCo classes; ClassicControlVecEnv steps it")
         import mujoco
 
-        self._own = _own_task(base, num_envs)
-        self._task = find_task(base) if self._own is None else self._own.built_in
+        self._kind = _kind_of(base, num_envs)
+        self.exact = self._kind.exact
         self._datas = [base.data, *(mujoco.MjData(base.model) for _ in range(num_envs - 1))]
-        if self._own is not None:
-            self.exact = False
-            return self._own.draw_size, self._own.draw
-        assert self._task is not None
-        return base.model.nq + base.model.nv, functools.partial(self._task.draw, base)
+        return self._kind.draw_size, self._kind.draw
 
     def _build_engine(self, arrays: dict[str, Any], config: dict[str, int], pool: Any) -> Any:
-        self._terms = np.zeros((self.num_envs, _NUM_TERMS))
         self._warning_counts = np.zeros((self.num_envs, _MAX_WARNINGS), np.int64)
-        arrays = {**arrays, "terms": self._terms, "warning_counts": self._warning_counts}
-        return build_engine(self._task, self._base, self._datas, arrays, config, pool, self._own)
+        arrays = {**arrays, "warning_counts": self._warning_counts}
+        return build_engine(self._kind, self._base, self._datas, arrays, config, pool)
 
     def _step_info(self, index: int) -> dict[str, Any]:
-        if self._own is not None:
-            return self._own.step_info(index)
-        assert self._task is not None
-        return step_info(self._task, self._base, self._datas[index], self._terms[index])
+        return self._kind.step_info(index, self._datas[index])
 
     def _reset_info(self, index: int) -> dict[str, Any]:
-        if self._own is not None:
-            return {}
-        assert self._task is not None
-        return reset_info(self._task, self._base, self._datas[index])
+        return self._kind.reset_info(self._datas[index])
 
     def _get_physics(self, index: int) -> dict[str, Any]:
-        if self._own is not None:
-            return self._own.get_state(index, self._datas[index])
-        return mujoco_state.get_physics(self._base.model, self._datas[index])
+        return self._kind.get_state(index, self._datas[index])
 
     def _set_physics(self, index: int, state: dict[str, Any]) -> None:
-        if self._own is not None:
-            self._own.set_state(index, self._datas[index], state)
-        else:
-            mujoco_state.set_physics(self._base.model, self._datas[index], state, self._base)
+        self._kind.set_state(index, self._datas[index], state)
 
     def _attribute(self, name: str) -> list[Any] | None:
         if name == "data":
             return list(self._datas)
-        if self._own is not None and name in ("memory", "terms", "task"):
-            return self._own.attribute(name)
-        return [getattr(self._base, name)] * self.num_envs if name in _CONSTANTS else None
+        return [getattr(self._base, name)] * self.num_envs if name in _CONSTANTS else self._kind.attribute(name)
 
     def _explained(self, error: SimulationError) -> SimulationError:
-        if self._own is None:
-            return error
-        return self._own.explained(error, self._datas[error.env_index])
+        return self._kind.explained(error, self._datas[error.env_index])
 
     def _picture(self, index: int) -> Any:
         # The renderer draws the simulation of env 0. To draw another one, its state is copied there for the moment.
@@ -133,12 +112,12 @@ class MujocoVecEnv(NativeVecEnv):
 
         Only tasks of one's own have terms. For others, and where no step was done, it returns an empty dict.
         """
-        return {} if self._own is None else self._own.take_reward_terms()
+        return self._kind.take_reward_terms()
 
 
-def _own_task(base: Any, num_envs: int) -> "OwnTask | None":
-    if type(base).__module__ != "xcfast.tasks.env":
-        return None
+def _kind_of(base: Any, num_envs: int) -> "BuiltInTask | OwnTask":
+    if not is_task_env(type(base)):
+        return BuiltInTask(base, num_envs)
     from xcfast.envs.own_task import OwnTask  # which loads numba
 
     return OwnTask(base, num_envs)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xcfast.envs.mujoco_tasks import Task
 from xcfast.errors import NotNativeError
 
 if TYPE_CHECKING:
+    from xcfast.envs.built_in_task import BuiltInTask
     from xcfast.envs.own_task import OwnTask
 
 _FIELDS = (
@@ -32,32 +32,33 @@ _HANDLERS = {
 
 
 def build_engine(
-    task: Task | None,
+    kind: "BuiltInTask | OwnTask",
     base: Any,
     datas: Sequence[Any],
     arrays: dict[str, Any],
     config: dict[str, int],
     pool: Any,
-    own: "OwnTask | None" = None,
 ) -> Any:
     """Builds the engine (`_core.EnvEngine`) of several simulations on one model.
 
     Args:
-        task: The task of `base`; None for a task of one's own that has none of Gymnasium's below it.
+        kind: The task.
         base: The environment that determines the model and the keyword arguments.
         datas: The mjData of each environment.
         arrays: The engine's memory by name, see `NativeVecEnv` and `MujocoVecEnv`.
         config: The engine's sizes, see `NativeVecEnv`.
         pool: The thread pool, `_core.ThreadPool`.
-        own: The task of one's own, or None.
 
     Raises:
         NotNativeError: The engine cannot step this model, or not with this MuJoCo.
     """
     from xcfast import _core
 
-    model = base.model
-    if own is None and (model.nu != int(np.prod(base.action_space.shape)) or base.action_space.dtype != np.float32):
+    task, model = kind.task, base.model
+    description, owned = kind.functions(datas)
+    if description is None and (
+        model.nu != int(np.prod(base.action_space.shape)) or base.action_space.dtype != np.float32
+    ):
         raise NotNativeError(f"its actions are {base.action_space}")
     if task is not None and task.name == "InvertedDoublePendulum" and model.nsite < 1:
         raise NotNativeError("its model has no site")
@@ -70,7 +71,7 @@ def build_engine(
         "v5": task is not None and task.v5,
         "fused_dot": fused_dot,
         "fused_einsum": fused_einsum,
-        "values": {} if task is None else task.values(base if own is None else own.env.base),
+        "values": {} if task is None else task.values(kind.base),
     }
     warnings = datas[0].warning.number
     config = {
@@ -80,7 +81,7 @@ def build_engine(
         # If a version returns copies of its counters, they are not watched.
         "num_warnings": 0 if warnings.flags.owndata else warnings.size,
         "warning_stride": warnings.strides[0],
-        "keyframe": getattr(own.env.task, "keyframe_id", -1) if own is not None else -1,
+        "keyframe": kind.keyframe,
     }
     simulations = [
         {
@@ -90,14 +91,10 @@ def build_engine(
         }
         for data in datas
     ]
-    keep_alive: list[Any] = [model, list(datas)]
-    description = None
-    if own is not None:
-        arrays = {**arrays, **own.arrays}
-        description, owned = own.description(datas)
-        keep_alive.append(owned)
+    arrays = {**arrays, **kind.arrays}
     name = "" if task is None else task.name
     try:
+        keep_alive = (model, list(datas), owned)
         return _core.mujoco_engine(name, setup, functions(), config, simulations, arrays, pool, keep_alive, description)
     except ValueError as error:
         raise NotNativeError(str(error)) from None

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xcfast.envs import mujoco_state
+from xcfast.envs.mujoco_infos import Terms
 from xcfast.envs.mujoco_tasks import Task, find_task
 from xcfast.errors import SimulationError
 from xcfast.tasks.compiled import compile_task
@@ -28,7 +29,10 @@ class OwnTask:
         num_envs: The number of environments, N.
 
     Attributes:
-        built_in: The task of Gymnasium below it, or None.
+        task: The task of Gymnasium below it, or None.
+        base: The environment of Gymnasium that has the keyword arguments of `task`, or None.
+        exact: Whether the engine gives the numbers of Python to the last bit: not of every function.
+        keyframe: The keyframe that episodes start from; -1: none.
         arrays: The engine's memory by name.
         draw_size: The size of an initial state.
 
@@ -36,15 +40,19 @@ class OwnTask:
         NotNativeError: A statement of the task cannot be compiled.
     """
 
+    exact = False
+
     def __init__(self, env: TaskEnv, num_envs: int) -> None:
-        self.env = env
-        self.built_in: Task | None = None if env.base is None else find_task(env.base)
+        self.env, self.base = env, env.base
+        self.task: Task | None = None if env.base is None else find_task(env.base)
+        self.keyframe: int = -1 if env.base is not None else env.task.keyframe_id
         self._compiled = compile_task(env)
         self._initial = as_numbers(env.task.initial_memory)
         size, terms = self._initial.size, len(env.term_names)
         self.draw_size = env.model.nq + env.model.nv + size
         self._taken = np.zeros(1 + terms)
         self.arrays = {
+            "terms": np.zeros((num_envs, len(Terms._fields))),
             "own_memory": np.tile(self._initial, (num_envs, 1)),
             "own_terms": np.zeros((num_envs, terms)),
             "own_sums": np.zeros((num_envs, 1 + terms)),
@@ -54,8 +62,8 @@ class OwnTask:
 
     def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
         """Draws initial states [count, draw_size]: positions, velocities, memory."""
-        if self.built_in is not None:
-            states = self.built_in.draw(self.env.base, rng, count)
+        if self.task is not None:
+            states = self.task.draw(self.base, rng, count)
             return np.hstack((states, np.repeat(self._initial, count, axis=0)))
         nq, nv = self.env.model.nq, self.env.model.nv
         states = np.tile(np.concatenate((self.env.task.init_qpos, self.env.task.init_qvel)), (count, 1))
@@ -64,7 +72,7 @@ class OwnTask:
             self.env.task.reset(rng, state[:nq], state[nq : nq + nv], memory)
         return np.hstack((states, memories.view(np.ndarray).view(np.float64).reshape(count, -1)))
 
-    def description(self, datas: Sequence[Any]) -> tuple[dict[str, Any], Any]:
+    def functions(self, datas: Sequence[Any]) -> tuple[dict[str, Any], Any]:
         """Returns what `_core.mujoco_engine` takes as `own`, and the objects that must live as long as the engine."""
         compiled, env = self._compiled, self.env
         fields = np.array([[field_address(data, name) for name in compiled.fields] for data in datas], np.uintp)
@@ -82,8 +90,10 @@ class OwnTask:
         }
         return description, (fields, compiled, self.arrays)
 
-    def attribute(self, name: str) -> list[Any]:
-        """Returns memory, terms or task of each environment, as `TaskEnv` has them."""
+    def attribute(self, name: str) -> list[Any] | None:
+        """Returns memory, terms or task of each environment, as `TaskEnv` has them; None for other names."""
+        if name not in ("memory", "terms", "task"):
+            return None
         if name == "task":
             return [self.env.task] * len(self.arrays["own_memory"])
         if name == "terms" and not self.env.term_names:
@@ -91,7 +101,11 @@ class OwnTask:
         dtype = getattr(self.env, name).dtype
         return [row.view(dtype).view(np.recarray)[0] for row in self.arrays[f"own_{name}"]]
 
-    def step_info(self, index: int) -> dict[str, Any]:
+    def reset_info(self, data: Any) -> dict[str, Any]:
+        """Returns what `TaskEnv.reset` returns as its info."""
+        return {}
+
+    def step_info(self, index: int, data: Any) -> dict[str, Any]:
         """Returns what `TaskEnv.step` returns as its info."""
         return dict(zip(self.env.term_names, self.arrays["own_terms"][index].tolist(), strict=True))
 

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {"GymnasiumTask": "task", "MujocoTask": "task", "TaskEnv": "env", "register": "registration"}
 
-__all__ = ["GymnasiumTask", "MujocoTask", "TaskEnv", "register"]
+__all__ = ["GymnasiumTask", "MujocoTask", "TaskEnv", "is_task_env", "register"]
+
+
+def is_task_env(kind: Any) -> bool:
+    """Returns whether a class is `TaskEnv`, without loading it."""
+    return isinstance(kind, type) and (kind.__module__, kind.__qualname__) == ("xcfast.tasks.env", "TaskEnv")
 
 
 def __getattr__(name: str) -> Any:

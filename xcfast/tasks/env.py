@@ -85,7 +85,6 @@ class TaskEnv(gymnasium.Env):
         self.action_space: Box = made.action_space
         self.observation_space: Box = self._make_observation_space()
         self.metadata = {**self.metadata, "render_fps": getattr(made, "render_fps", 0) or round(1 / self.dt)}
-        self.width, self.height, self.camera_name, self.camera_id = width, height, camera_name, camera_id
         self.mujoco_renderer = MujocoRenderer(
             self.model, self.data, default_camera_config, width, height, camera_id=camera_id, camera_name=camera_name
         )
@@ -95,7 +94,7 @@ class TaskEnv(gymnasium.Env):
 
         if self.base is not None and not self.task.defines("observe"):
             return self.base.observation_space
-        # Looked at in a simulation of its own, so that making the space leaves no trace.
+        # Observes the initial state; the first reset starts from it again.
         if self.base is None:
             self._start(*self._init_state, self.task.initial_memory[0])
         else:

@@ -298,7 +298,8 @@ class Rewriter(ast.NodeTransformer):
         """Returns the function that Base.step is; None for anything else."""
         if not isinstance(func, ast.Attribute):
             return None
-        owner = self.outer.get(func.value.id) if isinstance(func.value, ast.Name) else None
+        name = func.value.id if isinstance(func.value, ast.Name) and func.value.id not in self.locals else ""
+        owner = self.outer.get(name)
         found = getattr(owner, func.attr, None) if isinstance(owner, type) else None
         return found if isinstance(found, FunctionType) else None
 

@@ -34,7 +34,6 @@ class _Task:
     frame_skip: int
     memory: ClassVar[Mapping[str, Any]] = {}
     terms: ClassVar[tuple[str, ...]] = ()
-    parameters: Mapping[str, Any]
     model: Any
     dt: float
     action_space: Box
@@ -54,7 +53,6 @@ class _Task:
                 hint = f"; did you mean {nearest[0]}?" if nearest else f"; it has {', '.join(known)}"
                 raise TypeError(f"{kind.__name__} got an unexpected keyword argument {name!r}{hint}")
             setattr(self, name, value)
-        self.parameters = dict(parameters)
         if isinstance(self.terms, str) or not all(isinstance(name, str) for name in self.terms):
             raise TaskError(f"{kind.__name__}.terms must be a tuple of names; got {self.terms!r}")
         for name, wanted in _SIGNATURES.items():
@@ -229,8 +227,8 @@ class GymnasiumTask(_Task):
     they were made of as far as the task has it: ``x_velocity``, ``y_velocity``, ``forward``, ``healthy``, ``control``
     and ``contact``, with Gymnasium's weights, costs as positive numbers. Arms have the distance term in
     ``forward``, and Pusher the near term in ``contact``. InvertedDoublePendulum has its penalties of distance in
-    ``forward`` and of velocity in ``control``. Those
-    classes have them as Gymnasium reports them, negative. Terms in `terms` of the class come after these.
+    ``forward`` and of velocity in ``control``. Those classes have all of these as Gymnasium reports them: negative.
+    The class's own `terms` come after these.
 
     Attributes:
         env_id: The id of Gymnasium's task, such as "HalfCheetah-v5".
