@@ -119,6 +119,15 @@ class UnpacksTooMany(Plain):
         return a + b + c, False
 
 
+def only_by_name(x, *, weight):
+    return weight * x
+
+
+class KeywordOnly(Plain):
+    def step(self, data, action, memory, terms):
+        return only_by_name(1.0, weight=2.0), False
+
+
 class WritesConstant(Plain):
     def build(self):
         self.count = np.zeros(1)

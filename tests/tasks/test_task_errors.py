@@ -40,6 +40,7 @@ def _cache(tmp_path_factory):
         ("Draws", "return np.random.rand(), False", "random numbers are drawn in reset"),
         ("SetsSelf", "self.count = 3", "self is constant after build"),
         ("CallsItself", "", "factorial calls itself"),
+        ("KeywordOnly", "def only_by_name(x, *, weight):", "parameters after * and ** cannot be compiled"),
         ("WritesConstant", "self.count[0] += 1.0", "self is constant after build; memory keeps what changes"),
         ("ChangesModel", "self.model.body_mass[1] = rng.uniform(1.0, 2.0)", "native environments share the model"),
         ("MixesTypes", "return np.sum(x), False", "Cannot unify"),
@@ -135,6 +136,7 @@ def task_with(base=cheetah_tasks.Plain, **members):
     [
         ({"xml": ""}, "Made must set xml, or define make_model"),
         ({"xml": "no_such.xml"}, "there is no model no_such.xml; looked for"),
+        ({"xml": "hopper_v5.xml"}, r"there is no model hopper_v5.xml; looked for .*; did you mean hopper.xml\?"),
         ({"xml": "<mujoco><worldbody><geom/></worldbody></mujoco>"}, "the model cannot be loaded"),
         ({"frame_skip": 0}, "Made.frame_skip must be a whole number of at least 1; got 0"),
         ({"keyframe": "home"}, r"Made.keyframe must be one of the model's \[\]; got 'home'"),

@@ -1,5 +1,6 @@
 """Training on a task of one's own: engines, log, and a resume that continues exactly."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from xcfast import run
 from xcfast.output import checkpoint as ckpt
 
-sys.path.append(str(Path(__file__).parents[2] / "examples" / "tasks"))
+EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
+sys.path.append(str(EXAMPLES))
 
 
 def test_a_resumed_run_ends_as_one_in_one_go(small):
@@ -37,3 +39,13 @@ def test_the_log_has_the_terms_of_the_reward(small):
     assert all(len(series) == 4 for series in means.values())  # of 4 iterations
     assert all(0.05 < value <= 0.1 for value in means["alive"])  # 0.1 where the ball has not fallen
     assert all(-0.02 < value < 0 for value in means["effort"])
+
+
+def test_two_ranks_train_on_a_task(tmp_path):
+    keys = "num_ranks=2 device=cpu parallels=4 horizon_size=8 running_steps=64 n_minibatch=2 n_epochs=1 test_episode=1"
+    keys += f" test_step_limit=20 num_threads=1 log_dir={tmp_path}/logs model_dir={tmp_path}/models"
+    command = [sys.executable, "-m", "xcfast.train", "--env-id", "ball_table:BallTable-v0", *keys.split()]
+    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "final score" in done.stdout
+    assert "not by the native engine" not in done.stderr

@@ -100,6 +100,8 @@ class EnvConstructor:
                 return gymnasium.make(self.spec or env_id, disable_env_checker=True, **self.kwargs)
         except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
             raise EnvError(unknown_id_message(env_id, error)) from None
+        except EnvError:  # of a task of one's own, and a whole sentence
+            raise
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             if any("mujoco" in frame.filename for frame in frames) and (problem := opengl_problem()):

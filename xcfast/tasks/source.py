@@ -145,11 +145,14 @@ class Writer:
         tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
         if not isinstance(tree, ast.FunctionDef):
             raise RefusedError(f"{file}:{first}: {lines[0].strip()}: only functions made with def can be compiled")
+        if tree.args.vararg or tree.args.kwarg or tree.args.kwonlyargs:
+            reason = "parameters after * and ** cannot be compiled"
+            raise RefusedError(f"{file}:{first}: {lines[0].strip()}: {reason}")
         ast.increment_lineno(tree, first - 1)
         rewriter = Rewriter(self, function, file, lines, first)
         tree.name = self._names[function]
         tree.decorator_list, tree.returns = [], None
-        for argument in (*tree.args.posonlyargs, *tree.args.args, *tree.args.kwonlyargs):
+        for argument in (*tree.args.posonlyargs, *tree.args.args):
             argument.annotation = None
         if ast.get_docstring(tree) is not None and len(tree.body) > 1:
             del tree.body[0]

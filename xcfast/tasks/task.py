@@ -195,7 +195,9 @@ class MujocoTask(_Task):
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             looked = ", ".join(dict.fromkeys(map(str, places)))
-            raise TaskError(f"{type(self).__name__}: there is no model {name}; looked for {looked}")
+            similar = difflib.get_close_matches(path.name, [file.name for file in places[-1].parent.glob("*.xml")], n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            raise TaskError(f"{type(self).__name__}: there is no model {name}; looked for {looked}{hint}")
         return str(found)
 
     def _check_actions(self) -> None:
