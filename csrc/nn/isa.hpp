@@ -28,19 +28,19 @@ typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t IntVec __attribute__((vector_size(16)));
 #if XC_X86
 constexpr const char *kName = "baseline";
-constexpr int kRows = 3;
+constexpr int kRows = 3, kPanels = 1;
 XC_INLINE Vec set1(float x) { return Vec(_mm_set1_ps(x)); }
 XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 XC_INLINE Vec sqrt(Vec x) { return Vec(_mm_sqrt_ps(__m128(x))); }
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 constexpr const char *kName = "neon";
-constexpr int kRows = 6;
+constexpr int kRows = 6, kPanels = 1;
 XC_INLINE Vec set1(float x) { return Vec(vdupq_n_f32(x)); }
 XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b))); }
 XC_INLINE Vec sqrt(Vec x) { return Vec(vsqrtq_f32(float32x4_t(x))); }
 #else
 constexpr const char *kName = "baseline";
-constexpr int kRows = 3;
+constexpr int kRows = 3, kPanels = 1;
 XC_INLINE Vec set1(float x) { return Vec{x, x, x, x}; }
 XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 XC_INLINE Vec sqrt(Vec x) { return Vec{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])}; }
@@ -58,7 +58,7 @@ XC_INLINE Vec sqrt(Vec x) { return Vec{std::sqrt(x[0]), std::sqrt(x[1]), std::sq
 #endif
 namespace avx2 {
 constexpr const char *kName = "avx2";
-constexpr int kLanes = 8, kRows = 6;  // 12 accumulators, 2 vectors of b and 1 of a take 15 of 16 registers
+constexpr int kLanes = 8, kRows = 6, kPanels = 1;  // 12 sums, 2 vectors of b and 1 of a take 15 of 16 registers
 typedef float Vec __attribute__((vector_size(32)));
 typedef int32_t IntVec __attribute__((vector_size(32)));
 XC_INLINE Vec set1(float x) { return Vec(_mm256_set1_ps(x)); }
@@ -76,7 +76,9 @@ XC_INLINE Vec sqrt(Vec x) { return Vec(_mm256_sqrt_ps(__m256(x))); }
 #endif
 namespace avx512 {
 constexpr const char *kName = "avx512";
-constexpr int kLanes = 16, kRows = 12;
+// 24 sums, 2 vectors of b and 1 of a take 27 of 32 registers. A tile of one panel would read 13 vectors from memory for 12
+// multiply-adds, more than the CPU can load in that time.
+constexpr int kLanes = 16, kRows = 12, kPanels = 2;
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IntVec __attribute__((vector_size(64)));
 XC_INLINE Vec set1(float x) { return Vec(_mm512_set1_ps(x)); }

@@ -1,8 +1,9 @@
 // The vector code of the learner. It has no include guard: isa.hpp includes it once for each instruction set, inside a
-// namespace that defines Vec (kLanes floats), IntVec, set1, fma and sqrt, and kRows, the largest number of rows of a tile
-// whose accumulators fit into the registers.
+// namespace that defines Vec (kLanes floats), IntVec, set1, fma and sqrt, and the tile whose sums fit into the registers:
+// kRows rows of kPanels panels.
 
 constexpr int kVecs = int(kPanel) / kLanes;
+constexpr int kSums = kRows * kPanels * kVecs;  // the vectors that hold the sums of a tile
 
 typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
@@ -77,12 +78,12 @@ XC_INLINE void multiply_add(const float *XC_RESTRICT a, const float *XC_RESTRICT
 #pragma GCC unroll 4
   for (int64_t d = 0; d < depth; ++d) {
     Vec row[NV];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int v = 0; v < NV; ++v) row[v] = load(b + d * kPanel + vector_at(v, b_stride));
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
       const Vec x = set1(a[r * kRowStep + d * kDepthStep]);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int v = 0; v < NV; ++v) acc[r][v] = fma(x, row[v], acc[r][v]);
     }
   }
@@ -91,9 +92,9 @@ XC_INLINE void multiply_add(const float *XC_RESTRICT a, const float *XC_RESTRICT
 // Calls f(row, vector) for a whole tile. The loops are unrolled, so that the accumulators stay in registers.
 template <int R, int NV, class F>
 XC_INLINE void for_tile(F &&f) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int v = 0; v < NV; ++v) f(r, v);
 }
 
@@ -138,12 +139,14 @@ inline void row_tile(const RowTile &t) {
   for_tile<R, NV>([&](int r, int v) __attribute__((always_inline)) { store(t.c + at(r, v), acc[r][v]); });
 }
 
-template <int R>
-inline void weight_tile(const float *dz, const float *x, int64_t samples, float *tile) {
-  Vec acc[R][kVecs];
-  for_tile<R, kVecs>([&](int r, int v) __attribute__((always_inline)) { acc[r][v] = load(tile + r * kPanel + v * kLanes); });
-  multiply_add<R, kVecs, 1, kPanel>(dz, x, 0, samples, acc);
-  for_tile<R, kVecs>([&](int r, int v) __attribute__((always_inline)) { store(tile + r * kPanel + v * kLanes, acc[r][v]); });
+// tile [R, P panels] += dz^T x, over the samples.
+template <int R, int P>
+inline void weight_tile(const float *dz, const float *x, int64_t x_stride, int64_t samples, float *tile) {
+  constexpr int NV = P * kVecs;
+  Vec acc[R][NV];
+  for_tile<R, NV>([&](int r, int v) __attribute__((always_inline)) { acc[r][v] = load(tile + (r * NV + v) * kLanes); });
+  multiply_add<R, NV, 1, kPanel>(dz, x, x_stride, samples, acc);
+  for_tile<R, NV>([&](int r, int v) __attribute__((always_inline)) { store(tile + (r * NV + v) * kLanes, acc[r][v]); });
 }
 
 // Calls f(std::integral_constant<int, n>) for an n that is known only at run time, 1 <= n <= kMost.
@@ -170,7 +173,7 @@ XC_INLINE void for_groups(int64_t rows, int64_t most, F &&f) {
   }
 }
 
-constexpr int64_t kDepth = 256;  // a panel of b of that depth takes half of the L1 cache
+constexpr int64_t kDepth = 256 / kPanels;  // the panels of b that a tile reads take 16 KB, at most half of the L1 cache
 
 XC_INLINE RowTile tile_at(const RowProduct &p, int64_t panel, int64_t row, int64_t d) {
   const int64_t at = panel * p.c_stride + row * kPanel;
@@ -207,11 +210,12 @@ inline void row_product(const RowProduct &p) {
       for (; panel + kAtOnce <= panels; panel += kAtOnce)
         for (int64_t d = 0; d < p.depth; d += kDepth) row_tile<R, kAtOnce * kVecs>(tile_at(p, panel, 0, d));
     });
+  for (; (panel + kPanels - 1) * kPanel + kLanes < p.columns; panel += kPanels) product_panel<kPanels * kVecs, kRows>(p, panel);
   for (; panel < panels; ++panel) {
-    if (kVecs > 1 && p.columns - panel * kPanel <= kLanes)  // a narrow head: one vector wide, and more rows
-      product_panel<1, kRows * kVecs>(p, panel);
+    if (p.columns - panel * kPanel <= kLanes)  // a narrow head: one vector wide, and more rows
+      product_panel<1, kSums>(p, panel);
     else
-      product_panel<kVecs, kRows>(p, panel);
+      product_panel<kVecs, kSums / kVecs>(p, panel);
   }
 }
 
@@ -224,28 +228,35 @@ XC_INLINE void copy_row(const float *from, int64_t width, float *to) {
   }
 }
 
-inline void weight_product(const WeightProduct &p) {
-  constexpr int64_t kSamples = 128;  // so many rows of one panel of x and of dz stay in the L1 cache
-  const int64_t out_panels = panels_of(p.n_out);
-  for (int64_t c = 0; c < p.n_in; c += kPanel) {
-    const int64_t width = p.n_in - c < kPanel ? p.n_in - c : kPanel;
-    alignas(64) float tile[kOutBlock * kPanel] = {};
-    if (p.accumulate)
-      for (int64_t i = 0; i < p.n_out; ++i) copy_row(p.out + i * p.n_in + c, width, tile + i * kPanel);
-    const float *x = p.x + (c / kPanel) * p.x_stride;
-    for (int64_t s = 0; s < p.samples; s += kSamples) {
-      const int64_t samples = p.samples - s < kSamples ? p.samples - s : kSamples;
-      for (int64_t q = 0; q < out_panels; ++q) {
-        const int64_t outs = p.n_out - q * kPanel < kPanel ? p.n_out - q * kPanel : kPanel;
-        for_groups(outs, kRows, [&](int64_t first, int64_t count) {
-          const float *dz = p.dz + q * p.dz_stride + s * kPanel + first;
-          float *part = tile + (q * kPanel + first) * kPanel;
-          with_rows<kRows>(count, [&](auto rows) { weight_tile<decltype(rows)::value>(dz, x + s * kPanel, samples, part); });
-        });
-      }
-    }
-    for (int64_t i = 0; i < p.n_out; ++i) copy_row(tile + i * kPanel, width, p.out + i * p.n_in + c);
+// Computes the P panels of columns of a WeightProduct that begin with column c.
+template <int P>
+inline void weight_columns(const WeightProduct &p, int64_t c) {
+  constexpr int64_t kSamples = 128;  // so many rows of dz and x stay in the L1 cache
+  constexpr int64_t kWidth = P * kPanel;
+  auto columns = [&](int64_t first) { return p.n_in - c - first < kPanel ? p.n_in - c - first : kPanel; };
+  alignas(64) float tile[kOutBlock * kWidth] = {};
+  if (p.accumulate)
+    for (int64_t i = 0; i < p.n_out; ++i)
+      for (int64_t j = 0; j < kWidth; j += kPanel) copy_row(p.out + i * p.n_in + c + j, columns(j), tile + i * kWidth + j);
+  const float *x = p.x + (c / kPanel) * p.x_stride;
+  for (int64_t s = 0; s < p.samples; s += kSamples) {
+    const int64_t samples = p.samples - s < kSamples ? p.samples - s : kSamples;
+    for (int64_t q = 0; q < p.n_out; q += kPanel)
+      for_groups(p.n_out - q < kPanel ? p.n_out - q : kPanel, kRows, [&](int64_t first, int64_t count) {
+        const float *dz = p.dz + (q / kPanel) * p.dz_stride + s * kPanel + first;
+        float *part = tile + (q + first) * kWidth;
+        with_rows<kRows>(count, [&](auto rows) { weight_tile<decltype(rows)::value, P>(dz, x + s * kPanel, p.x_stride, samples, part); });
+      });
   }
+  for (int64_t i = 0; i < p.n_out; ++i)
+    for (int64_t j = 0; j < kWidth; j += kPanel) copy_row(tile + i * kWidth + j, columns(j), p.out + i * p.n_in + c + j);
+}
+
+inline void weight_product(const WeightProduct &p) {
+  int64_t c = 0;
+  for (; c + (kPanels - 1) * kPanel < p.n_in; c += kPanels * kPanel) weight_columns<kPanels>(p, c);
+  if (c < p.n_in) weight_columns<1>(p, c);
+  const int64_t out_panels = panels_of(p.n_out);
   for (int64_t q = 0; q < out_panels; ++q) {
     const int64_t outs = p.n_out - q * kPanel < kPanel ? p.n_out - q * kPanel : kPanel;
     const float *dz = p.dz + q * p.dz_stride;
@@ -417,7 +428,7 @@ inline double sum_of_squares(const float *x, int64_t size) {
   double sums[16] = {};
   int64_t i = 0;
   for (; i + 16 <= size; i += 16)
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int j = 0; j < 16; ++j) sums[j] += double(x[i + j]) * double(x[i + j]);
   for (; i < size; ++i) sums[i % 16] += double(x[i]) * double(x[i]);
   double total = 0;

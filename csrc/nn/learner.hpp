@@ -231,24 +231,20 @@ class Learner {
  private:
   static constexpr int64_t kChunk = 1024;      // the largest number of rows whose activations are held at once
   static constexpr int64_t kMinChunk = 256;    // the smallest such number, for small minibatches
-  static constexpr int64_t kBlock = 64;        // about as many rows as a task has if there are many rows
-  static constexpr int64_t kMinBlock = 16;     // as many as it has if there are few
+  // The rows of a task, if there are many rows or few: multiples of every instruction set's kRows, since a tile with fewer
+  // rows computes less at once, and small enough that no thread waits long for the last task of another.
+  static constexpr int64_t kBlock = 24, kMinBlock = 12;
 
   Gaussian gaussian(const float *old_log_std = nullptr) const {
     if (network_.categorical()) return Gaussian(nullptr, 0);
     return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);
   }
 
-  // Splits rows into blocks and calls fn(block, first row, rows) for each. Returns the number of blocks. If there are many,
-  // it is a multiple of eight, which divides evenly among the usual numbers of threads.
+  // Splits rows into blocks and calls fn(block, first row, rows) for each. Returns the number of blocks.
   template <class Fn>
   int64_t run_blocks(int64_t rows, Fn &&fn) {
-    int64_t blocks = (rows + kMinBlock - 1) / kMinBlock;
-    if (blocks > 8) blocks = ((rows + kBlock - 1) / kBlock + 7) / 8 * 8;
-    pool_.run(blocks, [&](int64_t block) {
-      const int64_t begin = rows * block / blocks, end = rows * (block + 1) / blocks;
-      fn(block, begin, end - begin);
-    });
+    const int64_t size = rows > 8 * kMinBlock ? kBlock : kMinBlock, blocks = (rows + size - 1) / size;
+    pool_.run(blocks, [&](int64_t block) { fn(block, block * size, std::min(size, rows - block * size)); });
     return blocks;
   }
 
