@@ -283,8 +283,11 @@ class Config:
     compile: Literal["graph", "default", "off"] = key(
         "graph", "how the update runs on CUDA: compiled and in CUDA graphs, compiled, or eager"
     )
-    precision: Literal["fp32", "tf32", "bf16"] = key(
-        "fp32", "arithmetic of matrix products in the update; tf32 and bf16 only on CUDA"
+    precision: Literal["auto", "fp32", "tf32", "bf16x3", "bf16"] = key(
+        "fp32",
+        "arithmetic of matrix products in the update; tf32 on CUDA, bf16x3 on CPUs with a unit for bf16, bf16 on both; "
+        "auto: fp32",
+        resumable=True,
     )
     inference_device: Literal["auto", "cpu", "cuda"] = key(
         "auto",

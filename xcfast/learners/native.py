@@ -16,6 +16,7 @@ from xcfast.learners.loss import LOSSES
 from xcfast.learners.metrics import epoch_means, joined_moments, update_metrics, value_metrics, value_moments
 from xcfast.learners.minibatches import minibatch_sizes
 from xcfast.learners.optimizer import check_optimizer, reason_not_flat_adam
+from xcfast.learners.precision import resolve_precision, unit_of
 from xcfast.normalize import RewardNormalizer
 from xcfast.policy.flat import FlatParameters
 from xcfast.policy.native_form import network_spec, reason_not_native
@@ -77,6 +78,7 @@ class NativeLearner:
             raise ValueError(f"the native learner cannot be used: {reason}")
         from xcfast import _core
 
+        precision = resolve_precision(config, "cpu").precision
         self.policy = policy
         self.ranks = ranks
         self.device = policy.device
@@ -101,6 +103,8 @@ class NativeLearner:
             max_minibatch=config.minibatch_size,
             num_threads=num_threads,
             kl_penalty=self._kl.penalizes,
+            precision=precision,
+            variant=unit_of(precision),
         )
 
     @staticmethod

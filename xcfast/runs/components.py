@@ -12,6 +12,7 @@ import torch
 
 from xcfast.envs import make_envs
 from xcfast.errors import ConfigError
+from xcfast.learners.precision import resolve_precision
 from xcfast.normalize import ObservationNormalizer, RewardNormalizer
 from xcfast.policy import ActionMap, build_policy
 from xcfast.policy.build import resolve_policy
@@ -88,7 +89,8 @@ class Components:
         self._owns_envs = envs is None
         self.envs = envs or make_envs(config, num_envs=len(ranks.rows(config.parallels)), sharing=ranks.sharing)
         try:
-            config = self.config = resolve_policy(config, self.envs.single_action_space)
+            config = resolve_policy(config, self.envs.single_action_space)
+            config = self.config = resolve_precision(config, self.device.type)
             self.policy = policy or build_policy(
                 config, self.envs.single_observation_space, self.envs.single_action_space
             )

@@ -157,11 +157,12 @@ def make_learner(
             # A script may have made the policy on the GPU, and an optimizer of its parameters there: they stay.
             place = f"the CPU, not on {device}" if policy.device.type == "cpu" else str(policy.device)
             return TorchLearner(*parts), f"on {place}, where the policy's parameters are: {other}"
-    if config.precision != "fp32":
-        raise ConfigError("only on a CUDA device", key="precision", given=config.precision, allowed="fp32 on the CPU")
+    reason_not = NativeLearner.reason_not(config, policy, optimizer)
+    if config.precision != "fp32" and (reason_not is not None or config.learner_backend == "torch"):
+        problem = f"only the native learner has it, {reason_not or 'and learner_backend is torch'}"
+        raise ConfigError(problem, key="precision", given=config.precision, allowed="fp32 or auto with other learners")
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as configured"
-    reason_not = NativeLearner.reason_not(config, policy, optimizer)
     if reason_not is None:
         reason = f"the update in C++, {num_threads} thread{'s' * (num_threads != 1)}"
         return NativeLearner(*parts), reason if config.learner_backend == "auto" else f"as configured; {reason}"

@@ -9,6 +9,7 @@ import torch
 from xcfast.envs import NativeVecEnv, SubprocVecEnv
 from xcfast.envs.construct import configured_env_fn
 from xcfast.envs.make import native_kind
+from xcfast.learners.precision import resolve_precision, unit_of
 from xcfast.output.console import table
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.policy.build import resolve_policy
@@ -30,7 +31,7 @@ def describe(config: Config, mode: str) -> str:
     """
     env = configured_env_fn(config)()
     try:
-        config = resolve_policy(config, env.action_space)
+        config = resolve_precision(resolve_policy(config, env.action_space), training_device(config).type)
         with enough_of_all():
             policy = build_policy(config, env.observation_space, env.action_space)
         action_map = ActionMap(env.action_space, config.activation_action)
@@ -113,12 +114,18 @@ def _rows(
         ("collector", collector),
         ("learner", learner),
         ("device", f"{device}, {update_threads(config, ranks.sharing)} threads for the update, 1 for inference"),
+        ("precision", _precision(config, device)),
         ("network", f"{parameters:,} parameters: {_network(policy)}"),
         ("rollout", f"{batch} env steps, {updates}"),
         ("run", f"{config.num_iterations} iterations = {trained:,} steps, {config.num_updates:,} gradient steps"),
         ("evaluation", "none" if mode == "train" else evaluation),
         ("seeds", f"seed {config.seed}, env_seed {config.env_seed}"),
     ]
+
+
+def _precision(config: Config, device: torch.device) -> str:
+    unit = unit_of(config.precision) if device.type == "cpu" else None
+    return f"{config.precision} in the matrix products of the update" + (f", computed by {unit}" if unit else "")
 
 
 def _space(space: object) -> str:

@@ -1,0 +1,75 @@
+"""The key `precision`: what is refused where, what `auto` becomes, and that a run keeps it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from xcfast import _core, load_config
+from xcfast.errors import ConfigError
+from xcfast.learners.precision import EMULATE, resolve_precision, unit_of
+from xcfast.output.checkpoint import FINAL_MODEL, load_checkpoint
+from xcfast.runs.run import run
+
+REDUCED = ["bf16x3", "bf16"]
+
+
+def resolved(precision, device):
+    return resolve_precision(load_config(overrides={"precision": precision}), device).precision
+
+
+def test_auto_is_float32_until_curves_decide():
+    assert [resolved("auto", device) for device in ("cpu", "cuda")] == ["fp32", "fp32"]
+    assert unit_of("fp32") is None
+
+
+def test_each_device_has_its_own():
+    assert [resolved(precision, "cuda") for precision in ("fp32", "tf32", "bf16")] == ["fp32", "tf32", "bf16"]
+    with pytest.raises(ConfigError, match=r"precision: does not exist on cuda; .*bf16x3.*fp32, tf32, bf16, auto"):
+        resolved("bf16x3", "cuda")
+    with pytest.raises(ConfigError, match=r"precision: does not exist on cpu; .*tf32.*fp32, bf16x3, bf16, auto"):
+        resolved("tf32", "cpu")
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+def test_a_cpu_without_the_unit_is_one_sentence(monkeypatch, precision):
+    monkeypatch.setattr(_core, "nn_hardware", lambda precision: None)
+    monkeypatch.delenv(EMULATE, raising=False)
+    with pytest.raises(ConfigError, match=r"no unit for it .*XCFAST_EMULATE_PRECISION=1.*fp32 or auto on this machine"):
+        resolved(precision, "cpu")
+    monkeypatch.setenv(EMULATE, "1")
+    assert resolved(precision, "cpu") == precision
+    assert unit_of(precision) in _core.nn_variants(precision)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [({"learner_backend": "torch"}, "learner_backend is torch"), ({"normalize": "LayerNorm"}, "LayerNorm")],
+)
+def test_other_learners_do_not_have_it(monkeypatch, small, keys, reason):
+    monkeypatch.setenv(EMULATE, "1")
+    with pytest.raises(ConfigError, match=f"only the native learner has it, .*{reason}"):
+        run(small(precision="bf16", **keys), quiet=True)
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+def test_a_run_keeps_its_precision(monkeypatch, small, capsys, precision):
+    """It is in the start table, the run's files and the checkpoint, and a resumed run ends with the same bits."""
+    monkeypatch.setenv(EMULATE, "1")
+    summary = run(small(precision=precision, checkpoint_interval=256))
+    assert f"{precision} in the matrix products of the update, computed by {unit_of(precision)}" in capsys.readouterr().out
+    assert json.loads((Path(summary.log_dir) / "config.json").read_text())["precision"] == precision
+    whole = load_checkpoint(Path(summary.model_dir) / FINAL_MODEL)
+    assert whole["config"]["precision"] == precision
+    (half,) = Path(summary.model_dir).glob("checkpoint_256*")
+    again = load_checkpoint(Path(run(small(precision=precision), resume=half, quiet=True).model_dir) / FINAL_MODEL)
+    assert all(torch.equal(value, again["policy"][name]) for name, value in whole["policy"].items())
+    single = load_checkpoint(Path(run(small(), quiet=True).model_dir) / FINAL_MODEL)
+    assert not torch.equal(single["policy"]["critic.model.0.weight"], whole["policy"]["critic.model.0.weight"])
+
+
+def test_auto_is_saved_as_what_it_was(small):
+    summary = run(small(precision="auto"), quiet=True)
+    assert json.loads((Path(summary.log_dir) / "config.json").read_text())["precision"] == "fp32"
+    assert load_checkpoint(Path(summary.model_dir) / FINAL_MODEL)["config"]["precision"] == "fp32"
