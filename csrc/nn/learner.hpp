@@ -83,7 +83,7 @@ class Learner {
         pool_(num_threads),
         weights_(network_, kernels, true),
         capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)),
-        work_(network_, capacity_, true),
+        work_(network_, capacity_, true, kernels.stage != nullptr),
         all_(network_.layers.size(), 1),
         value_path_(network_.path(network_.critic_head)),
         gradient_(network_.n_parameters) {
@@ -150,6 +150,7 @@ class Learner {
         forward_rows(network_, *kernels_, weights_, work_, all_, row, count);
         loss_rows(gaussian, batch, moments, start, block, row, count);
         backward_rows(row, count);
+        if (kernels_->stage) stage_rows(network_, *kernels_, work_, row, count, row + count == size);
       });
       for (int64_t block = 0; block < blocks; ++block) {
         sums.add(block_sums_[size_t(block)]);
@@ -240,14 +241,15 @@ class Learner {
   }
 
   // Splits rows into blocks and calls fn(block, first row, rows) for each. Returns the number of blocks. If there are many,
-  // it is a multiple of eight, which divides evenly among the usual numbers of threads.
+  // it is a multiple of eight, which divides evenly among the usual numbers of threads. Blocks that are staged begin at even
+  // rows.
   template <class Fn>
   int64_t run_blocks(int64_t rows, Fn &&fn) {
     int64_t blocks = (rows + kMinBlock - 1) / kMinBlock;
     if (blocks > 8) blocks = ((rows + kBlock - 1) / kBlock + 7) / 8 * 8;
     pool_.run(blocks, [&](int64_t block) {
-      const int64_t begin = rows * block / blocks, end = rows * (block + 1) / blocks;
-      fn(block, begin, end - begin);
+      const auto cut = [&](int64_t k) { return k < blocks && kernels_->stage ? rows * k / blocks / 2 * 2 : rows * k / blocks; };
+      fn(block, cut(block), cut(block + 1) - cut(block));
     });
     return blocks;
   }
@@ -362,7 +364,7 @@ class Learner {
   void weight_gradient(const PackedWeights::Part &part, int64_t rows, bool accumulate) {
     const Layer &layer = network_.layers[size_t(part.layer)];
     kernels_->weight_product({work_.gradient(part.layer, 0) + part.begin / kPanel * work_.stride(), work_.stride(), part.end - part.begin,
-                              work_.output(layer.source, 0), work_.stride(), layer.n_in, rows,
+                              work_.staged(layer.source), work_.stride(), layer.n_in, rows,
                               gradient() + layer.weight + part.begin * layer.n_in, gradient() + layer.bias + part.begin, accumulate});
   }
 
