@@ -54,7 +54,7 @@ struct SoftTiles {
         for (int n = 0; n < columns; ++n)
           for (int half = 0; half < 2; ++half) {
             const float x = bf16(tile(A).bytes[m] + 4 * k + 2 * half), y = bf16(tile(B).bytes[k] + 4 * n + 2 * half);
-            sums[2 * n + half] = flush(std::fma(x, y, sums[2 * n + half]));
+            sums[2 * n + half] = flush(x * y + sums[2 * n + half]);  // as if fused: the product is exact
           }
       for (int n = 0; n < columns; ++n) {
         float old;
