@@ -91,8 +91,8 @@ def test_gradients_are_those_of_rounded_products(small, network, policy, precisi
     tolerance = (2 * layers + 1 + np.abs(batch.log_probs).max()) * ERROR[precision]
     assert np.linalg.norm(gradient - exact) <= tolerance * np.linalg.norm(exact)
     np.testing.assert_allclose(losses[:3], exact_losses[:3], rtol=tolerance, atol=tolerance)
-    # Apart from that, float32's errors are left (test_learner_native.check_gradients), and operands so near to the middle
-    # of two bfloat16 that these errors decide between them: few, a small part of the roundings' effect.
+    # Apart from that, float32's errors are left (test_learner_native.check_gradients), and operands so near to the
+    # middle of two bfloat16 that these errors decide between them: few, a small part of the roundings' effect.
     widest = max(max(p.shape) for p in model.parameters())
     chains = 2 * layers * (np.sqrt(widest) + np.sqrt(ROWS)) + np.abs(batch.log_probs).max()
     allowed = chains * EPS * np.linalg.norm(exact) + 0.1 * np.linalg.norm(wanted - exact)
