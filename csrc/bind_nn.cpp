@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "network_arg.hpp"
+#include "nn/half.hpp"
 #include "nn/learner.hpp"
 
 namespace py = pybind11;
@@ -20,11 +21,22 @@ using namespace xc;
 
 namespace {
 
-const nn::Kernels &find_kernels(const std::optional<std::string> &name) {
-  if (!name) return nn::best_kernels();
-  for (const nn::Kernels *kernels : nn::available_kernels())
+nn::Precision find_precision(const std::string &name) {
+  if (name == "fp32") return nn::Precision::fp32;
+  if (name == "bf16x3") return nn::Precision::bf16x3;
+  if (name == "bf16") return nn::Precision::bf16;
+  throw std::invalid_argument("precision must be 'fp32', 'bf16x3' or 'bf16'; got '" + name + "'");
+}
+
+// The kernels of that name. Without a name the best ones, but not an emulation, which must be asked for.
+const nn::Kernels &find_kernels(const std::string &precision, const std::optional<std::string> &name) {
+  const auto &available = nn::available_kernels(find_precision(precision));
+  if (!name && available.back()->emulated)
+    throw std::invalid_argument("precision '" + precision + "' needs a CPU with AMX tiles or AVX512_BF16, and this machine has neither");
+  if (!name) return *available.back();
+  for (const nn::Kernels *kernels : available)
     if (*name == kernels->name) return *kernels;
-  throw std::invalid_argument("variant must be one of nn_variants(); got '" + *name + "'");
+  throw std::invalid_argument("variant must be one of nn_variants('" + precision + "'); got '" + *name + "'");
 }
 
 // Lets Python run its signal handlers every 100 ms while the GIL is released, and throws the exception that they raise, so
@@ -50,7 +62,7 @@ class BoundLearner {
   BoundLearner(const std::vector<LayerTuple> &layers, int actor_head, int critic_head, int64_t log_std, int64_t n_obs,
                py::array parameters, py::array exp_avg, py::array exp_avg_sq, std::tuple<double, double, double> loss,
                std::tuple<double, double, double> adam, int64_t max_minibatch, int num_threads, bool kl_penalty,
-               const std::optional<std::string> &variant)
+               const std::string &precision, const std::optional<std::string> &variant)
       : parameters_(parameters), exp_avg_(exp_avg), exp_avg_sq_(exp_avg_sq) {
     const int64_t size = parameters.size();
     if (max_minibatch < 1) throw std::invalid_argument("max_minibatch must be positive; got " + std::to_string(max_minibatch));
@@ -59,7 +71,8 @@ class BoundLearner {
     learner_ = std::make_unique<nn::Learner>(
         make_network(layers, actor_head, critic_head, log_std, n_obs, size), memory,
         nn::LossSettings{std::get<0>(loss), std::get<1>(loss), std::get<2>(loss), kl_penalty},
-        nn::AdamSettings{std::get<0>(adam), std::get<1>(adam), std::get<2>(adam)}, max_minibatch, num_threads, find_kernels(variant), SignalCheck{});
+        nn::AdamSettings{std::get<0>(adam), std::get<1>(adam), std::get<2>(adam)}, max_minibatch, num_threads,
+        find_kernels(precision, variant), SignalCheck{});
   }
 
   double kl_coef() const { return learner_->loss().kl_coef; }
@@ -267,7 +280,7 @@ py::array_t<float> activation(int number, const py::array &x, const std::optiona
   const float *from = checked<float>(x, "x", rows * nn::kPanel);
   py::array_t<float> y(rows * nn::kPanel);
   std::copy(from, from + rows * nn::kPanel, y.mutable_data());
-  find_kernels(variant).activate(nn::Activation(number), {y.mutable_data(), rows * nn::kPanel, rows, nn::kPanel});
+  find_kernels("fp32", variant).activate(nn::Activation(number), {y.mutable_data(), rows * nn::kPanel, rows, nn::kPanel});
   return y;
 }
 
@@ -277,10 +290,11 @@ void bind_nn(py::module_ &m) {
   py::class_<BoundLearner>(m, "Learner", "The PPO update on all cores; xcfast.learners.native.NativeLearner is its wrapper.")
       .def(py::init<const std::vector<LayerTuple> &, int, int, int64_t, int64_t, py::array, py::array, py::array,
                     std::tuple<double, double, double>, std::tuple<double, double, double>, int64_t, int, bool,
-                    const std::optional<std::string> &>(),
+                    const std::string &, const std::optional<std::string> &>(),
            py::kw_only(), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"), py::arg("log_std"), py::arg("n_obs"),
            py::arg("parameters"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("loss"), py::arg("adam"), py::arg("max_minibatch"),
-           py::arg("num_threads"), py::arg("kl_penalty") = false, py::arg("variant") = py::none())
+           py::arg("num_threads"), py::arg("kl_penalty") = false, py::arg("precision") = "fp32",
+           py::arg("variant") = py::none())
       .def_property("kl_coef", &BoundLearner::kl_coef, &BoundLearner::set_kl_coef, "Weight of the KL penalty, if there "
                                                                                    "is one.")
       .def_property_readonly(
@@ -315,9 +329,14 @@ void bind_nn(py::module_ &m) {
            "minibatch.");
   m.def("nn_activation", &activation, py::arg("activation"), py::arg("x"), py::arg("variant") = py::none(),
         "Applies an activation (by its number in nn/types.hpp) to float32 [16 n], as rows of 16; for tests of accuracy.");
-  m.def("nn_variants", [] {
+  m.def("nn_variants", [](const std::string &precision) {
     std::vector<std::string> names;
-    for (const nn::Kernels *kernels : nn::available_kernels()) names.push_back(kernels->name);
+    for (const nn::Kernels *kernels : nn::available_kernels(find_precision(precision))) names.push_back(kernels->name);
     return names;
-  }, "Returns the instruction sets of the learner that this machine can run, the chosen one last.");
+  }, py::arg("precision") = "fp32", "Returns the variants of the learner in a precision that this machine can run, emulations "
+                                    "included, the best one last.");
+  m.def("nn_hardware", [](const std::string &precision) -> std::optional<std::string> {
+    const nn::Kernels &best = *nn::available_kernels(find_precision(precision)).back();
+    return best.emulated ? std::nullopt : std::optional<std::string>(best.name);
+  }, py::arg("precision"), "Returns the variant that a precision has by default on this machine; None if it can only be emulated.");
 }

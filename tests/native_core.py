@@ -26,7 +26,7 @@ def make_policy(config, n_obs=7, n_actions=3):
     return policy
 
 
-def make_core(policy, config, variant=None, threads=1, rows=64):
+def make_core(policy, config, variant=None, threads=1, rows=64, precision="fp32"):
     """A ``_core.Learner`` on a flat copy of the policy's parameters: it, the copy, and Adam's moments."""
     flat = FlatParameters(policy)
     moments = np.zeros_like(flat.array), np.zeros_like(flat.array)
@@ -40,6 +40,7 @@ def make_core(policy, config, variant=None, threads=1, rows=64):
         max_minibatch=rows,
         num_threads=threads,
         kl_penalty=config.agent == "PPO_KL",
+        precision=precision,
         variant=variant,
     )
     core.kl_coef = config.kl_coef

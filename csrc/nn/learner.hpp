@@ -83,7 +83,7 @@ class Learner {
         pool_(num_threads),
         weights_(network_, kernels, true),
         capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)),
-        work_(network_, capacity_, true),
+        work_(network_, capacity_, true, kernels.stage != nullptr),
         all_(network_.layers.size(), 1),
         value_path_(network_.path(network_.critic_head)),
         gradient_(network_.n_parameters) {
@@ -95,7 +95,7 @@ class Learner {
       const int source = network_.layers[size_t(l)].source;
       if (source != kObs) last_reader_[size_t(source)] = l;  // the backward pass runs from the last layer to the first
     }
-    const size_t blocks = size_t(kChunk / kMinBlock + 1);
+    const size_t blocks = size_t(2 * kChunk / kernels.block_rows + 1);
     block_sums_.resize(blocks);
     block_log_std_.resize(blocks * size_t(network_.log_std < 0 ? 0 : network_.action_size()));
     block_scratch_.resize(2 * blocks * size_t(network_.action_size()));
@@ -150,6 +150,7 @@ class Learner {
         forward_rows(network_, *kernels_, weights_, work_, all_, row, count);
         loss_rows(gaussian, batch, moments, start, block, row, count);
         backward_rows(row, count);
+        if (kernels_->stage) stage_rows(network_, *kernels_, work_, row, count, row + count == size);
       });
       for (int64_t block = 0; block < blocks; ++block) {
         sums.add(block_sums_[size_t(block)]);
@@ -231,10 +232,6 @@ class Learner {
  private:
   static constexpr int64_t kChunk = 1024;      // the largest number of rows whose activations are held at once
   static constexpr int64_t kMinChunk = 256;    // the smallest such number, for small minibatches
-  // The rows of a task, if there are many rows or few: multiples of every instruction set's kRows, since a tile with fewer
-  // rows computes less at once, and small enough that no thread waits long for the last task of another.
-  static constexpr int64_t kBlock = 24, kMinBlock = 12;
-
   Gaussian gaussian(const float *old_log_std = nullptr) const {
     if (network_.categorical()) return Gaussian(nullptr, 0);
     return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);
@@ -243,7 +240,7 @@ class Learner {
   // Splits rows into blocks and calls fn(block, first row, rows) for each. Returns the number of blocks.
   template <class Fn>
   int64_t run_blocks(int64_t rows, Fn &&fn) {
-    const int64_t size = rows > 8 * kMinBlock ? kBlock : kMinBlock, blocks = (rows + size - 1) / size;
+    const int64_t many = kernels_->block_rows, size = rows > 4 * many ? many : many / 2, blocks = (rows + size - 1) / size;
     pool_.run(blocks, [&](int64_t block) { fn(block, block * size, std::min(size, rows - block * size)); });
     return blocks;
   }
@@ -358,7 +355,7 @@ class Learner {
   void weight_gradient(const PackedWeights::Part &part, int64_t rows, bool accumulate) {
     const Layer &layer = network_.layers[size_t(part.layer)];
     kernels_->weight_product({work_.gradient(part.layer, 0) + part.begin / kPanel * work_.stride(), work_.stride(), part.end - part.begin,
-                              work_.output(layer.source, 0), work_.stride(), layer.n_in, rows,
+                              work_.staged(layer.source), work_.stride(), layer.n_in, rows,
                               gradient() + layer.weight + part.begin * layer.n_in, gradient() + layer.bias + part.begin, accumulate});
   }
 

@@ -58,12 +58,12 @@ class PackedWeights {
     for (size_t l = 0; l < network.layers.size(); ++l) {
       const Layer &layer = network.layers[l];
       Place place{size, 0, -1};
-      size += panels_of(layer.n_out) * kPanel * layer.n_in;
+      size += panels_of(layer.n_out) * kernels.packed_panel(layer.n_in);
       place.bias = size;
       size += panels_of(layer.n_out) * kPanel;
       if (backward && layer.source != kObs) {
         place.backward = size;
-        size += panels_of(layer.n_in) * kPanel * layer.n_out;
+        size += panels_of(layer.n_in) * kernels.packed_panel(layer.n_out);
       }
       places_.push_back(place);
       for (int64_t n = 0; n < layer.n_out; n += kOutBlock) parts_.push_back({int(l), n, std::min(n + kOutBlock, layer.n_out)});
@@ -99,17 +99,19 @@ class PackedWeights {
   Buffer buffer_;
 };
 
-// The activations of up to `capacity` rows: the observations, every layer's output and, if wanted, its gradient.
+// The activations of up to `capacity` rows: the observations, every layer's output and, if wanted, its gradient and what
+// Kernels::stage makes of it.
 class Workspace {
  public:
-  Workspace(const Network &network, int64_t capacity, bool gradients) : stride_(panel_stride(capacity)) {
+  Workspace(const Network &network, int64_t capacity, bool gradients, bool staged = false) : stride_(panel_stride(capacity)) {
     int64_t size = panels_of(network.n_obs) * stride_;
     for (const Layer &layer : network.layers) {
       outputs_.push_back(size);
       size += panels_of(layer.n_out) * stride_;
     }
     gradients_ = size;
-    buffer_ = Buffer(gradients ? 2 * size : size);
+    staged_ = staged ? 2 * size : 0;
+    buffer_ = Buffer(staged ? 3 * size : gradients ? 2 * size : size);
   }
 
   int64_t stride() const { return stride_; }
@@ -118,9 +120,11 @@ class Workspace {
     return buffer_.data() + (layer == kObs ? 0 : outputs_[size_t(layer)]) + row * kPanel;
   }
   float *gradient(int layer, int64_t row) const { return output(layer, row) + gradients_; }
+  // The x of a WeightProduct: the staged output of a layer, or the output itself if nothing is staged.
+  float *staged(int layer) const { return output(layer, 0) + staged_; }
 
  private:
-  int64_t stride_, gradients_;
+  int64_t stride_, gradients_, staged_;
   std::vector<int64_t> outputs_;
   Buffer buffer_;
 };
@@ -158,6 +162,16 @@ inline void forward_rows(const Network &network, const Kernels &kernels, const P
     product.slope = slope_of(layer.activation);
     kernels.row_product(product);
     if (!piecewise_linear(layer.activation)) kernels.activate(layer.activation, {product.c, work.stride(), rows, layer.n_out});
+  }
+}
+
+// Prepares rows [row, row + rows), whose outputs are in the workspace, for the gradients of the weights.
+inline void stage_rows(const Network &network, const Kernels &kernels, const Workspace &work, int64_t row, int64_t rows, bool last) {
+  for (int source = kObs; source < int(network.layers.size()); ++source) {
+    const auto reads = [&](const Layer &layer) { return layer.source == source; };
+    const auto reader = std::find_if(network.layers.begin(), network.layers.end(), reads);
+    if (reader != network.layers.end())
+      kernels.stage({work.output(source, 0), work.stride(), reader->n_in, row, rows, last, work.staged(source)});
   }
 }
 

@@ -37,13 +37,22 @@ struct RowProduct {
   float slope = 1.0f;
 };
 
+// Rows [row, row + rows) of the x of a WeightProduct [*, columns], which `stage` of the kernels prepares in `to`. x and `to`
+// are the first rows of arrays with the same stride between panels; row is even. last: whether no row follows.
+struct Staging {
+  const float *x;
+  int64_t stride, columns, row, rows;
+  bool last;
+  float *to;
+};
+
 // out [n_out, n_in] (row-major) = dz^T x and bias_out [n_out] = sum of dz, over the samples in order, for the n_out <=
 // kOutBlock outputs of one task. accumulate: whether the sums continue the values in out and bias_out.
 constexpr int64_t kOutBlock = 32;
 struct WeightProduct {
   const float *dz;
   int64_t dz_stride, n_out;
-  const float *x;
+  const float *x;  // as `stage` has prepared it, if the kernels have that function
   int64_t x_stride, n_in, samples;
   float *out, *bias_out;
   bool accumulate;
@@ -55,8 +64,9 @@ struct Activations {
   int64_t stride, rows, columns;
 };
 
-// Packs outputs [begin, end) of a weight matrix [n_out, n_in]; begin is a multiple of kPanel. `forward` receives panels of
-// outputs [n_in, kPanel], `backward` panels of inputs [n_out, kPanel] unless it is null. Columns beyond the matrix are 0.
+// Packs outputs [begin, end) of a weight matrix [n_out, n_in]; begin is a multiple of kOutBlock, and
+// at most as many outputs follow. `forward` receives panels of outputs [n_in, kPanel], `backward` panels of inputs
+// [n_out, kPanel] unless it is null. Columns beyond the matrix are 0.
 struct Packing {
   const float *weight;
   int64_t n_out, n_in, begin, end;
@@ -72,7 +82,12 @@ struct AdamStep {
   double step_size, inverse_sqrt_correction2;  // lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
 };
 
-// The functions of one instruction set.
+// How the operands of the matrix products are rounded. Products accumulate in float32, and all else is float32.
+//   bf16:   x becomes hi(x), the nearest bfloat16 (ties to even).
+//   bf16x3: x becomes hi(x) + lo(x), where lo(x) = hi(x - hi(x)); a product x y becomes hi hi + hi lo + lo hi.
+enum class Precision : int { fp32, bf16x3, bf16 };
+
+// The functions of one instruction set and precision.
 struct Kernels {
   const char *name;
   void (*row_product)(const RowProduct &);
@@ -82,6 +97,15 @@ struct Kernels {
   void (*pack)(const Packing &);
   void (*adam)(const AdamStep &);
   double (*sum_of_squares)(const float *, int64_t size);
+  // The rows of a task of the learner, if there are many rows; half of it if there are few. Tiles take so many rows without a
+  // remainder, and no thread waits long for the last task of another.
+  int64_t block_rows = 24;
+  // The depth of a panel of packed weights is padded to a multiple of depth_step.
+  int64_t depth_step = 1, floats_per_depth = kPanel;
+  void (*stage)(const Staging &) = nullptr;  // null if weight_product reads the activations themselves
+  bool emulated = false;                     // whether other instructions imitate the unit that has this precision
+
+  int64_t packed_panel(int64_t depth) const { return (depth + depth_step - 1) / depth_step * depth_step * floats_per_depth; }
 };
 
 }  // namespace xc::nn

@@ -1,5 +1,5 @@
-// Tests of the learner without Python, for the sanitizers: with odd and prime sizes and 1, every instruction set and several
-// numbers of threads. Buffers have exactly the size that the code may touch. A seed as argument repeats a failing run.
+// Tests of the learner without Python, for the sanitizers: with odd and prime sizes and 1, every instruction set and precision
+// and several numbers of threads. Buffers have exactly the size that the code may touch. A seed as argument repeats a failing run.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "nn/learner.hpp"
+#include "soft_tiles.hpp"
 
 namespace {
 
@@ -39,6 +40,16 @@ std::vector<float> normal(Rng &rng, int64_t size, float scale = 1) {
 }
 
 int64_t pick(Rng &rng, std::initializer_list<int64_t> choices) { return choices.begin()[rng() % choices.size()]; }
+
+// All of float32, and one of each other precision.
+std::vector<const Kernels *> some_kernels(Rng &rng) {
+  std::vector<const Kernels *> some = available_kernels();
+  for (Precision precision : {Precision::bf16x3, Precision::bf16}) {
+    const auto all = kernels_with_model(precision);
+    some.push_back(all[rng() % all.size()]);
+  }
+  return some;
+}
 
 // Random layers: a trunk, which may be absent, and two heads on it, or two trunks.
 Network random_network(Rng &rng) {
@@ -126,7 +137,7 @@ void test_update_is_the_same_on_any_number_of_threads(Rng &rng) {
   const Data data(rng, network);
   const int64_t samples = data.num_steps * data.num_envs, n_minibatch = std::min(samples, pick(rng, {1, 2, 7}));
   const LossSettings loss = rng() % 2 ? LossSettings{0.2, 0.25, 0.01} : LossSettings{INFINITY, 0.25, 0.01, true, 2.0};
-  for (const Kernels *kernels : available_kernels()) {
+  for (const Kernels *kernels : some_kernels(rng)) {
     const Result one = run_update(network, start, data, n_minibatch, 1, *kernels, loss);
     bool finite = true;
     for (float x : one.parameters) finite &= std::isfinite(x);
@@ -302,7 +313,7 @@ void test_forward_pass_of_any_number_of_rows(Rng &rng) {
   const auto parameters = normal(rng, network.n_parameters, 0.3f);
   const int64_t rows = 1 + int64_t(rng() % 70), head_size = network.action_size();
   const auto obs = normal(rng, rows * network.n_obs);
-  for (const Kernels *kernels : available_kernels()) {
+  for (const Kernels *kernels : some_kernels(rng)) {
     PackedWeights weights(network, *kernels, false);
     weights.pack(parameters.data());
     std::vector<float> all(size_t(rows * head_size)), some(size_t(rows * head_size));
@@ -322,7 +333,7 @@ void test_forward_pass_of_any_number_of_rows(Rng &rng) {
 int main(int argc, char **argv) {
   const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device{}();
   std::printf("test_nn, seed %llu:", static_cast<unsigned long long>(seed));
-  for (const Kernels *kernels : available_kernels()) std::printf(" %s", kernels->name);
+  for (const Kernels *kernels : kernels_with_model(Precision::bf16)) std::printf(" %s", kernels->name);
   std::printf("\n");
   Rng rng(seed);
   for (int round = 0; round < 40 && failures == 0; ++round) {

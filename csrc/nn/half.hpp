@@ -1,0 +1,95 @@
+// The kernels of precisions bf16 and bf16x3, and the choice among all kernels at run time. Each instruction set of isa.hpp
+// emulates them; tiles and AVX512_BF16 have them in hardware.
+#pragma once
+
+#include <vector>
+
+#include "nn/isa.hpp"
+#include "nn/tiles.hpp"
+
+namespace xc::nn {
+
+namespace baseline {
+#include "nn/half_body.hpp"
+}  // namespace baseline
+
+#if XC_X86
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace avx2 {
+#include "nn/half_body.hpp"
+}  // namespace avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
+#endif
+namespace avx512 {
+#include "nn/half_body.hpp"
+
+#if XC_HALF_UNITS
+// The pairs are multiplied by vdpbf16ps, which like the tiles counts denormals as zeros.
+struct FusedDot {
+  static constexpr int64_t kWords = 1;
+  static void prepare(uint32_t *, int64_t) {}
+  template <int kParts, int R>
+  XC_INLINE static void add(const uint32_t *a, const uint32_t *b, Vec (&acc)[R][kVecs]) {
+    add_part(a, load_bits(b), acc);
+    if constexpr (kParts == 1) return;
+    add_part(a + kPart, load_bits(b), acc);
+    add_part(a, load_bits(b + kPanel), acc);
+  }
+
+ private:
+  template <int R>
+  XC_INLINE static void add_part(const uint32_t *a, Bits row, Vec (&acc)[R][kVecs]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc[r][0]) : "v"(row), "m"(a[r * kPairs]));
+  }
+};
+inline constexpr Kernels fused_bf16 = half_kernels<VectorUnit<FusedDot>, 1>("avx512_bf16", false);
+inline constexpr Kernels fused_bf16x3 = half_kernels<VectorUnit<FusedDot>, 2>("avx512_bf16", false);
+inline constexpr Kernels tiles_bf16 = half_kernels<TileUnit<AmxTiles>, 1>("amx", false);
+inline constexpr Kernels tiles_bf16x3 = half_kernels<TileUnit<AmxTiles>, 2>("amx", false);
+#endif
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // XC_X86
+
+// The kernels of a precision that this machine can run, the best last.
+inline const std::vector<const Kernels *> &available_kernels(Precision precision) {
+  if (precision == Precision::fp32) return available_kernels();
+  static const auto available = [](bool three) {
+    std::vector<const Kernels *> found;
+    for (const Kernels *kernels : available_kernels()) {
+      if (kernels == &baseline::kernels) found.push_back(three ? &baseline::emulated_bf16x3 : &baseline::emulated_bf16);
+#if XC_X86
+      if (kernels == &avx2::kernels) found.push_back(three ? &avx2::emulated_bf16x3 : &avx2::emulated_bf16);
+      if (kernels != &avx512::kernels) continue;
+      found.push_back(three ? &avx512::emulated_bf16x3 : &avx512::emulated_bf16);
+#if XC_HALF_UNITS
+      if (has_avx512_bf16()) found.push_back(three ? &avx512::fused_bf16x3 : &avx512::fused_bf16);
+      if (has_tiles()) found.push_back(three ? &avx512::tiles_bf16x3 : &avx512::tiles_bf16);
+#endif
+#endif
+    }
+    return found;
+  };
+  static const std::vector<const Kernels *> bf16 = available(false), bf16x3 = available(true);
+  return precision == Precision::bf16 ? bf16 : bf16x3;
+}
+
+}  // namespace xc::nn
