@@ -36,6 +36,15 @@ namespace avx512 {
 #include "nn/half_body.hpp"
 
 #if XC_HALF_UNITS
+// A CPU that multiplies bfloat16 numbers also rounds to them, in one instruction, which counts denormals as zeros.
+struct UnitRounding {
+  XC_INLINE static Bits nearest(Vec x) {
+    __m256i half;
+    asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(x));
+    return Bits(_mm512_maskz_cvtepu16_epi32(__mmask16(-1), half)) << 16;
+  }
+};
+
 // The pairs are multiplied by vdpbf16ps, which like the tiles counts denormals as zeros.
 struct FusedDot {
   static constexpr int64_t kWords = 1;
@@ -55,10 +64,10 @@ struct FusedDot {
     for (int r = 0; r < R; ++r) asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc[r][0]) : "v"(row), "m"(a[r * kPairs]));
   }
 };
-inline constexpr Kernels fused_bf16 = half_kernels<VectorUnit<FusedDot>, 1>("avx512_bf16", false);
-inline constexpr Kernels fused_bf16x3 = half_kernels<VectorUnit<FusedDot>, 2>("avx512_bf16", false);
-inline constexpr Kernels tiles_bf16 = half_kernels<TileUnit<AmxTiles>, 1>("amx", false);
-inline constexpr Kernels tiles_bf16x3 = half_kernels<TileUnit<AmxTiles>, 2>("amx", false);
+inline constexpr Kernels fused_bf16 = half_kernels<VectorUnit<FusedDot>, UnitRounding, 1>("avx512_bf16", false);
+inline constexpr Kernels fused_bf16x3 = half_kernels<VectorUnit<FusedDot>, UnitRounding, 2>("avx512_bf16", false);
+inline constexpr Kernels tiles_bf16 = half_kernels<TileUnit<AmxTiles>, UnitRounding, 1>("amx", false);
+inline constexpr Kernels tiles_bf16x3 = half_kernels<TileUnit<AmxTiles>, UnitRounding, 2>("amx", false);
 #endif
 }  // namespace avx512
 #if defined(__clang__)

@@ -22,16 +22,20 @@ XC_INLINE void store_bits(void *p, Bits v) { *static_cast<LooseBits *>(p) = v; }
 
 // ---- Conversion
 
-// The nearest bfloat16, ties to even, in the upper half; the lower half is 0. A NaN becomes any number.
-XC_INLINE Bits nearest(Vec x) { return (Bits(x) + 0x7fff + ((Bits(x) >> 16) & 1)) & 0xffff0000; }
+// The nearest bfloat16, ties to even, in the upper half; the lower half is 0. A NaN stays one.
+struct BitRounding {
+  XC_INLINE static Bits nearest(Vec x) {
+    const Bits rounded = (Bits(x) + 0x7fff + ((Bits(x) >> 16) & 1)) & 0xffff0000;
+    return Bits(select(x == x, Vec(rounded), set1(__builtin_nanf(""))));
+  }
+};
 
-// Writes pairs of the parts of x and y, the parts `stride` pairs apart. A NaN stays one in the first part.
-template <int kParts>
+// Writes pairs of the parts of x and y, the parts `stride` pairs apart.
+template <class Rounding, int kParts>
 XC_INLINE void store_pairs(Vec x, Vec y, uint32_t *to, int64_t stride) {
-  const Vec nan = set1(__builtin_nanf(""));
-  const Bits x_hi = Bits(select(x == x, Vec(nearest(x)), nan)), y_hi = Bits(select(y == y, Vec(nearest(y)), nan));
+  const Bits x_hi = Rounding::nearest(x), y_hi = Rounding::nearest(y);
   store_bits(to, x_hi >> 16 | y_hi);
-  if constexpr (kParts == 2) store_bits(to + stride, nearest(x - Vec(x_hi)) >> 16 | nearest(y - Vec(y_hi)));
+  if constexpr (kParts == 2) store_bits(to + stride, Rounding::nearest(x - Vec(x_hi)) >> 16 | Rounding::nearest(y - Vec(y_hi)));
 }
 
 // The vector at `lane` of a row of which only the first `width` numbers count, the others being zeros.
@@ -43,7 +47,7 @@ XC_INLINE Vec first(int64_t width, int64_t lane, Vec x) {
 }
 
 // a of `steps` steps: rows of panels of float32, of which `depth` columns are left.
-template <int kParts>
+template <class Rounding, int kParts>
 XC_INLINE void convert_rows(const float *panels, int64_t stride, int64_t depth, int64_t rows, int64_t steps, uint32_t *a) {
   for (int64_t step = 0; step < steps; ++step, panels += 2 * stride, depth -= kStep, a += kParts * kPart) {
     const bool second = depth > kPanel;  // whether the second panel of the step exists
@@ -53,7 +57,7 @@ XC_INLINE void convert_rows(const float *panels, int64_t stride, int64_t depth, 
         x = first(depth, i % kPanel, x);
         y = first(depth - kPanel, i % kPanel, y);
       }
-      store_pairs<kParts>(x, y, a + i, kPart);
+      store_pairs<Rounding, kParts>(x, y, a + i, kPart);
     }
   }
 }
@@ -77,21 +81,21 @@ XC_INLINE void transpose_pairs(const uint32_t *from, int64_t from_stride, uint32
 }
 
 // a of `steps` steps: the transpose of a panel of the gradient, of which `samples` rows are left.
-template <int kParts>
+template <class Rounding, int kParts>
 XC_INLINE void transpose_samples(const float *dz, int64_t samples, int64_t steps, uint32_t *a) {
   for (int64_t step = 0; step < steps; ++step, dz += kStep * kPanel, samples -= kStep, a += kParts * kPart) {
     alignas(64) uint32_t pairs[kParts][kPairs * kPanel];
     for (int64_t j = 0; j < kPairs; ++j)
       for (int64_t i = 0; i < kPanel; i += kLanes) {
         const float *x = dz + 2 * j * kPanel + i;
-        store_pairs<kParts>(2 * j < samples ? load(x) : Vec{}, 2 * j + 1 < samples ? load(x + kPanel) : Vec{},
+        store_pairs<Rounding, kParts>(2 * j < samples ? load(x) : Vec{}, 2 * j + 1 < samples ? load(x + kPanel) : Vec{},
                             pairs[0] + j * kPanel + i, kPairs * kPanel);
       }
     for (int part = 0; part < kParts; ++part) transpose_pairs(pairs[part], kPanel, a + part * kPart, kPairs);
   }
 }
 
-template <int kParts>
+template <class Rounding, int kParts>
 inline void half_pack(const Packing &p) {
   constexpr int64_t kPanelStep = kParts * kPairs * kPanel;  // one step of a panel, in pairs
   const int64_t forward = (p.n_in + kStep - 1) / kStep * kPanelStep, backward = (p.n_out + kStep - 1) / kStep * kPanelStep;
@@ -107,7 +111,7 @@ inline void half_pack(const Packing &p) {
       weights(begin + i, column, x);
       weights(begin + i + apart, column + beside, y);
       for (int64_t lane = 0; lane < kPanel; lane += kLanes)
-        store_pairs<kParts>(load(x + lane), load(y + lane), to + i * row_stride + lane, part_stride);
+        store_pairs<Rounding, kParts>(load(x + lane), load(y + lane), to + i * row_stride + lane, part_stride);
     }
   };
   for (int64_t n = p.begin; n < p.end; n += kPanel) {
@@ -123,7 +127,7 @@ inline void half_pack(const Packing &p) {
   for (int64_t k = 0; k < p.n_in; k += kPanel, to += backward) convert(p.begin, k, kPairs, 0, to, kParts * kPanel, kPanel);
 }
 
-template <int kParts>
+template <class Rounding, int kParts>
 inline void half_stage(const Staging &s) {
   const int64_t end = s.row + s.rows, padded = s.last ? (end + kStep - 1) / kStep * kStep : end;
   for (int64_t panel = 0; panel < panels_of(s.columns); ++panel) {
@@ -131,7 +135,7 @@ inline void half_stage(const Staging &s) {
     uint32_t *to = reinterpret_cast<uint32_t *>(s.to + panel * s.stride) + s.row / 2 * kParts * kPanel;
     for (int64_t row = s.row; row < padded; row += 2, to += kParts * kPanel)
       for (int64_t i = 0; i < kPanel; i += kLanes)
-        store_pairs<kParts>(row < end ? load(x + row * kPanel + i) : Vec{}, row + 1 < end ? load(x + (row + 1) * kPanel + i) : Vec{},
+        store_pairs<Rounding, kParts>(row < end ? load(x + row * kPanel + i) : Vec{}, row + 1 < end ? load(x + (row + 1) * kPanel + i) : Vec{},
                             to + i, kPanel);
   }
 }
@@ -317,7 +321,7 @@ XC_INLINE void finish_panel(const RowProduct &p, int64_t panel, int64_t row, int
   }
 }
 
-template <class Unit, int kParts>
+template <class Unit, class Rounding, int kParts>
 inline void half_row_product(const RowProduct &p) {
   constexpr int64_t kSteps = 8;  // a of so many steps takes half of the L1 cache, or all of it with two parts
   alignas(64) uint32_t a[kSteps * kParts * kPart * Unit::kWords];
@@ -329,7 +333,7 @@ inline void half_row_product(const RowProduct &p) {
     if (count != rows) Unit::begin(rows = count);
     for (int64_t step = 0; step < steps; step += kSteps) {
       const int64_t some = steps - step < kSteps ? steps - step : kSteps;
-      convert_rows<kParts>(p.a + 2 * step * p.a_stride + row * kPanel, p.a_stride, p.depth - step * kStep, rows, some, a);
+      convert_rows<Rounding, kParts>(p.a + 2 * step * p.a_stride + row * kPanel, p.a_stride, p.depth - step * kStep, rows, some, a);
       Unit::prepare(a, some * kParts * kPart);
       for (int64_t panel = 0; panel < panels; panel += 2) {
         const int64_t both = panels - panel < 2 ? 1 : 2;
@@ -344,7 +348,7 @@ inline void half_row_product(const RowProduct &p) {
   Unit::end();
 }
 
-template <class Unit, int kParts>
+template <class Unit, class Rounding, int kParts>
 inline void half_weight_product(const WeightProduct &p) {
   constexpr int64_t kSteps = 16 / kParts;
   alignas(64) uint32_t a[kSteps * kParts * kPart * Unit::kWords];
@@ -354,7 +358,7 @@ inline void half_weight_product(const WeightProduct &p) {
     const int64_t left = (p.samples - s + kStep - 1) / kStep, steps = left < kSteps ? left : kSteps;
     const bool accumulate = s > 0 || p.accumulate;
     for (int64_t q = 0; q < panels_of(p.n_out); ++q)
-      transpose_samples<kParts>(p.dz + q * p.dz_stride + s * kPanel, p.samples - s, steps, a + q * kPanel * kPairs);
+      transpose_samples<Rounding, kParts>(p.dz + q * p.dz_stride + s * kPanel, p.samples - s, steps, a + q * kPanel * kPairs);
     Unit::prepare(a, steps * kParts * kPart);
     for (int64_t c = 0; c < p.n_in; c += 2 * kPanel) {
       const int64_t width = p.n_in - c < 2 * kPanel ? p.n_in - c : 2 * kPanel, both = panels_of(width);
@@ -380,20 +384,20 @@ inline void half_weight_product(const WeightProduct &p) {
   weight_product(bias);
 }
 
-template <class Unit, int kParts>
+template <class Unit, class Rounding, int kParts>
 constexpr Kernels half_kernels(const char *name, bool emulated) {
   Kernels half = kernels;
   half.name = name;
-  half.row_product = half_row_product<Unit, kParts>;
-  half.weight_product = half_weight_product<Unit, kParts>;
-  half.pack = half_pack<kParts>;
+  half.row_product = half_row_product<Unit, Rounding, kParts>;
+  half.weight_product = half_weight_product<Unit, Rounding, kParts>;
+  half.pack = half_pack<Rounding, kParts>;
   half.block_rows = kBlockRows;
   half.depth_step = kStep;
   half.floats_per_depth = kParts * kPanel / 2;
-  half.stage = half_stage<kParts>;
+  half.stage = half_stage<Rounding, kParts>;
   half.emulated = emulated;
   return half;
 }
 
-inline constexpr Kernels emulated_bf16 = half_kernels<VectorUnit<EmulatedDot>, 1>(kName, true);
-inline constexpr Kernels emulated_bf16x3 = half_kernels<VectorUnit<EmulatedDot>, 2>(kName, true);
+inline constexpr Kernels emulated_bf16 = half_kernels<VectorUnit<EmulatedDot>, BitRounding, 1>(kName, true);
+inline constexpr Kernels emulated_bf16x3 = half_kernels<VectorUnit<EmulatedDot>, BitRounding, 2>(kName, true);

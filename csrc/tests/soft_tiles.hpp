@@ -102,8 +102,8 @@ struct SoftTiles {
 };
 
 // The kernels for tiles, on the model. Their other code uses the instructions of the namespace.
-inline constexpr xc::nn::Kernels soft_tiles_bf16 = xc::nn::baseline::half_kernels<xc::nn::baseline::TileUnit<SoftTiles>, 1>("soft tiles", true);
-inline constexpr xc::nn::Kernels soft_tiles_bf16x3 = xc::nn::baseline::half_kernels<xc::nn::baseline::TileUnit<SoftTiles>, 2>("soft tiles", true);
+inline constexpr xc::nn::Kernels soft_tiles_bf16 = xc::nn::baseline::half_kernels<xc::nn::baseline::TileUnit<SoftTiles>, xc::nn::baseline::BitRounding, 1>("soft tiles", true);
+inline constexpr xc::nn::Kernels soft_tiles_bf16x3 = xc::nn::baseline::half_kernels<xc::nn::baseline::TileUnit<SoftTiles>, xc::nn::baseline::BitRounding, 2>("soft tiles", true);
 
 // All kernels of a precision that can run here, the model's included.
 inline std::vector<const xc::nn::Kernels *> kernels_with_model(xc::nn::Precision precision) {
