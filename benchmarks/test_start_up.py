@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interleave import Measured
+from interleave import Measured, interleave
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ENVIRON = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as if installed
@@ -41,19 +41,13 @@ def import_torch() -> float:
 @pytest.mark.parametrize("name", ["half_cheetah", "ant"])
 def test_start_up(compare: Any, name: str) -> None:
     ours = f"python -m xcfast.train configs/{name}.yaml"
-    compare(
-        "start-up: until the first step of an environment",
-        {
-            "3 s": Measured(lambda: 3.0),
-            ours: Measured(lambda: start_up(CONFIGS / f"{name}.yaml")),
-            "import torch": Measured(import_torch),
-        },
-        baseline="3 s",
-        contender=ours,
-        kind="at_most",
-        target=1.0,
-        shape=name,
-        unit="s",
-        rounds=7,
-        max_time=120.0,
-    )
+    functions = {
+        "3 s": Measured(lambda: 3.0),
+        "import torch": Measured(import_torch),
+        ours: Measured(lambda: start_up(CONFIGS / f"{name}.yaml")),
+    }
+    seconds = interleave(functions, rounds=7, max_time=120.0).seconds
+    for baseline, target in (("3 s", 1.0), ("import torch", 1.5)):  # the second does not depend on the machine's load
+        group = f"start-up: until the first step of an environment, against {baseline}"
+        rows = {baseline: seconds[baseline], ours: seconds[ours]}
+        compare.record(group, rows, baseline=baseline, kind="at_most", target=target, shape=name, unit="s")
