@@ -4,6 +4,7 @@ Nothing heavy is imported before the configuration has been checked.
 """
 
 import argparse
+import gc
 import io
 import os
 import re
@@ -70,7 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line, file=sys.stderr)
     elif mode == "test":
         return 0  # rank 0 does it
+    if argv is None:
+        _import_engines()
     return _execute(config, mode, args)
+
+
+def _import_engines() -> None:
+    """Imports the modules of a run, and exempts them from garbage collection.
+
+    Modules are never garbage, but there are hundreds of thousands of objects in them. The collector would look through
+    these several times: while they are imported, during the run, and at its end.
+    """
+    gc.disable()
+    import xcfast.runs.run  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
 
 
 def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 from xcfast import RewardNormalizer
 from xcfast.learners.cuda import CudaLearner
 from xcfast.learners.native import NativeLearner
-from xcfast.learners.optimizer import reason_not_flat_adam
+from xcfast.learners.optimizer import Adam, reason_not_flat_adam
 from xcfast.learners.torch import TorchLearner
 from xcfast.policy import ActorCritic, Critic, build_policy
 from xcfast.policy.native_form import reason_not_copied
@@ -240,3 +240,24 @@ def test_frozen_weights_stay_and_go_to_torch(small):
     for old, new in zip(before, policy.parameters(), strict=True):
         assert torch.equal(old, new) == (not new.requires_grad)
     assert reason_not_flat_adam(policy, None) == "some of the policy's parameters do not require gradients"
+
+
+def test_the_learners_adam_has_the_state_of_torchs():
+    states = []
+    for kind in (Adam, torch.optim.Adam):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = kind([{"params": [weight], "lr": 0.5}])
+        (weight**2).sum().backward()
+        optimizer.step()
+        states.append(optimizer.state_dict())
+        twin = kind([torch.nn.Parameter(torch.ones(3))], lr=0.1)
+        twin.load_state_dict(states[0])
+        states.append(twin.state_dict())
+    assert len({repr(state) for state in states}) == 1
+    assert states[0]["param_groups"][0]["lr"] == 0.5
+    assert states[0]["state"][0]["exp_avg"].tolist() == pytest.approx([0.2] * 3)
+
+
+def test_the_learners_adam_is_plain_when_a_script_passes_it_on(small):
+    learner, _ = make(NativeLearner, small())
+    assert reason_not_flat_adam(learner.policy, learner.optimizer) is None

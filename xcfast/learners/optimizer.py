@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,19 @@ ADAM_EPS = 1e-5
 _ADDED = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay", "capturable")
 
 
+class Adam(torch.optim.Adam):
+    """``torch.optim.Adam``, of which making one, reading and restoring its state does not import torch's compiler.
+
+    torch decorates these methods so that ``torch.compile`` leaves them out. The first call of any of them imports the
+    compiler, with sympy and Triton, which takes about as long as importing torch. Here they are not decorated, because
+    nothing compiles them.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+
+
 def make_optimizer(
     policy: ActorCritic, config: Config, given: torch.optim.Optimizer | None = None
 ) -> torch.optim.Optimizer:
@@ -26,7 +40,7 @@ def make_optimizer(
     if given is not None:
         check_optimizer(given, policy)
         return given
-    return torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+    return Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic) -> None:
@@ -65,7 +79,7 @@ def reason_not_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[tor
 
     Plain Adam has one learning rate for all parameters and no additions such as weight decay.
     """
-    if type(optimizer) is not torch.optim.Adam:
+    if type(optimizer) not in (torch.optim.Adam, Adam):
         return f"the optimizer is {type(optimizer).__name__}, not Adam"
     if len(optimizer.param_groups) != 1:
         return "the optimizer has several parameter groups"
