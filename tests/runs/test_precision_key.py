@@ -58,7 +58,9 @@ def test_a_run_keeps_its_precision(monkeypatch, small, capsys, precision):
     """It is in the start table, the run's files and the checkpoint, and a resumed run ends with the same bits."""
     monkeypatch.setenv(EMULATE, "1")
     summary = run(small(precision=precision, checkpoint_interval=256))
-    assert f"{precision} in the matrix products of the update, computed by {unit_of(precision)}" in capsys.readouterr().out
+    assert (
+        f"{precision} in the matrix products of the update, computed by {unit_of(precision)}" in capsys.readouterr().out
+    )
     assert json.loads((Path(summary.log_dir) / "config.json").read_text())["precision"] == precision
     whole = load_checkpoint(Path(summary.model_dir) / FINAL_MODEL)
     assert whole["config"]["precision"] == precision

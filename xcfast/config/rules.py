@@ -114,7 +114,9 @@ def _check_networks(config: Any) -> None:
     if config.precision == "tf32" and config.device == "cpu":
         raise _refusal(config, "precision", "only CUDA devices have it", "fp32, bf16x3, bf16 or auto with device cpu")
     if config.precision == "bf16x3" and config.device.startswith("cuda"):
-        raise _refusal(config, "precision", "only CPUs have it", f"fp32, tf32, bf16 or auto with device {config.device}")
+        raise _refusal(
+            config, "precision", "only CPUs have it", f"fp32, tf32, bf16 or auto with device {config.device}"
+        )
     if config.use_actions_mask and config.policy == "Gaussian_AC":
         problem = "only discrete actions have masks"
         raise _refusal(config, "use_actions_mask", problem, f"False with policy {config.policy}")
