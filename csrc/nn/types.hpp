@@ -28,7 +28,7 @@ inline bool piecewise_linear(Activation activation) { return activation <= Activ
 struct RowProduct {
   const float *a;
   int64_t a_stride, depth;
-  const float *b;  // panel p is [depth, kPanel] at b + p * depth * kPanel
+  const float *b;  // as `pack` has made it; in float32, panel p is [depth, kPanel] at b + p * depth * kPanel
   float *c;
   int64_t c_stride, rows, columns;
   const float *bias = nullptr;  // [columns, padded to whole panels], added at the end; then y becomes max(y, slope y)
@@ -64,9 +64,9 @@ struct Activations {
   int64_t stride, rows, columns;
 };
 
-// Packs outputs [begin, end) of a weight matrix [n_out, n_in]; begin is a multiple of kOutBlock, and
-// at most as many outputs follow. `forward` receives panels of outputs [n_in, kPanel], `backward` panels of inputs
-// [n_out, kPanel] unless it is null. Columns beyond the matrix are 0.
+// Packs outputs [begin, end) of a weight matrix [n_out, n_in]; begin is a multiple of kOutBlock, and at most as many outputs
+// are packed. `forward` receives panels of outputs [n_in, kPanel], `backward` panels of inputs [n_out, kPanel] unless it is
+// null, in the form that the products of the same kernels read. Columns beyond the matrix are 0.
 struct Packing {
   const float *weight;
   int64_t n_out, n_in, begin, end;
