@@ -83,10 +83,11 @@ def _import_engines() -> None:
     these several times: while they are imported, during the run, and at its end.
     """
     gc.disable()
-    import xcfast.runs.run  # noqa: F401
-
-    gc.freeze()
-    gc.enable()
+    try:
+        import xcfast.runs.run  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:
