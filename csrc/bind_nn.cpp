@@ -32,7 +32,7 @@ nn::Precision find_precision(const std::string &name) {
 const nn::Kernels &find_kernels(const std::string &precision, const std::optional<std::string> &name) {
   const auto &available = nn::available_kernels(find_precision(precision));
   if (!name && available.back()->emulated)
-    throw std::invalid_argument("precision '" + precision + "' needs a CPU with AMX tiles or AVX512_BF16, and this machine has neither");
+    throw std::invalid_argument("precision '" + precision + "' needs a CPU with AMX tiles" + (precision == "bf16" ? " or AVX512_BF16" : ""));
   if (!name) return *available.back();
   for (const nn::Kernels *kernels : available)
     if (*name == kernels->name) return *kernels;

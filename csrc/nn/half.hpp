@@ -45,27 +45,20 @@ struct UnitRounding {
   }
 };
 
-// The pairs are multiplied by vdpbf16ps, which like the tiles counts denormals as zeros.
+// The pairs are multiplied by vdpbf16ps, which like the tiles counts denormals as zeros. It multiplies twice as many numbers
+// as a float32 instruction: enough for bf16, but not for the three products of bf16x3.
 struct FusedDot {
   static constexpr int64_t kWords = 1;
   static void prepare(uint32_t *, int64_t) {}
   template <int kParts, int R>
   XC_INLINE static void add(const uint32_t *a, const uint32_t *b, Vec (&acc)[R][kVecs]) {
-    add_part(a, load_bits(b), acc);
-    if constexpr (kParts == 1) return;
-    add_part(a + kPart, load_bits(b), acc);
-    add_part(a, load_bits(b + kPanel), acc);
-  }
-
- private:
-  template <int R>
-  XC_INLINE static void add_part(const uint32_t *a, Bits row, Vec (&acc)[R][kVecs]) {
+    static_assert(kParts == 1);
+    const Bits row = load_bits(b);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc[r][0]) : "v"(row), "m"(a[r * kPairs]));
   }
 };
 inline constexpr Kernels fused_bf16 = half_kernels<VectorUnit<FusedDot>, UnitRounding, 1>("avx512_bf16", false);
-inline constexpr Kernels fused_bf16x3 = half_kernels<VectorUnit<FusedDot>, UnitRounding, 2>("avx512_bf16", false);
 inline constexpr Kernels tiles_bf16 = half_kernels<TileUnit<AmxTiles>, UnitRounding, 1>("amx", false);
 inline constexpr Kernels tiles_bf16x3 = half_kernels<TileUnit<AmxTiles>, UnitRounding, 2>("amx", false);
 #endif
@@ -90,8 +83,8 @@ inline const std::vector<const Kernels *> &available_kernels(Precision precision
       if (kernels != &avx512::kernels) continue;
       found.push_back(three ? &avx512::emulated_bf16x3 : &avx512::emulated_bf16);
 #if XC_HALF_UNITS
-      if (has_avx512_bf16()) found.push_back(three ? &avx512::fused_bf16x3 : &avx512::fused_bf16);
-      if (has_tiles()) found.push_back(three ? &avx512::tiles_bf16x3 : &avx512::tiles_bf16);
+      if (has_avx512_bf16() && !three) found.push_back(&avx512::fused_bf16);
+      if (has_avx512_bf16() && has_tiles()) found.push_back(three ? &avx512::tiles_bf16x3 : &avx512::tiles_bf16);
 #endif
 #endif
     }

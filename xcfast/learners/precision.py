@@ -49,7 +49,8 @@ def reason_not_on_this_cpu(precision: str) -> str | None:
     except ImportError as error:
         return f"only compiled code has it, and the compiled core is missing ({error})"
     if _core.nn_hardware(precision) is None and not emulates():
-        return f"this CPU has no unit for it (AMX tiles or AVX512_BF16); {EMULATE}=1 computes the same slowly"
+        units = "AMX tiles or AVX512_BF16" if precision == "bf16" else "AMX tiles"
+        return f"this CPU has no unit for it ({units}); {EMULATE}=1 computes the same slowly"
     return None
 
 
