@@ -104,8 +104,8 @@ def test_quadruped_against_gymnasium(compare: Any) -> None:
     theirs = AsyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     actions = actions_for(native)
     functions = {"gymnasium AsyncVectorEnv": stepper(theirs, actions), "MujocoVecEnv": stepper(native, actions)}
-    for function in functions.values():
-        function()
+    for measured in functions.values():
+        measured.function()
     np.testing.assert_array_equal(native.step(actions[0])[0], theirs.step(actions[0])[0])
     at_least(compare, "against gymnasium", "quadruped", functions, 3.0)
     native.close()

@@ -3,7 +3,6 @@
 
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <atomic>
 
 namespace {
@@ -77,34 +76,19 @@ EnvEngine::EnvEngine(std::unique_ptr<envs::Dynamics> dynamics, const py::dict &c
   rows.drawn = column<int64_t>(arrays, "drawn", n);
   rows.used = column<int64_t>(arrays, "used", n);
   engine_ = std::make_unique<envs::Engine>(c, std::move(dynamics), rows);
+  vector_step_ = std::make_unique<envs::VectorStep>(engine_->sizes(), pool_->num_threads());
 }
 
 // Steps all envs with the actions in the caller's array. Returns 0 if no episode ended, 1 if one did, and 2 if one did and an
 // env has no initial state left.
 int EnvEngine::step(bool autoreset) {
-  envs::Engine &engine = *engine_;
-  std::atomic<int> ended{0};
-  std::atomic<bool> failed{false};
+  envs::VectorStep::Result result;
   {
     py::gil_scoped_release release;
-    const int64_t width = engine.action_size();
-    const int64_t envs = engine.num_envs(), per_task = engine.envs_per_task();
-    pool_->run((envs + per_task - 1) / per_task, [&](int64_t task) {
-      const envs::Engine::Guard guard(engine);
-      int now = 0;
-      for (int64_t i = task * per_task; i < std::min(envs, (task + 1) * per_task); ++i) {
-        const envs::Step step = engine.step_one(i, actions_ + i * width, autoreset);
-        if (step.status == envs::Status::kRunning) continue;
-        if (step.status == envs::Status::kFailed) failed.store(true, std::memory_order_relaxed);
-        now = std::max(now, autoreset && !engine.has_draw(i) ? 2 : 1);
-      }
-      int before = ended.load(std::memory_order_relaxed);
-      while (before < now && !ended.compare_exchange_weak(before, now, std::memory_order_relaxed)) {
-      }
-    });
+    result = vector_step_->run(*engine_, *pool_, actions_, autoreset);
   }
-  if (failed.load()) raise_errors();
-  return ended.load();
+  if (result.failed) raise_errors();
+  return result.exhausted ? 2 : result.ended ? 1 : 0;
 }
 
 // Resets the envs in `indices` from their next initial states.

@@ -12,6 +12,7 @@
 
 #include "envs/engine.hpp"
 #include "envs/numerics.hpp"
+#include "envs/vector_step.hpp"
 #include "pool.hpp"
 
 namespace xc {
@@ -39,6 +40,7 @@ class EnvEngine {
   py::object keep_alive_;
   py::dict arrays_;
   std::unique_ptr<envs::Engine> engine_;
+  std::unique_ptr<envs::VectorStep> vector_step_;
   const float *actions_ = nullptr;
 };
 

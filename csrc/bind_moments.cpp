@@ -47,8 +47,7 @@ PyObject *moments_update(PyObject *, PyObject *const *args, Py_ssize_t nargs) {
   {
     xc::MaybeReleaseGil release(rows * dim);
     auto call = [&](auto *x) {
-      usable = xc::usable_unchecked(x, rows * dim);
-      if (usable) xc::moments_update_unchecked(x, rows, dim, m.pointers());
+      usable = xc::moments_update_unchecked(x, rows, dim, m.pointers());
     };
     if (batch.is_f32())
       call(batch.as<const float>());
@@ -72,8 +71,7 @@ PyObject *normalize_call(const char *name, PyObject *const *args, Py_ssize_t nar
     xc::MaybeReleaseGil release(rows * dim);
     auto call = [&](auto *x) {
       if (kUpdate) {
-        usable = xc::usable_unchecked(x, rows * dim);
-        if (usable) xc::update_and_normalize_unchecked(x, rows, dim, m.pointers(), epsilon, clip, out.as<float>());
+        usable = xc::update_and_normalize_unchecked(x, rows, dim, m.pointers(), epsilon, clip, out.as<float>());
       } else {
         xc::normalize_unchecked(x, rows, dim, m.pointers(), epsilon, clip, out.as<float>());
       }

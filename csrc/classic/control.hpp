@@ -25,7 +25,7 @@ class Control final : public envs::Dynamics {
   Control(const Model &model, double *states, int64_t num_envs)
       : Dynamics({num_envs, Model::kObs, 1, Model::kDraw, Model::kNumActions, kEnvsPerTask}), model_(model), states_(states) {}
 
-  Outcome step(int64_t i, const float *action) override { return model_.step(states_ + i * Model::kState, *action); }
+  Outcome step(int64_t i, const float *action, const envs::Parts &) override { return model_.step(states_ + i * Model::kState, *action); }
   const char *reset(int64_t i, const double *draw) override {
     model_.start(draw, states_ + i * Model::kState);
     return nullptr;

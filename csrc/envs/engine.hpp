@@ -2,8 +2,9 @@
 // drawn in advance, time limits, autoreset and episode statistics. A Dynamics simulates them. All arrays belong to the
 // caller.
 //
-// Any thread may step an environment, one thread at a time. Environments do not touch each other's memory, so a caller
-// may take all of them through a vector step together, or take each through many steps by itself.
+// Any thread may step an environment, one thread at a time, and another thread may do the next part of a step. Environments
+// do not touch each other's memory, so a caller may take all of them through a vector step together (vector_step.hpp), or take
+// each through many steps by itself.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,12 @@ struct Sizes {
   int64_t obs, action, draw;  // how many numbers an observation, an action and an initial state have
   int64_t num_actions = 0;    // for discrete actions, how many there are: an action is one index; 0: actions are numbers
   int64_t envs_per_task = 1;  // how many environments one thread should step at least, so that a thread is worth its cost
+  int64_t parts = 1;          // how many parts a step has
+};
+
+// The parts [begin, end) of a step.
+struct Parts {
+  int64_t begin, end;
 };
 
 // Simulates N environments of one kind. Different threads may call it for different environments. A thread that does so
@@ -35,7 +42,9 @@ class Dynamics {
   virtual ~Dynamics() = default;
 
   const Sizes &sizes() const { return sizes_; }
-  virtual Outcome step(int64_t i, const float *action) = 0;
+  // Does these parts of a step of env i, which follow those done before. The outcome is that of the step with the last part;
+  // before, it only says whether the step failed.
+  virtual Outcome step(int64_t i, const float *action, const Parts &parts) = 0;
   // Starts env i from an initial state. Returns the reason of a failure, as Outcome::error does, or null.
   virtual const char *reset(int64_t i, const double *draw) = 0;
   virtual void observe(int64_t i, double *obs) const = 0;
@@ -67,6 +76,7 @@ enum class Status : uint8_t {
   kDone,        // the episode ended: final_obs is its last observation, obs the first one of the next episode
   kNeedsReset,  // the episode ended, and no initial state is left: the caller fills `draws`, then calls reset_one
   kFailed,      // the step failed: take_error(i) returns the reason
+  kUnfinished,  // parts of the step are left
 };
 
 struct Step {
@@ -101,7 +111,7 @@ class Engine {
   int64_t obs_size() const { return sizes_.obs; }
   int64_t action_size() const { return sizes_.action; }
   int64_t num_actions() const { return sizes_.num_actions; }
-  int64_t envs_per_task() const { return sizes_.envs_per_task; }
+  const Sizes &sizes() const { return sizes_; }
   const Rows &rows() const { return rows_; }
   const double *obs(int64_t i) const { return rows_.obs + i * sizes_.obs; }
   const double *final_obs(int64_t i) const { return rows_.final_obs + i * sizes_.obs; }
@@ -110,9 +120,13 @@ class Engine {
   bool has_draw(int64_t i) const { return rows_.used[i] < rows_.drawn[i]; }
 
   // Steps env i. If its episode ends, resets it, unless `autoreset` is false: then the caller calls reset_one.
-  Step step_one(int64_t i, const float *action, bool autoreset = true) {
-    const Outcome outcome = dynamics_->step(i, action);
+  Step step_one(int64_t i, const float *action, bool autoreset = true) { return step_parts(i, action, {0, sizes_.parts}, autoreset); }
+
+  // Does these parts of a step of env i, with the same action for all parts.
+  Step step_parts(int64_t i, const float *action, const Parts &parts, bool autoreset) {
+    const Outcome outcome = dynamics_->step(i, action, parts);
     if (outcome.error) return {0.0, false, false, failed(i, outcome.error)};
+    if (parts.end < sizes_.parts) return {0.0, false, false, Status::kUnfinished};
     const int64_t elapsed = ++rows_.elapsed[i];
     const bool truncated = config_.max_episode_steps > 0 && elapsed >= config_.max_episode_steps;
     rows_.rewards[i] = outcome.reward;

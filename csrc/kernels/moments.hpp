@@ -55,9 +55,20 @@ XC_INLINE double clipped(double x, double clip) {
   return low > clip ? clip : low;
 }
 
+// Returns whether all values of a block are certainly usable, given its first row and its sums of squared differences from
+// that row. If one were not, then either the first value of its column would be at least kLargest / 4, or the difference at
+// least 3/4 kLargest. A NaN or an infinity makes a sum NaN or infinite.
+XC_INLINE bool certainly_usable(const double *XC_RESTRICT first, const double *XC_RESTRICT square, int64_t width) {
+  constexpr double kSafe = kLargest / 4;
+  int doubtful = 0;
+  for (int64_t j = 0; j < width; ++j) doubtful |= !(std::fabs(first[j]) < kSafe) | !(square[j] < kSafe * kSafe);
+  return doubtful == 0;
+}
+
 // Sums the differences from the first row x0. Since x0 is in the batch, (mean - x0)^2 <= B var, which bounds the cancellation.
+// Returns false, and changes nothing, if a value is not usable. `checked` says that all are.
 template <class T>
-XC_INLINE void merge_block(const T *batch, int64_t rows, int64_t dim, int64_t width, double *XC_RESTRICT mean,
+XC_INLINE bool merge_block(const T *batch, int64_t rows, int64_t dim, int64_t width, bool checked, double *XC_RESTRICT mean,
                            double *XC_RESTRICT var, int64_t count) {
   double shift[kBlock], sum[kBlock], square[kBlock];
   for (int64_t j = 0; j < width; ++j) {
@@ -82,6 +93,7 @@ XC_INLINE void merge_block(const T *batch, int64_t rows, int64_t dim, int64_t wi
       square[j] += d * d;
     }
   }
+  if (!checked && !certainly_usable(shift, square, width) && !usable_body(batch, rows * dim)) return false;
   const double n = double(count), b = double(rows);
   for (int64_t j = 0; j < width; ++j) {
     const double mean_d = sum[j] / b;
@@ -92,6 +104,7 @@ XC_INLINE void merge_block(const T *batch, int64_t rows, int64_t dim, int64_t wi
     mean[j] = m;
     var[j] = v;
   }
+  return true;
 }
 
 template <class T>
@@ -106,14 +119,19 @@ XC_INLINE void normalize_block(const T *batch, int64_t rows, int64_t dim, int64_
   }
 }
 
+// Returns false, and changes nothing, if a value may not enter the moments. If all columns are in one block, its sums show
+// that, which saves a pass over the batch.
 template <class T, bool kUpdate, bool kNormalize>
-XC_INLINE void moments_body(const T *batch, int64_t rows, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
+XC_INLINE bool moments_body(const T *batch, int64_t rows, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
+  const bool checked = dim > kBlock;
+  if (kUpdate && checked && !usable_body(batch, rows * dim)) return false;
   for (int64_t c = 0; c < dim; c += kBlock) {
     const int64_t width = dim - c < kBlock ? dim - c : kBlock;
-    if (kUpdate) merge_block(batch + c, rows, dim, width, m.mean + c, m.var + c, *m.count);
+    if (kUpdate && !merge_block(batch + c, rows, dim, width, checked, m.mean + c, m.var + c, *m.count)) return false;
     if (kNormalize) normalize_block(batch + c, rows, dim, width, m.mean + c, m.var + c, epsilon, clip, out + c);
   }
   if (kUpdate) *m.count += rows;
+  return true;
 }
 
 // Welford's recursion for each env by itself: there is no cancellation, and the result does not depend on how envs are
@@ -177,18 +195,13 @@ XC_INLINE void scale_body(const T *XC_RESTRICT x, int64_t size, double scale, do
 
 }  // namespace detail
 
-// Returns whether all values are finite and small enough for the moments.
+// Merges a batch [rows >= 1, dim] into the moments. Returns false, and changes nothing, if a value is not finite, or kLargest or
+// more in absolute value.
 template <class T>
-bool usable_unchecked(const T *x, int64_t size) {
+bool moments_update_unchecked(const T *batch, int64_t rows, int64_t dim, const Moments &m) {
   bool usable = false;
-  XC_DISPATCH(usable = detail::usable_body(x, size));
+  XC_DISPATCH(usable = detail::moments_body<T, true, false>(batch, rows, dim, m, {0, false}, 0, nullptr));
   return usable;
-}
-
-// Merges a batch [rows >= 1, dim] into the moments.
-template <class T>
-void moments_update_unchecked(const T *batch, int64_t rows, int64_t dim, const Moments &m) {
-  XC_DISPATCH(detail::moments_body<T, true, false>(batch, rows, dim, m, {0, false}, 0, nullptr));
 }
 
 // out = clip((x - mean) / deviation) in float64, then float32. clip may be infinite.
@@ -197,10 +210,12 @@ void normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m
   XC_DISPATCH(detail::moments_body<T, false, true>(x, rows, dim, m, epsilon, clip, out));
 }
 
-// Merges the batch into the moments, then normalizes it with them.
+// Merges the batch into the moments, as moments_update_unchecked, then normalizes it with them.
 template <class T>
-void update_and_normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
-  XC_DISPATCH(detail::moments_body<T, true, true>(x, rows, dim, m, epsilon, clip, out));
+bool update_and_normalize_unchecked(const T *x, int64_t rows, int64_t dim, const Moments &m, const Epsilon &epsilon, double clip, float *out) {
+  bool usable = false;
+  XC_DISPATCH(usable = detail::moments_body<T, true, true>(x, rows, dim, m, epsilon, clip, out));
+  return usable;
 }
 
 // Normalizes one vector step with frozen statistics, and adds it to the moments of each env (counts [N], means [N, dim], m2s

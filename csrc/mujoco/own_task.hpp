@@ -23,6 +23,7 @@ struct Own {
   double *action;             // [action_size]
   double *obs;                // [obs_size]
   const char *error;          // why this step failed, until it ends; null: it did not
+  std::string text{};         // of the error
 };
 
 struct OwnFunctions {
@@ -108,7 +109,7 @@ class OwnTask final : public Task {
     }
     call(own_.observe, own, "observe", own.obs);
     for (int64_t k = 0; !own.error && k < own_.obs_size; ++k)
-      if (!std::isfinite(own.obs[k])) own.error = said("observe returned " + text_of(own.obs[k]) + " as number " + std::to_string(k));
+      if (!std::isfinite(own.obs[k])) own.error = said(own, "observe returned " + text_of(own.obs[k]) + " as number " + std::to_string(k));
     return own.error;
   }
 
@@ -117,10 +118,10 @@ class OwnTask final : public Task {
     const int status = function(own.fields, own_.constants, own.memory, own.terms, own.action, out);
     if (status == 0) return;
     const char *what = status == 2 ? " returned another number of values than the observation space has" : " raised an exception";
-    own.error = said(std::string(name) + what);
+    own.error = said(own, std::string(name) + what);
   }
 
-  const char *not_finite(const Own &own, double reward) const {
+  const char *not_finite(Own &own, double reward) const {
     std::string text = "step returned the reward " + text_of(reward);
     const char *sep = "; of its terms, ";
     for (size_t k = 0; k < own_.terms.size(); ++k) {
@@ -128,16 +129,15 @@ class OwnTask final : public Task {
       text += sep + own_.terms[k] + " is " + text_of(own.terms[k]);
       sep = ", ";
     }
-    return said(text);
+    return said(own, std::move(text));
   }
 
   static std::string text_of(double x) { return std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf"; }
 
-  // Keeps a text until this thread says the next.
-  static const char *said(std::string text) {
-    static thread_local std::string last;
-    last = std::move(text);
-    return last.c_str();
+  // Keeps the text until the environment's next error: another thread may do the rest of the step.
+  static const char *said(Own &own, std::string text) {
+    own.text = std::move(text);
+    return own.text.c_str();
   }
 
   OwnFunctions own_;

@@ -1,6 +1,7 @@
 // The dynamics of N environments of one MuJoCo task. They share a model, and each has an mjData of its own.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -39,25 +40,31 @@ class Simulations final : public envs::Dynamics {
 
   // own: what the simulations' fields point to, of an own task.
   Simulations(const Config &config, std::unique_ptr<Task> task, std::vector<Simulation> simulations, std::vector<Own> own = {})
-      : Dynamics({int64_t(simulations.size()), task->obs_size(), task->action_size(), config.nq + config.nv + task->num_extra()}),
+      : Dynamics({int64_t(simulations.size()), task->obs_size(), task->action_size(), config.nq + config.nv + task->num_extra(), 0, 1,
+                  std::max<int64_t>(1, config.frame_skip)}),
         config_(config),
         task_(std::move(task)),
         simulations_(std::move(simulations)),
         own_(std::move(own)),
+        memos_(simulations_.size()),
         controls_(task_->controls()),
         wants_contact_forces_(task_->uses_contact_forces()) {}
 
-  Outcome step(int64_t i, const float *action) override {
+  // A part is one call of mj_step.
+  Outcome step(int64_t i, const float *action, const envs::Parts &parts) override {
     if (XC_MUJOCO_CAUGHT) return {0.0, false, message()};
     const Simulation &sim = simulations_[i];
     const Fields &f = sim.fields;
-    Memo memo;
-    task_->act(f, action, sim.ctrl);
-    task_->before(f, memo);
-    for (int64_t k = 0; k < config_.frame_skip; ++k) {
+    Memo &memo = memos_[i];
+    if (parts.begin == 0) {
+      task_->act(f, action, sim.ctrl);
+      task_->before(f, memo);
+    }
+    for (int64_t k = parts.begin; k < std::min(parts.end, config_.frame_skip); ++k) {
       if (controls_) task_->control(f);
       config_.api.step(config_.model, sim.data);
     }
+    if (parts.end < config_.frame_skip) return {0.0, false};
     if (wants_contact_forces_) config_.api.rne_post_constraint(config_.model, sim.data);
     return task_->after(f, action, memo, config_.terms[i]);
   }
@@ -95,6 +102,7 @@ class Simulations final : public envs::Dynamics {
   const std::unique_ptr<Task> task_;
   const std::vector<Simulation> simulations_;
   std::vector<Own> own_;
+  std::vector<Memo> memos_;
   const bool controls_, wants_contact_forces_;
 };
 

@@ -1,9 +1,14 @@
 // Tests of envs/engine.hpp, of mujoco/ and of classic/ without Python and without MuJoCo, for the sanitizers: see tests/mujoco_stand_in.hpp.
 //   g++ -std=c++17 -g -O1 -fsanitize=thread -I csrc csrc/tests/test_env_engine.cpp -o /tmp/test_engine -pthread && /tmp/test_engine
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
+#include <thread>
 #include <vector>
 
+#include "envs/vector_step.hpp"
 #include "tests/mujoco_stand_in.hpp"
 #include "pool.hpp"
 
@@ -44,6 +49,79 @@ void order_does_not_matter(const Action &action) {
     });
     CHECK(apart.obs == together.obs && apart.final_obs == together.final_obs);
     CHECK(apart.finished_returns == together.finished_returns && apart.finished_lengths == together.finished_lengths);
+  }
+}
+
+// A vector step gives the same as stepping each env by itself, and reports ends, lacking initial states and failures, on any
+// number of threads.
+template <class World, class Action>
+void vector_steps(const Action &action) {
+  constexpr int64_t kSteps = 40;
+  for (const int64_t envs : {1, 2, 3, 13, 16, 300})
+    for (const int threads : {1, 2, 3, 8}) {
+      World apart(envs, 9), together(envs, 9);
+      reset_all(apart);
+      reset_all(together);
+      xc::ThreadPool pool(threads);
+      xc::envs::VectorStep vector_step(together.engine->sizes(), threads);
+      std::vector<float> actions(static_cast<size_t>(envs));
+      for (int64_t t = 0; t < kSteps; ++t) {
+        bool failed = false, ended = false, exhausted = false;
+        for (int64_t i = 0; i < envs; ++i) {
+          Guard guard(*apart.engine);
+          actions[size_t(i)] = action(i, t);
+          const Status status = apart.engine->step_one(i, &actions[size_t(i)]).status;
+          failed |= status == Status::kFailed;
+          ended |= status == Status::kDone;
+          exhausted |= status == Status::kDone && !apart.engine->has_draw(i);
+        }
+        const auto result = vector_step.run(*together.engine, pool, actions.data(), true);
+        CHECK(result.failed == failed && result.ended == ended && result.exhausted == exhausted);
+        for (int64_t i = 0; i < envs; ++i) {
+          CHECK(apart.engine->take_error(i) == together.engine->take_error(i));
+          if (apart.used[size_t(i)] == apart.drawn[size_t(i)]) apart.fill(i), together.fill(i);
+        }
+        CHECK(apart.obs == together.obs && apart.final_obs == together.final_obs && apart.rewards == together.rewards);
+        CHECK(apart.terminated == together.terminated && apart.truncated == together.truncated && apart.elapsed == together.elapsed);
+        CHECK(apart.returns == together.returns && apart.finished_returns == together.finished_returns);
+      }
+    }
+}
+
+// Three envs, whose steps have four parts. The second part of env 1 waits until env 2 is done.
+class Waiting final : public xc::envs::Dynamics {
+ public:
+  Waiting() : Dynamics({3, 1, 1, 1, 0, 1, 4}) {}
+
+  xc::envs::Outcome step(int64_t i, const float *, const xc::envs::Parts &parts) override {
+    CHECK(parts.begin == done[i] && parts.end == parts.begin + 1);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (i == 1 && parts.begin == 1 && done[2] < 4) {
+      CHECK(std::chrono::steady_clock::now() < deadline);
+      std::this_thread::yield();
+    }
+    done[i] = parts.end;
+    return {double(parts.end), false};
+  }
+  const char *reset(int64_t, const double *) override { return nullptr; }
+  void observe(int64_t i, double *obs) const override { *obs = double(done[i]); }
+
+  std::atomic<int64_t> done[3] = {};
+};
+
+// A thread does the parts that another one leaves, also in the middle of a step.
+void parts_are_shared() {
+  Memory memory(3);
+  auto owned = std::make_unique<Waiting>();
+  Waiting &dynamics = *owned;
+  Engine engine({0, kCapacity}, std::move(owned), memory.rows());
+  xc::ThreadPool pool(2);
+  xc::envs::VectorStep vector_step(engine.sizes(), 2);
+  const float actions[3] = {};
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    for (auto &done : dynamics.done) done = 0;
+    vector_step.run(engine, pool, actions, true);
+    for (int64_t i = 0; i < 3; ++i) CHECK(memory.obs[size_t(i)] == 4 && memory.rewards[size_t(i)] == 4 && memory.elapsed[size_t(i)] == repeat + 1);
   }
 }
 
@@ -140,6 +218,9 @@ void arithmetic() {
 int main() {
   order_does_not_matter<World>([](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 - 5) * 0.3f; });
   order_does_not_matter<ClassicWorld>([](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 % 2); });
+  vector_steps<World>([](int64_t i, int64_t t) { return (i + t) % 17 == 5 ? 99.f : static_cast<float>((i * 7 + t * 3) % 11 - 5) * 0.3f; });
+  vector_steps<ClassicWorld>([](int64_t i, int64_t t) { return static_cast<float>((i * 7 + t * 3) % 11 % 2); });
+  parts_are_shared();
   cart_poles_fall();
   episodes_end();
   warnings_and_errors();

@@ -127,8 +127,8 @@ void test_moments(Rng &rng, int64_t rows, int64_t dim, double offset) {
     std::vector<float> out(batch.size());
     const xc::Moments moments{m.data(), m.data() + dim, &count};
     const int64_t half = rows / 2;
-    if (half) xc::moments_update_unchecked(batch.data(), half, dim, moments);
-    xc::update_and_normalize_unchecked(batch.data() + half * dim, rows - half, dim, moments, 1e-8, 2.0, out.data() + half * dim);
+    if (half) CHECK(xc::moments_update_unchecked(batch.data(), half, dim, moments));
+    CHECK(xc::update_and_normalize_unchecked(batch.data() + half * dim, rows - half, dim, moments, 1e-8, 2.0, out.data() + half * dim));
     xc::normalize_unchecked(batch.data(), rows, dim, moments, 1e-8, 2.0, out.data());
     CHECK(count == rows);
     for (float y : out) CHECK(std::abs(y) <= 2);
@@ -178,14 +178,27 @@ void test_deviation_and_usable(Rng &rng, int64_t rows, int64_t dim) {
     for (size_t i = 0; i < out.size(); ++i)
       CHECK(std::abs(double(out[i]) - double(batch[i]) / deviation) <= std::numeric_limits<float>::epsilon() * std::abs(out[i]));
   }
-  const auto usable = [&] { return in_all_variants([&] { return std::vector<int>{xc::usable_unchecked(batch.data(), rows * dim)}; })[0]; };
+  // Returns whether the batch enters the moments; if not, they do not change.
+  const auto usable = [&] {
+    return in_all_variants([&] {
+      std::vector<double> m(size_t(2 * dim), 0.5);
+      int64_t number = 3;
+      const xc::Moments own{m.data(), m.data() + dim, &number};
+      const bool accepted = xc::moments_update_unchecked(batch.data(), rows, dim, own);
+      CHECK(number == (accepted ? 3 + rows : 3));
+      if (!accepted) CHECK(m == std::vector<double>(size_t(2 * dim), 0.5));
+      return std::vector<int>{accepted};
+    })[0];
+  };
   CHECK(usable());
-  for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY), 1e140}) {
-    const size_t place = rng() % batch.size();
-    const T before = batch[place];
-    batch[place] = std::abs(bad) > double(std::numeric_limits<T>::max()) ? std::numeric_limits<T>::infinity() : T(bad);
-    CHECK(!usable());
-    batch[place] = before;
+  const double below = std::nextafter(1e140, 0.0);
+  for (const double value : {double(NAN), double(INFINITY), -double(INFINITY), 1e140, -1e140, below, -below, 1e100}) {
+    for (const size_t place : {size_t(0), batch.size() - 1, size_t(rng() % batch.size())}) {
+      const T before = batch[place];
+      batch[place] = std::abs(value) > double(std::numeric_limits<T>::max()) ? std::numeric_limits<T>::infinity() : T(value);
+      CHECK(usable() == (std::abs(double(batch[place])) < 1e140));
+      batch[place] = before;
+    }
   }
 }
 

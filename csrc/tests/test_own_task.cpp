@@ -17,6 +17,7 @@ int before_step(const void *const *fields, const void *, void *memory, double *,
   return 0;
 }
 int control(const void *const *fields, const void *constants, void *memory, double *, const double *action, double *) {
+  if (action[0] == 6) return 1;
   const double gain = *static_cast<const double *>(constants);
   *static_cast<double *>(const_cast<void *>(fields[1])) = gain * action[0] + action[1];
   static_cast<double *>(memory)[1] += 1;
@@ -106,6 +107,18 @@ void failures_say_what_failed() {
   CHECK(world.engine->step_one(0, good).status == Status::kRunning && world.engine->take_error(0).empty());
 }
 
+// The reason of a failure outlives that of another env on the same thread, since another thread may do the rest of the step.
+void failures_belong_to_their_env() {
+  OwnWorld world(2, 0);
+  reset_all(world);
+  Guard guard(*world.engine);
+  const float fails[2] = {6, 0}, raises[2] = {7, 0};
+  CHECK(world.engine->step_parts(0, fails, {0, 1}, true).status == Status::kUnfinished);
+  CHECK(world.engine->step_one(1, raises).status == Status::kFailed);
+  CHECK(world.engine->step_parts(0, fails, {1, 2}, true).status == Status::kFailed);
+  CHECK(world.engine->take_error(0) == "control raised an exception" && world.engine->take_error(1) == "step raised an exception");
+}
+
 // As test_env_engine's: on any number of threads, together or apart, the same numbers.
 void threads_do_not_matter() {
   constexpr int64_t kEnvs = 11, kSteps = 50;
@@ -134,5 +147,6 @@ void threads_do_not_matter() {
 int main() {
   functions_are_called_in_order();
   failures_say_what_failed();
+  failures_belong_to_their_env();
   threads_do_not_matter();
 }

@@ -16,7 +16,17 @@ from xcfast.envs.construct import make_env_fn
 from xcfast.envs.env_state import STANDARD_WRAPPERS
 from xcfast.envs.native_draws import Draw, ResetDraws
 from xcfast.envs.shared_memory import Buffers, buffers_in
-from xcfast.envs.vec_env import Phase, StepInfos, StepResult, VecEnv, autoreset_mode_of, description_of
+from xcfast.envs.vec_env import (
+    NEXT_STEP,
+    RUNNING,
+    STEP_FAILED,
+    Phase,
+    StepInfos,
+    StepResult,
+    VecEnv,
+    autoreset_mode_of,
+    description_of,
+)
 from xcfast.errors import NotNativeError, SimulationError
 from xcfast.resources import available_cpus
 
@@ -33,7 +43,7 @@ def exclusive(method: Method) -> Method:
 
     @functools.wraps(method)
     def guarded(self: "NativeVecEnv", *args: Any, **kwargs: Any) -> Any:
-        if not self._turn.acquire(blocking=False):
+        if not self._turn.acquire(False):  # the name of the argument would double the time
             raise RuntimeError(f"{type(self).__name__} is in use by another thread; it serves one thread at a time")
         try:
             return method(self, *args, **kwargs)
@@ -232,12 +242,12 @@ class NativeVecEnv(VecEnv):
         if self._rows.actions is not buffers.actions:
             self._check_choices()
             self._rows.actions[...] = buffers.actions
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+        if self.autoreset_mode is NEXT_STEP:
             return self._step_next()
-        self._phase = Phase.STEP_FAILED
+        self._phase = STEP_FAILED
         ended = self._engine.step(not self.infos)
         infos = self._env_infos() if self.infos else {}
-        self._phase = Phase.RUNNING
+        self._phase = RUNNING
         self._deliver()
         if ended:
             if ended == 2:

@@ -35,6 +35,10 @@ class Phase(enum.Enum):
     STEP_FAILED = "the last step() was interrupted or failed: call reset() before {}()"
 
 
+# For the code of each step: Python 3.11 takes 0.2 us to look up a member of an Enum.
+RUNNING, STEP_FAILED, NEXT_STEP = Phase.RUNNING, Phase.STEP_FAILED, AutoresetMode.NEXT_STEP
+
+
 def autoreset_mode_of(mode: str | AutoresetMode) -> AutoresetMode:
     """Returns Gymnasium's mode of that name.
 
@@ -200,12 +204,15 @@ class VecEnv(gymnasium.vector.VectorEnv):
 
     def _take(self, actions: Any) -> None:
         """Begins a step: copies its actions into the buffers, after checks."""
-        if self.closed or self._phase is not Phase.RUNNING:
+        if self.closed or self._phase is not RUNNING:
             raise self._not_ready("step")
         wanted, actions = self._buffers.actions, np.asarray(actions)
         if actions.shape != wanted.shape:
             raise ValueError(f"actions must have shape {wanted.shape}; got {actions.shape}")
-        np.copyto(wanted, actions, casting="same_kind")
+        if actions.dtype is wanted.dtype:
+            wanted[...] = actions  # a third of the time that copyto takes
+        else:
+            np.copyto(wanted, actions, casting="same_kind")
         self.uses += 1
 
     def _not_ready(self, method: str) -> RuntimeError:
@@ -284,8 +291,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """Adds the entries about episodes that ended to the infos, and starts the statistics of the next episodes."""
         places = [infos]
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            final_obs = np.full(self.num_envs, None, dtype=object)
-            for index in np.flatnonzero(done):
+            final_obs = np.empty(self.num_envs, dtype=object)  # of None
+            for index in done.nonzero()[0].tolist():
                 final_obs[index] = self._out(self._buffers.final_obs[index])
             infos["final_obs"], infos["_final_obs"] = final_obs, done
             infos["_final_info"] = done
@@ -359,7 +366,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
             ("version", state["version"], STATE_VERSION),
             ("env_id", state["env_id"], self._env_id()),
             ("number of envs", len(state["envs"]), self.num_envs),
-            ("autoreset mode", _mode_of_state(state), self.autoreset_mode.name.lower()),
+            ("autoreset mode", "next_step" if "terminated" in state else "same_step", self.autoreset_mode.name.lower()),
         ):
             if given != wanted:
                 raise ValueError(f"state has {key} {given!r}; this vector environment needs {wanted!r}")
@@ -439,7 +446,3 @@ class VecEnv(gymnasium.vector.VectorEnv):
                 f"the state of {self._env_id() or 'these environments'} cannot be saved or restored exactly; "
                 "only that of Gymnasium's own MuJoCo and classic control tasks under their standard wrappers can"
             )
-
-
-def _mode_of_state(state: dict[str, Any]) -> str:
-    return "next_step" if "terminated" in state else "same_step"
