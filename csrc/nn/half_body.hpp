@@ -391,7 +391,6 @@ constexpr Kernels half_kernels(const char *name, bool emulated) {
   half.row_product = half_row_product<Unit, Rounding, kParts>;
   half.weight_product = half_weight_product<Unit, Rounding, kParts>;
   half.pack = half_pack<Rounding, kParts>;
-  half.block_rows = kBlockRows;
   half.depth_step = kStep;
   half.floats_per_depth = kParts * kPanel / 2;
   half.stage = half_stage<Rounding, kParts>;

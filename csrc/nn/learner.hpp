@@ -87,15 +87,17 @@ class Learner {
         all_(network_.layers.size(), 1),
         value_path_(network_.path(network_.critic_head)),
         gradient_(network_.n_parameters) {
-    // Sorted by outputs, so that the parts of the layers alternate: equal shares of the tasks are equal shares of the work.
+    // Sorted by outputs, so that the parts of the layers alternate: equal shares of the tasks are equal shares of the work. Small
+    // parts come last, where they even out what the shares still differ by.
     parts_ = weights_.parts();
-    std::stable_sort(parts_.begin(), parts_.end(), [](const auto &a, const auto &b) { return a.begin < b.begin; });
+    const auto place = [](const PackedWeights::Part &part) { return std::make_pair(part.end - part.begin < kOutBlock, part.begin); };
+    std::stable_sort(parts_.begin(), parts_.end(), [&](const auto &a, const auto &b) { return place(a) < place(b); });
     last_reader_.assign(network_.layers.size(), -1);
     for (int l = int(network_.layers.size()) - 1; l >= 0; --l) {
       const int source = network_.layers[size_t(l)].source;
       if (source != kObs) last_reader_[size_t(source)] = l;  // the backward pass runs from the last layer to the first
     }
-    const size_t blocks = size_t(2 * kChunk / kernels.block_rows + 1);
+    const size_t blocks = size_t(kChunk / kMinBlock + 1);
     block_sums_.resize(blocks);
     block_log_std_.resize(blocks * size_t(network_.log_std < 0 ? 0 : network_.action_size()));
     block_scratch_.resize(2 * blocks * size_t(network_.action_size()));
@@ -232,16 +234,25 @@ class Learner {
  private:
   static constexpr int64_t kChunk = 1024;      // the largest number of rows whose activations are held at once
   static constexpr int64_t kMinChunk = 256;    // the smallest such number, for small minibatches
+  static constexpr int64_t kBlock = 32;        // about as many rows as a task has if there are many: few enough that no thread
+                                               // waits long for the last task of another
+  static constexpr int64_t kMinBlock = 16;     // as many as it has if there are few
   Gaussian gaussian(const float *old_log_std = nullptr) const {
     if (network_.categorical()) return Gaussian(nullptr, 0);
     return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);
   }
 
-  // Splits rows into blocks and calls fn(block, first row, rows) for each. Returns the number of blocks.
+  // Splits rows into blocks and calls fn(block, first row, rows) for each. Returns the number of blocks. If there are many,
+  // it is a multiple of eight, which divides evenly among the usual numbers of threads. Blocks that are staged begin at even
+  // rows.
   template <class Fn>
   int64_t run_blocks(int64_t rows, Fn &&fn) {
-    const int64_t many = kernels_->block_rows, size = rows > 4 * many ? many : many / 2, blocks = (rows + size - 1) / size;
-    pool_.run(blocks, [&](int64_t block) { fn(block, block * size, std::min(size, rows - block * size)); });
+    int64_t blocks = (rows + kMinBlock - 1) / kMinBlock;
+    if (blocks > 8) blocks = ((rows + kBlock - 1) / kBlock + 7) / 8 * 8;
+    pool_.run(blocks, [&](int64_t block) {
+      const auto cut = [&](int64_t k) { return k < blocks && kernels_->stage ? rows * k / blocks / 2 * 2 : rows * k / blocks; };
+      fn(block, cut(block), cut(block + 1) - cut(block));
+    });
     return blocks;
   }
 

@@ -97,9 +97,6 @@ struct Kernels {
   void (*pack)(const Packing &);
   void (*adam)(const AdamStep &);
   double (*sum_of_squares)(const float *, int64_t size);
-  // The rows of a task of the learner, if there are many rows; half of it if there are few. Tiles take so many rows without a
-  // remainder, and no thread waits long for the last task of another.
-  int64_t block_rows = 24;  // also half of it is even, as staging wants
   // The depth of a panel of packed weights is padded to a multiple of depth_step.
   int64_t depth_step = 1, floats_per_depth = kPanel;
   void (*stage)(const Staging &) = nullptr;  // null if weight_product reads the activations themselves
