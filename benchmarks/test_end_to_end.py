@@ -76,7 +76,10 @@ def test_tutorial_configuration(compare: Any, peer_interpreters: dict[str, str])
     compare.not_measured(GROUP, [" ".join(rival) for rival in rivals if rival[0] not in peer_interpreters])
 
 
-@pytest.mark.parametrize("env_id", ["Ant-v4", "HalfCheetah-v4"])
+TARGETS = {"Ant-v4": 0.92, "HalfCheetah-v4": 0.88}
+
+
+@pytest.mark.parametrize("env_id", TARGETS)
 def test_share_of_the_machine(compare: Any, peer_interpreters: dict[str, str], env_id: str) -> None:
     """Against what the cores could do at most: the physics alone, then the update's matrix products alone."""
     group, shape = "end to end: share of the machine's limit", f"{env_id}, 16 envs, T=256, {THREADS} threads"
@@ -104,7 +107,9 @@ def test_share_of_the_machine(compare: Any, peer_interpreters: dict[str, str], e
                 row = runner.ask(rollouts=ROLLOUTS)
                 rates[name].append(row["steps"] / row["seconds"])
     baseline = "physics + matrix products alone"
-    compare.record(group, rates, baseline=baseline, contender="xcfast", target=0.80, unit="steps/s", shape=shape)
+    compare.record(
+        group, rates, baseline=baseline, contender="xcfast", target=TARGETS[env_id], unit="steps/s", shape=shape
+    )
     compare.not_measured(group, [" ".join(rival) for rival in rivals if rival[0] not in peer_interpreters], shape=shape)
 
 
