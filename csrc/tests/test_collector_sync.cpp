@@ -159,7 +159,7 @@ void same_with_pauses() {
 class Boundless final : public xc::envs::Dynamics {
  public:
   explicit Boundless(int64_t n) : Dynamics({n, kObs, 1, kObs}) {}
-  xc::envs::Outcome step(int64_t, const float *) override { return {1.0, false}; }
+  xc::envs::Outcome step(int64_t, const float *, const xc::envs::Parts &) override { return {1.0, false}; }
   const char *reset(int64_t, const double *) override { return nullptr; }
   void observe(int64_t i, double *obs) const override {
     for (int64_t k = 0; k < kObs; ++k) obs[k] = i >= 4 && k == 2 ? INFINITY : 0.0;
