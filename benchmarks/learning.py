@@ -142,14 +142,20 @@ def main() -> None:
         return
     settings = [f"running_steps={args.steps}", f"eval_interval={args.eval_interval}", f"test_episode={args.episodes}"]
     done = read(args.data)
-    every = [
-        (env_id, engine, seed) for seed in range(1, args.seeds + 1) for env_id in args.env for engine in args.engine
-    ]
-    jobs = [job for job in every if job not in done]
+    if any(not 0.9 * args.steps < curve[-1][0] <= args.steps for curve in done.values()):
+        parser.error(f"{args.data} holds runs that are not of {args.steps} steps; give another file")
+    seeds = range(1, args.seeds + 1)
+    every = [(env_id, engine, seed) for seed in seeds for env_id in args.env for engine in args.engine]
+    failed = 0
     with ThreadPoolExecutor(args.jobs) as pool:
-        for future in as_completed(futures := {pool.submit(train, job, settings): job for job in jobs}):
-            append(args.data, futures[future], future.result())
-            print(*futures[future], "done", flush=True)
+        futures = {pool.submit(train, job, settings): job for job in every if job not in done}
+        for future in as_completed(futures):
+            if error := future.exception():
+                failed += 1
+            else:
+                append(args.data, futures[future], future.result())
+            print(*futures[future], error or "done", flush=True)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

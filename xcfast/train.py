@@ -82,12 +82,14 @@ def _import_engines() -> None:
     Modules are never garbage, but there are hundreds of thousands of objects in them. The collector would look through
     these several times: while they are imported, during the run, and at its end.
     """
+    enabled = gc.isenabled()
     gc.disable()
     try:
         import xcfast.runs.run  # noqa: F401
     finally:
         gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def _execute(config: Config, mode: Mode, args: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 // Takes all environments through one step on the threads of a pool.
 //
 // Such a vector step lasts until the slowest thread is done, so the threads should end at the same time. Whole environments
-// are too coarse for that: a thread would wait for half the step of one on average, which is 3 % of the time if each thread has
-// eight. How long a step will take is not known either. So a thread steps the environments of its share one by one, except
+// are too coarse for that: the first of two threads would wait for half the step of one on average, which is 3 % of both threads'
+// time if each has eight. How long a step will take is not known either. So a thread steps the environments of its share one by one, except
 // the last two, which it steps in turn, part by part. A thread without work takes over environments of the others: whole steps
 // while there are any, then parts. In the end, threads differ by about one part.
 #pragma once

@@ -64,19 +64,18 @@ XC_INLINE void convert_rows(const float *panels, int64_t stride, int64_t depth, 
 
 // to = from^T, both 16 rows of 16 pairs with so many pairs from row to row.
 XC_INLINE void transpose_pairs(const uint32_t *from, int64_t from_stride, uint32_t *to, int64_t to_stride) {
-  typedef float LooseQuad16 __attribute__((vector_size(16), aligned(4), may_alias));
   for (int64_t i = 0; i < 16; i += 4)
     for (int64_t j = 0; j < 16; j += 4) {
       Quad q[4];
 #pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) q[r] = *reinterpret_cast<const LooseQuad16 *>(from + (i + r) * from_stride + j);
+      for (int r = 0; r < 4; ++r) q[r] = *reinterpret_cast<const LooseQuad *>(from + (i + r) * from_stride + j);
       const Quad a = shuffle<0, 4, 1, 5>(q[0], q[1]), b = shuffle<2, 6, 3, 7>(q[0], q[1]);
       const Quad c = shuffle<0, 4, 1, 5>(q[2], q[3]), d = shuffle<2, 6, 3, 7>(q[2], q[3]);
       uint32_t *at = to + j * to_stride + i;
-      *reinterpret_cast<LooseQuad16 *>(at) = shuffle<0, 1, 4, 5>(a, c);
-      *reinterpret_cast<LooseQuad16 *>(at + to_stride) = shuffle<2, 3, 6, 7>(a, c);
-      *reinterpret_cast<LooseQuad16 *>(at + 2 * to_stride) = shuffle<0, 1, 4, 5>(b, d);
-      *reinterpret_cast<LooseQuad16 *>(at + 3 * to_stride) = shuffle<2, 3, 6, 7>(b, d);
+      *reinterpret_cast<LooseQuad *>(at) = shuffle<0, 1, 4, 5>(a, c);
+      *reinterpret_cast<LooseQuad *>(at + to_stride) = shuffle<2, 3, 6, 7>(a, c);
+      *reinterpret_cast<LooseQuad *>(at + 2 * to_stride) = shuffle<0, 1, 4, 5>(b, d);
+      *reinterpret_cast<LooseQuad *>(at + 3 * to_stride) = shuffle<2, 3, 6, 7>(b, d);
     }
 }
 
@@ -135,7 +134,8 @@ inline void half_stage(const Staging &s) {
     uint32_t *to = reinterpret_cast<uint32_t *>(s.to + panel * s.stride) + s.row / 2 * kParts * kPanel;
     for (int64_t row = s.row; row < padded; row += 2, to += kParts * kPanel)
       for (int64_t i = 0; i < kPanel; i += kLanes)
-        store_pairs<Rounding, kParts>(row < end ? load(x + row * kPanel + i) : Vec{}, row + 1 < end ? load(x + (row + 1) * kPanel + i) : Vec{},
+        store_pairs<Rounding, kParts>(row < end ? load(x + row * kPanel + i) : Vec{},
+                                      row + 1 < end ? load(x + (row + 1) * kPanel + i) : Vec{},
                             to + i, kPanel);
   }
 }
@@ -238,7 +238,8 @@ struct VectorUnit {
     for (int64_t panel = 0; panel < t.panels; ++panel)
       for_groups(t.rows, kMost, [&](int64_t row, int64_t count) {
         with_rows<kMost>(count, [&](auto rows) {
-          group<kParts, decltype(rows)::value>(t, t.a + row * kPairs * kWords, t.b + panel * t.b_stride, t.c + row * t.c_row + panel * t.c_panel);
+          group<kParts, decltype(rows)::value>(t, t.a + row * kPairs * kWords, t.b + panel * t.b_stride,
+                                               t.c + row * t.c_row + panel * t.c_panel);
         });
       });
   }
@@ -352,7 +353,7 @@ template <class Unit, class Rounding, int kParts>
 inline void half_weight_product(const WeightProduct &p) {
   constexpr int64_t kSteps = 16 / kParts;
   alignas(64) uint32_t a[kSteps * kParts * kPart * Unit::kWords];
-  alignas(64) float tile[2][kOutBlock * kPanel];  // for panels that reach beyond the matrix
+  alignas(64) float tile[2][kOutBlock * kPanel] = {};  // for panels that reach beyond the matrix
   Unit::begin(p.n_out);
   for (int64_t s = 0; s < p.samples; s += kSteps * kStep) {
     const int64_t left = (p.samples - s + kStep - 1) / kStep, steps = left < kSteps ? left : kSteps;

@@ -210,7 +210,7 @@ inline void row_product(const RowProduct &p) {
       for (; panel + kAtOnce <= panels; panel += kAtOnce)
         for (int64_t d = 0; d < p.depth; d += kDepth) row_tile<R, kAtOnce * kVecs>(tile_at(p, panel, 0, d));
     });
-  for (; (panel + kPanels - 1) * kPanel + kLanes < p.columns; panel += kPanels) product_panel<kPanels * kVecs, kRows>(p, panel);
+  for (; (panel + kPanels - 1) * kPanel + (kVecs > 1 ? kLanes : 0) < p.columns; panel += kPanels) product_panel<kPanels * kVecs, kRows>(p, panel);
   for (; panel < panels; ++panel) {
     if (p.columns - panel * kPanel <= kLanes)  // a narrow head: one vector wide, and more rows
       product_panel<1, kSums>(p, panel);
@@ -428,7 +428,7 @@ inline double sum_of_squares(const float *x, int64_t size) {
   double sums[16] = {};
   int64_t i = 0;
   for (; i + 16 <= size; i += 16)
-#pragma GCC unroll 32
+#pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) sums[j] += double(x[i + j]) * double(x[i + j]);
   for (; i < size; ++i) sums[i % 16] += double(x[i]) * double(x[i]);
   double total = 0;

@@ -237,6 +237,7 @@ class Learner {
   static constexpr int64_t kBlock = 32;        // about as many rows as a task has if there are many: few enough that no thread
                                                // waits long for the last task of another
   static constexpr int64_t kMinBlock = 16;     // as many as it has if there are few
+
   Gaussian gaussian(const float *old_log_std = nullptr) const {
     if (network_.categorical()) return Gaussian(nullptr, 0);
     return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);

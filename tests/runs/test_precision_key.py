@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from xcfast import _core, load_config
+from xcfast import RewardNormalizer, Rollout, _core, load_config
+from xcfast.envs import DummyVecEnv, make_env_fn
 from xcfast.errors import ConfigError
 from xcfast.learners.precision import EMULATE, resolve_precision, unit_of
 from xcfast.output.checkpoint import FINAL_MODEL, load_checkpoint
+from xcfast.policy import build_policy
+from xcfast.runs.engines import make_learner
 from xcfast.runs.run import run
 
 REDUCED = ["bf16x3", "bf16"]
@@ -36,21 +39,36 @@ def test_each_device_has_its_own():
 def test_a_cpu_without_the_unit_is_one_sentence(monkeypatch, precision):
     monkeypatch.setattr(_core, "nn_hardware", lambda precision: None)
     monkeypatch.delenv(EMULATE, raising=False)
-    with pytest.raises(ConfigError, match=r"no unit for it .*XCFAST_EMULATE_PRECISION=1.*fp32 or auto on this machine"):
+    with pytest.raises(
+        ConfigError, match=r"does not have AMX tiles.*XCFAST_EMULATE_PRECISION=1.*fp32 or auto on this machine"
+    ):
         resolved(precision, "cpu")
     monkeypatch.setenv(EMULATE, "1")
     assert resolved(precision, "cpu") == precision
-    assert unit_of(precision) in _core.nn_variants(precision)
+    assert unit_of(precision) == _core.nn_variants(precision)[-1]
 
 
-@pytest.mark.parametrize(
-    ("keys", "reason"),
-    [({"learner_backend": "torch"}, "learner_backend is torch"), ({"normalize": "LayerNorm"}, "LayerNorm")],
-)
-def test_other_learners_do_not_have_it(monkeypatch, small, keys, reason):
+def test_other_learners_do_not_have_it(monkeypatch, small):
     monkeypatch.setenv(EMULATE, "1")
-    with pytest.raises(ConfigError, match=f"only the native learner has it, .*{reason}"):
-        run(small(precision="bf16", **keys), quiet=True)
+    with pytest.raises(ConfigError, match="only the native learner has it, which cannot be used: .*LayerNorm"):
+        run(small(precision="bf16", normalize="LayerNorm"), quiet=True)
+    for keys in ({"precision": "bf16"}, {"precision": "bf16x3", "device": "auto"}):
+        with pytest.raises(
+            ConfigError, match="only the native learner has it; .*fp32 or auto with learner_backend torch"
+        ):
+            small(learner_backend="torch", **keys)
+
+
+def test_a_cuda_device_without_its_learner_does_not_have_it(small):
+    """The torch learner serves a script's own optimizer there; it would ignore the precision."""
+    config = small(precision="bf16", device="cuda")
+    envs = DummyVecEnv([make_env_fn(config.env_id)] * config.parallels, copy=False)
+    policy = build_policy(config, envs.single_observation_space, envs.single_action_space)
+    rollout = Rollout(config.horizon_size, config.parallels, (4,), (1,))
+    arguments = (config, policy, rollout, RewardNormalizer(config.parallels), 1)
+    sgd = torch.optim.SGD(policy.parameters(), lr=1e-3)
+    with pytest.raises(ConfigError, match="only the CUDA learner has it, which cannot be used: the optimizer is SGD"):
+        make_learner(*arguments, device=torch.device("cuda"), optimizer=sgd)
 
 
 @pytest.mark.parametrize("precision", REDUCED)
@@ -65,8 +83,10 @@ def test_a_run_keeps_its_precision(monkeypatch, small, capsys, precision):
     whole = load_checkpoint(Path(summary.model_dir) / FINAL_MODEL)
     assert whole["config"]["precision"] == precision
     (half,) = Path(summary.model_dir).glob("checkpoint_256*")
-    again = load_checkpoint(Path(run(small(precision=precision), resume=half, quiet=True).model_dir) / FINAL_MODEL)
-    assert all(torch.equal(value, again["policy"][name]) for name, value in whole["policy"].items())
+    for given in (precision, "auto"):
+        again = load_checkpoint(Path(run(small(precision=given), resume=half, quiet=True).model_dir) / FINAL_MODEL)
+        assert again["config"]["precision"] == precision
+        assert all(torch.equal(value, again["policy"][name]) for name, value in whole["policy"].items())
     single = load_checkpoint(Path(run(small(), quiet=True).model_dir) / FINAL_MODEL)
     assert not torch.equal(single["policy"]["critic.model.0.weight"], whole["policy"]["critic.model.0.weight"])
 

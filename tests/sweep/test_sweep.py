@@ -366,9 +366,10 @@ def test_another_sweep_in_the_same_folder_is_refused(base, capsys):
     assert "out is in use" in capsys.readouterr().err
     os.close(descriptor)
     (Path("out") / "all").mkdir()
-    (Path("out") / "all" / "config.json").write_text(json.dumps(load_config("base.yaml", {"gamma": 0.5}).to_dict()))
-    assert main(["base.yaml", "--seeds", "1", "-o", "out"]) == 2
-    assert "out/all holds jobs with other settings (gamma 0.5 -> 0.99); give another -o" in capsys.readouterr().err
+    for change, words in (({"gamma": 0.5}, "gamma 0.5 -> 0.99"), ({"precision": "auto"}, "precision 'auto' -> 'fp32'")):
+        (Path("out") / "all" / "config.json").write_text(json.dumps(load_config("base.yaml", change).to_dict()))
+        assert main(["base.yaml", "--seeds", "1", "-o", "out"]) == 2
+        assert f"out/all holds jobs with other settings ({words}); give another -o" in capsys.readouterr().err
 
 
 def test_without_optuna_it_says_what_to_install(base, monkeypatch, capsys):

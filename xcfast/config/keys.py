@@ -61,8 +61,8 @@ class Key:
         words: Description of the allowed values, if the type does not tell them.
         aliases: Old spelling of a value -> the value.
         refused: Value of other libraries that is refused by name -> the reason.
-        resumable: Whether the key may change when a run is resumed. Such a key does not affect the data, or sets the
-            length of the run.
+        resumable: Whether the key may change when a run is resumed. Such a key changes results by rounding at
+            most, or sets the length of the run.
         testable: Whether the key may change, besides the resumable ones, when the model of a run is tested.
         learning: Whether the key decides what a policy learns. Runs that differ only in other keys are averaged in one
             curve.

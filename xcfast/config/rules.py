@@ -113,6 +113,10 @@ def _check_networks(config: Any) -> None:
             raise _refusal(config, name, problem, f"widths that make at most {_MAX_WEIGHTS} weights")
     if config.precision == "tf32" and config.device == "cpu":
         raise _refusal(config, "precision", "only CUDA devices have it", "fp32, bf16x3, bf16 or auto with device cpu")
+    if config.learner_backend == "torch" and (
+        config.precision == "bf16x3" or (config.precision, config.device) == ("bf16", "cpu")
+    ):
+        raise _refusal(config, "precision", "only the native learner has it", "fp32 or auto with learner_backend torch")
     if config.precision == "bf16x3" and config.device.startswith("cuda"):
         raise _refusal(
             config, "precision", "only CPUs have it", f"fp32, tf32, bf16 or auto with device {config.device}"

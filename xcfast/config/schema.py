@@ -285,8 +285,8 @@ class Config:
     )
     precision: Literal["auto", "fp32", "tf32", "bf16x3", "bf16"] = key(
         "fp32",
-        "arithmetic of matrix products in the update; tf32 on CUDA, bf16x3 on CPUs with a unit for bf16, bf16 on both; "
-        "auto: fp32",
+        "arithmetic of matrix products in the update; tf32 on CUDA, bf16x3 on CPUs with AMX tiles, bf16 on CUDA and on "
+        "CPUs with tiles or AVX512_BF16; auto: fp32, or in a resumed run what it had",
         resumable=True,
     )
     inference_device: Literal["auto", "cpu", "cuda"] = key(

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 #: The values for each type of device, besides ``auto``.
 PRECISIONS = {"cuda": ("fp32", "tf32", "bf16"), "cpu": ("fp32", "bf16x3", "bf16")}
-#: If this variable is 1, a CPU without the unit for bf16 or bf16x3 computes them in software: with the same rounding of
-#: operands, and more slowly than float32. It serves tests, and the repetition of a run from another machine.
+#: If this variable is 1, a CPU without the unit for bf16 or bf16x3 computes them in software, more slowly than float32.
+#: Operands are rounded alike, but the order of additions differs. It serves tests, studies, and runs that move to such
+#: a CPU.
 EMULATE = "XCFAST_EMULATE_PRECISION"
 
 
@@ -41,7 +42,7 @@ def resolve_precision(config: Config, device: str) -> Config:
 
 
 def reason_not_on_this_cpu(precision: str) -> str | None:
-    """Returns why this CPU cannot be used for a precision; None if it can."""
+    """Returns why this machine cannot compute with a precision on the CPU; None if it can."""
     if precision == "fp32":
         return None
     try:
@@ -50,7 +51,7 @@ def reason_not_on_this_cpu(precision: str) -> str | None:
         return f"only compiled code has it, and the compiled core is missing ({error})"
     if _core.nn_hardware(precision) is None and not emulates():
         units = "AMX tiles or AVX512_BF16" if precision == "bf16" else "AMX tiles"
-        return f"this CPU has no unit for it ({units}); {EMULATE}=1 computes the same slowly"
+        return f"this machine does not have {units}, or not for this process; {EMULATE}=1 computes it in software"
     return None
 
 

@@ -11,6 +11,7 @@ from xcfast.collectors.torch import TorchCollector
 from xcfast.errors import ConfigError
 from xcfast.learners.native import NativeLearner
 from xcfast.learners.optimizer import check_optimizer, reason_not_flat_adam
+from xcfast.learners.precision import resolve_precision
 from xcfast.learners.torch import TorchLearner
 from xcfast.policy.native_form import reason_not_copied
 from xcfast.ranks.group import ALONE, Ranks
@@ -148,19 +149,20 @@ def make_learner(
     """
     if optimizer is not None:
         check_optimizer(optimizer, policy)
+    config = resolve_precision(config, "cpu" if device is None else device.type)
     parts = (policy, config, rollout, reward_normalizer, num_threads, ranks, optimizer, scheduler)
     if device is not None and device.type == "cuda":
         other = reason_not_flat_adam(policy, optimizer) or reason_not_copied(policy)
         if other is None:
             return _make_cuda_learner(config, policy, rollout, reward_normalizer, device, ranks, optimizer, scheduler)
         if config.learner_backend != "native":
+            _check_float32(config, f"only the CUDA learner has it, which cannot be used: {other}")
             # A script may have made the policy on the GPU, and an optimizer of its parameters there: they stay.
             place = f"the CPU, not on {device}" if policy.device.type == "cpu" else str(policy.device)
             return TorchLearner(*parts), f"on {place}, where the policy's parameters are: {other}"
     reason_not = NativeLearner.reason_not(config, policy, optimizer)
-    if config.precision != "fp32" and (reason_not is not None or config.learner_backend == "torch"):
-        problem = f"only the native learner has it, {reason_not or 'and learner_backend is torch'}"
-        raise ConfigError(problem, key="precision", given=config.precision, allowed="fp32 or auto with other learners")
+    if reason_not is not None:
+        _check_float32(config, f"only the native learner has it, which cannot be used: {reason_not}")
     if config.learner_backend == "torch":
         return TorchLearner(*parts), "as configured"
     if reason_not is None:
@@ -169,6 +171,18 @@ def make_learner(
     if config.learner_backend == "native":
         raise ConfigError(f"the native learner cannot be used: {reason_not}", key="learner_backend", given="native")
     return TorchLearner(*parts), f"not native: {reason_not}"
+
+
+def _check_float32(config: Config, reason: str) -> None:
+    """Checks that a configuration suits the torch learner, which multiplies in float32.
+
+    Raises:
+        ConfigError: It names another precision; the message gives the reason.
+    """
+    if config.precision != "fp32":
+        raise ConfigError(
+            reason, key="precision", given=config.precision, allowed="fp32 or auto with the torch learner"
+        )
 
 
 def _make_cuda_learner(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,8 @@ class Trainer:
     def _prepare(self, given: dict[str, Any]) -> None:
         """Makes the components, and restores the checkpoint if there is one."""
         config, ranks, saved = self.config, self.ranks, {} if self._resumed is None else self._resumed.saved
+        if config.precision == "auto" and saved:
+            config = replace(config, precision=saved["config"].get("precision", "fp32"))
         with ranks.together(), enough_of_all():
             self._components = Components(
                 config,

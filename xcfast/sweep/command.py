@@ -206,6 +206,10 @@ def _name(values: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.=+,-]", "", ",".join(words)) or "all"
 
 
+# Keys that may change when a run is resumed, but not within a sweep, which compares its runs.
+_FIXED = ("running_steps", "eval_interval", "precision")
+
+
 def _noted(setting: Setting) -> Setting:
     """Writes the setting's config.json, which must not differ from one that is there.
 
@@ -215,7 +219,7 @@ def _noted(setting: Setting) -> Setting:
     path, wanted = setting.jobs[0].folder / "config.json", setting.config.to_dict()
     if path.is_file():
         there = load_config(path).to_dict()
-        fixed = [key for key in wanted if key not in RESUMABLE_KEYS or key in ("running_steps", "eval_interval")]
+        fixed = [key for key in wanted if key not in RESUMABLE_KEYS or key in _FIXED]
         changed = [f"{key} {there[key]!r} -> {wanted[key]!r}" for key in fixed if there[key] != wanted[key]]
         if changed:
             raise ConfigError(f"{path.parent} holds jobs with other settings ({', '.join(changed)}); give another -o")
