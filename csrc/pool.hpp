@@ -34,14 +34,15 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  // Calls fn(task) for each task in [0, num_tasks), and returns when all calls have returned. Only one run may be under
+  // Calls fn(task), or fn(task, thread) if it takes that, for each task in [0, num_tasks), and returns when all calls have
+  // returned. thread, in [0, num_threads), is for memory that no other thread uses at the time. Only one run may be under
   // way at a time, and fn must not throw. The threads start at the first run. They start again at the first run after a
   // fork, because a fork copies no threads.
   template <class Fn>
   void run(int64_t num_tasks, Fn &&fn) {
     const int threads = static_cast<int>(std::min<int64_t>(num_threads_, num_tasks));
     if (threads <= 1) {
-      for (int64_t task = 0; task < num_tasks; ++task) fn(task);
+      for (int64_t task = 0; task < num_tasks; ++task) invoke(fn, task, 0);
       return;
     }
     Crew &crew = started();
@@ -51,7 +52,7 @@ class ThreadPool {
     }
     using Function = std::remove_reference_t<Fn>;
     crew.context = const_cast<void *>(static_cast<const void *>(&fn));
-    crew.call = [](void *context, int64_t task) { (*static_cast<Function *>(context))(task); };
+    crew.call = [](void *context, int64_t task, int thread) { invoke(*static_cast<Function *>(context), task, thread); };
     crew.publish(Crew::kOpen);
     crew.work(0);
     crew.close();
@@ -72,6 +73,14 @@ class ThreadPool {
   }
 
  private:
+  template <class Fn>
+  static void invoke(Fn &fn, int64_t task, int thread) {
+    if constexpr (std::is_invocable_v<Fn &, int64_t, int>)
+      fn(task, thread);
+    else
+      fn(task);
+  }
+
   // One thread's share of the range, on cache lines of its own.
   struct alignas(128) Share {
     std::atomic<int64_t> next{0};
@@ -91,7 +100,7 @@ class ThreadPool {
     alignas(128) std::atomic<int> sleepers{0};
     std::atomic<bool> caller_sleeps{false};
     void *context = nullptr;
-    void (*call)(void *, int64_t) = nullptr;
+    void (*call)(void *, int64_t, int) = nullptr;
     std::vector<Share> shares;
     std::vector<std::thread> threads;
     std::mutex mutex;
@@ -142,7 +151,7 @@ class ThreadPool {
           if (share.next.load(std::memory_order_relaxed) >= share.end) break;
           const int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
           if (task >= share.end) break;
-          call(context, task);
+          call(context, task, self);
         }
       }
     }

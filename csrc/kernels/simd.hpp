@@ -12,6 +12,16 @@
 #define XC_X86 0
 #endif
 
+// The functions between XC_TARGET_BEGIN(features), with features as in "avx2,fma", and XC_TARGET_END may use these features.
+#define XC_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define XC_TARGET_BEGIN(features) XC_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define XC_TARGET_END XC_PRAGMA(clang attribute pop)
+#else
+#define XC_TARGET_BEGIN(features) XC_PRAGMA(GCC push_options) XC_PRAGMA(GCC target(features))
+#define XC_TARGET_END XC_PRAGMA(GCC pop_options)
+#endif
+
 #define XC_INLINE inline __attribute__((always_inline))
 #define XC_RESTRICT __restrict__
 

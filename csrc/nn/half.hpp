@@ -15,23 +15,13 @@ namespace baseline {
 
 #if XC_X86
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+XC_TARGET_BEGIN(XC_AVX2)
 namespace avx2 {
 #include "nn/half_body.hpp"
 }  // namespace avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
-#endif
+XC_TARGET_END
+
+XC_TARGET_BEGIN(XC_AVX512)
 namespace avx512 {
 #include "nn/half_body.hpp"
 
@@ -63,11 +53,7 @@ inline constexpr Kernels tiles_bf16 = half_kernels<TileUnit<AmxTiles>, UnitRound
 inline constexpr Kernels tiles_bf16x3 = half_kernels<TileUnit<AmxTiles>, UnitRounding, 2>("amx", false);
 #endif
 }  // namespace avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+XC_TARGET_END
 
 #endif  // XC_X86
 

@@ -12,6 +12,7 @@
 // Every element of c is a chain of sums over the steps, in order. The order within a step is the unit's.
 
 constexpr int64_t kStep = 32, kPairs = 16, kBlockRows = 32;
+static_assert(kStep == kStagedRows && kBlockRows == kOutBlock);
 constexpr int64_t kPart = kBlockRows * kPairs;  // from one part of a to the next
 
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
@@ -64,34 +65,15 @@ XC_INLINE void convert_rows(const float *panels, int64_t stride, int64_t depth, 
 
 // to = from^T, both 16 rows of 16 pairs with so many pairs from row to row.
 XC_INLINE void transpose_pairs(const uint32_t *from, int64_t from_stride, uint32_t *to, int64_t to_stride) {
-  for (int64_t i = 0; i < 16; i += 4)
-    for (int64_t j = 0; j < 16; j += 4) {
-      Quad q[4];
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) q[r] = *reinterpret_cast<const LooseQuad *>(from + (i + r) * from_stride + j);
-      const Quad a = shuffle<0, 4, 1, 5>(q[0], q[1]), b = shuffle<2, 6, 3, 7>(q[0], q[1]);
-      const Quad c = shuffle<0, 4, 1, 5>(q[2], q[3]), d = shuffle<2, 6, 3, 7>(q[2], q[3]);
-      uint32_t *at = to + j * to_stride + i;
-      *reinterpret_cast<LooseQuad *>(at) = shuffle<0, 1, 4, 5>(a, c);
-      *reinterpret_cast<LooseQuad *>(at + to_stride) = shuffle<2, 3, 6, 7>(a, c);
-      *reinterpret_cast<LooseQuad *>(at + 2 * to_stride) = shuffle<0, 1, 4, 5>(b, d);
-      *reinterpret_cast<LooseQuad *>(at + 3 * to_stride) = shuffle<2, 3, 6, 7>(b, d);
+  for (int64_t i = 0; i < kPairs; i += kLanes)
+    for (int64_t j = 0; j < kPairs; j += kLanes) {
+      Vec square[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) square[r] = Vec(load_bits(from + (i + r) * from_stride + j));
+      transpose(square);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) store_bits(to + (j + r) * to_stride + i, Bits(square[r]));
     }
-}
-
-// a of `steps` steps: the transpose of a panel of the gradient, of which `samples` rows are left.
-template <class Rounding, int kParts>
-XC_INLINE void transpose_samples(const float *dz, int64_t samples, int64_t steps, uint32_t *a) {
-  for (int64_t step = 0; step < steps; ++step, dz += kStep * kPanel, samples -= kStep, a += kParts * kPart) {
-    alignas(64) uint32_t pairs[kParts][kPairs * kPanel];
-    for (int64_t j = 0; j < kPairs; ++j)
-      for (int64_t i = 0; i < kPanel; i += kLanes) {
-        const float *x = dz + 2 * j * kPanel + i;
-        store_pairs<Rounding, kParts>(2 * j < samples ? load(x) : Vec{}, 2 * j + 1 < samples ? load(x + kPanel) : Vec{},
-                            pairs[0] + j * kPanel + i, kPairs * kPanel);
-      }
-    for (int part = 0; part < kParts; ++part) transpose_pairs(pairs[part], kPanel, a + part * kPart, kPairs);
-  }
 }
 
 template <class Rounding, int kParts>
@@ -126,17 +108,30 @@ inline void half_pack(const Packing &p) {
   for (int64_t k = 0; k < p.n_in; k += kPanel, to += backward) convert(p.begin, k, kPairs, 0, to, kParts * kPanel, kPanel);
 }
 
+// Writes pairs of the samples of a panel, 16 rows of kPanel. Samples that are not there are zeros.
 template <class Rounding, int kParts>
-inline void half_stage(const Staging &s) {
-  const int64_t end = s.row + s.rows, padded = s.last ? (end + kStep - 1) / kStep * kStep : end;
+XC_INLINE void pair_samples(const float *from, int64_t rows, uint32_t *to, int64_t row_stride, int64_t part_stride) {
+  for (int64_t j = 0; j < kPairs; ++j, from += 2 * kPanel)
+    for (int64_t i = 0; i < kPanel; i += kLanes)
+      store_pairs<Rounding, kParts>(2 * j < rows ? load(from + i) : Vec{}, 2 * j + 1 < rows ? load(from + kPanel + i) : Vec{},
+                                    to + j * row_stride + i, part_stride);
+}
+
+template <class Rounding, int kParts>
+inline void stage_x(const Staging &s) {
+  for (int64_t panel = 0; panel < panels_of(s.columns); ++panel)
+    pair_samples<Rounding, kParts>(s.from + panel * s.from_stride, s.rows, reinterpret_cast<uint32_t *>(s.to + panel * s.to_stride),
+                                   kParts * kPanel, kPanel);
+}
+
+template <class Rounding, int kParts>
+inline void stage_dz(const Staging &s) {
+  constexpr int64_t kPanelsOfBlock = kOutBlock / kPanel;
   for (int64_t panel = 0; panel < panels_of(s.columns); ++panel) {
-    const float *x = s.x + panel * s.stride;
-    uint32_t *to = reinterpret_cast<uint32_t *>(s.to + panel * s.stride) + s.row / 2 * kParts * kPanel;
-    for (int64_t row = s.row; row < padded; row += 2, to += kParts * kPanel)
-      for (int64_t i = 0; i < kPanel; i += kLanes)
-        store_pairs<Rounding, kParts>(row < end ? load(x + row * kPanel + i) : Vec{},
-                                      row + 1 < end ? load(x + (row + 1) * kPanel + i) : Vec{},
-                            to + i, kPanel);
+    alignas(64) uint32_t pairs[kParts][kPairs * kPanel];
+    pair_samples<Rounding, kParts>(s.from + panel * s.from_stride, s.rows, pairs[0], kPanel, kPairs * kPanel);
+    uint32_t *to = reinterpret_cast<uint32_t *>(s.to + panel / kPanelsOfBlock * s.to_stride) + panel % kPanelsOfBlock * kPanel * kPairs;
+    for (int part = 0; part < kParts; ++part) transpose_pairs(pairs[part], kPanel, to + part * kPart, kPairs);
   }
 }
 
@@ -349,21 +344,25 @@ inline void half_row_product(const RowProduct &p) {
   Unit::end();
 }
 
-template <class Unit, class Rounding, int kParts>
+template <class Unit, int kParts>
 inline void half_weight_product(const WeightProduct &p) {
-  constexpr int64_t kSteps = 16 / kParts;
-  alignas(64) uint32_t a[kSteps * kParts * kPart * Unit::kWords];
+  constexpr int64_t kSteps = 16 / kParts;  // a of so many steps takes two thirds of the L1 cache
   alignas(64) float tile[2][kOutBlock * kPanel] = {};  // for panels that reach beyond the matrix
+  const int64_t all = (p.samples + kStep - 1) / kStep;
   Unit::begin(p.n_out);
-  for (int64_t s = 0; s < p.samples; s += kSteps * kStep) {
-    const int64_t left = (p.samples - s + kStep - 1) / kStep, steps = left < kSteps ? left : kSteps;
-    const bool accumulate = s > 0 || p.accumulate;
-    for (int64_t q = 0; q < panels_of(p.n_out); ++q)
-      transpose_samples<Rounding, kParts>(p.dz + q * p.dz_stride + s * kPanel, p.samples - s, steps, a + q * kPanel * kPairs);
-    Unit::prepare(a, steps * kParts * kPart);
+  for (int64_t step = 0; step < all; step += kSteps) {
+    const int64_t steps = all - step < kSteps ? all - step : kSteps;
+    const bool accumulate = step > 0 || p.accumulate;
+    const auto *a = reinterpret_cast<const uint32_t *>(p.dz) + step * kParts * kPart;
+    alignas(64) uint32_t prepared[Unit::kWords > 1 ? kSteps * kParts * kPart * Unit::kWords : 1];
+    if constexpr (Unit::kWords > 1) {
+      std::memcpy(prepared, a, size_t(steps * kParts * kPart) * 4);
+      Unit::prepare(prepared, steps * kParts * kPart);
+      a = prepared;
+    }
     for (int64_t c = 0; c < p.n_in; c += 2 * kPanel) {
       const int64_t width = p.n_in - c < 2 * kPanel ? p.n_in - c : 2 * kPanel, both = panels_of(width);
-      const auto *b = reinterpret_cast<const uint32_t *>(p.x + c / kPanel * p.x_stride) + s / 2 * kParts * kPanel;
+      const auto *b = reinterpret_cast<const uint32_t *>(p.x + c / kPanel * p.x_stride) + step * kParts * kPairs * kPanel;
       float *out = p.out + c;
       if (width % kPanel == 0) {
         Unit::template multiply<kParts>({a, b, p.x_stride, steps, out, p.n_in, kPanel, p.n_out, both, accumulate});
@@ -380,21 +379,21 @@ inline void half_weight_product(const WeightProduct &p) {
     }
   }
   Unit::end();
-  WeightProduct bias = p;  // its gradient is a sum in float32
-  bias.n_in = 0;
-  weight_product(bias);
 }
+
+template <class Rounding, int kParts>
+inline constexpr StagingKernels staging{stage_x<Rounding, kParts>, stage_dz<Rounding, kParts>, kParts * kPairs * kPanel, kParts * kPart};
 
 template <class Unit, class Rounding, int kParts>
 constexpr Kernels half_kernels(const char *name, bool emulated) {
   Kernels half = kernels;
   half.name = name;
   half.row_product = half_row_product<Unit, Rounding, kParts>;
-  half.weight_product = half_weight_product<Unit, Rounding, kParts>;
+  half.weight_product = half_weight_product<Unit, kParts>;
   half.pack = half_pack<Rounding, kParts>;
   half.depth_step = kStep;
   half.floats_per_depth = kParts * kPanel / 2;
-  half.stage = half_stage<Rounding, kParts>;
+  half.staging = &staging<Rounding, kParts>;
   half.emulated = emulated;
   return half;
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/simd.hpp"
@@ -50,12 +51,10 @@ XC_INLINE Vec sqrt(Vec x) { return Vec{std::sqrt(x[0]), std::sqrt(x[1]), std::sq
 
 #if XC_X86
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+#define XC_AVX2 "avx2,fma"
+#define XC_AVX512 "avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"
+
+XC_TARGET_BEGIN(XC_AVX2)
 namespace avx2 {
 constexpr const char *kName = "avx2";
 constexpr int kLanes = 8, kRows = 6, kPanels = 1;  // 12 sums, 2 vectors of b and 1 of a take 15 of 16 registers
@@ -66,14 +65,9 @@ XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec(_mm256_fmadd_ps(__m256(a), _
 XC_INLINE Vec sqrt(Vec x) { return Vec(_mm256_sqrt_ps(__m256(x))); }
 #include "nn/kernels_body.hpp"
 }  // namespace avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
-#endif
+XC_TARGET_END
+
+XC_TARGET_BEGIN(XC_AVX512)
 namespace avx512 {
 constexpr const char *kName = "avx512";
 // 24 sums, 2 vectors of b and 1 of a take 27 of 32 registers. A tile of one panel would read 13 vectors from memory for 12
@@ -86,11 +80,7 @@ XC_INLINE Vec fma(Vec a, Vec b, Vec c) { return Vec(_mm512_fmadd_ps(__m512(a), _
 XC_INLINE Vec sqrt(Vec x) { return Vec(_mm512_maskz_sqrt_ps(__mmask16(-1), __m512(x))); }
 #include "nn/kernels_body.hpp"
 }  // namespace avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+XC_TARGET_END
 
 #endif  // XC_X86
 

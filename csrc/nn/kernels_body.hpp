@@ -7,21 +7,35 @@ constexpr int kSums = kRows * kPanels * kVecs;  // the vectors that hold the sum
 
 typedef float LooseVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-typedef float Quad __attribute__((vector_size(16)));
-typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
-template <int A, int B, int C, int D>
-XC_INLINE Quad shuffle(Quad x, Quad y) {
-#if defined(__clang__)
-  return __builtin_shufflevector(x, y, A, B, C, D);
-#else
-  typedef int32_t QuadMask __attribute__((vector_size(16)));
-  return __builtin_shuffle(x, y, QuadMask{A, B, C, D});
-#endif
-}
-
 XC_INLINE Vec load(const float *p) { return *reinterpret_cast<const LooseVec *>(p); }
 XC_INLINE void store(float *p, Vec v) { *reinterpret_cast<LooseVec *>(p) = v; }
 XC_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
+
+// x0 y0 x1 y1 ... of the lower or the upper halves of x and y.
+template <bool kUpper, int... I>
+XC_INLINE Vec interleave(Vec x, Vec y, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, ((kUpper ? kLanes / 2 : 0) + I / 2 + I % 2 * kLanes)...);
+#else
+  return __builtin_shuffle(x, y, IntVec{((kUpper ? kLanes / 2 : 0) + I / 2 + I % 2 * kLanes)...});
+#endif
+}
+
+// Transposes a square. Each round moves the highest bit of an element's row to its column, and of its column to its row.
+XC_INLINE void transpose(Vec (&square)[kLanes]) {
+  constexpr std::make_integer_sequence<int, kLanes> lanes;
+#pragma GCC unroll 4
+  for (int bit = 1; bit < kLanes; bit *= 2) {
+    Vec next[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave<false>(square[i], square[i + kLanes / 2], lanes);
+      next[2 * i + 1] = interleave<true>(square[i], square[i + kLanes / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) square[i] = next[i];
+  }
+}
 
 // ---- Elementary functions. All use one core, expm1(x) = p 2^k + (2^k - 1). NaN stays NaN.
 // tests/learners/test_learner_native.py states their accuracy.
@@ -256,23 +270,23 @@ inline void weight_product(const WeightProduct &p) {
   int64_t c = 0;
   for (; c + (kPanels - 1) * kPanel < p.n_in; c += kPanels * kPanel) weight_columns<kPanels>(p, c);
   if (c < p.n_in) weight_columns<1>(p, c);
-  const int64_t out_panels = panels_of(p.n_out);
-  for (int64_t q = 0; q < out_panels; ++q) {
-    const int64_t outs = p.n_out - q * kPanel < kPanel ? p.n_out - q * kPanel : kPanel;
-    const float *dz = p.dz + q * p.dz_stride;
+}
+
+inline void column_sums(const Activations &a, float *out) {
+  for (int64_t q = 0; q < panels_of(a.columns); ++q) {
+    const float *x = a.data + q * a.stride;
     Vec acc[4][kVecs] = {};  // four chains hide the latency of the addition
-    int64_t s = 0;
-    for (; s + 4 <= p.samples; s += 4)
+    int64_t i = 0;
+    for (; i + 4 <= a.rows; i += 4)
 #pragma GCC unroll 4
       for (int chain = 0; chain < 4; ++chain)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) acc[chain][v] += load(dz + (s + chain) * kPanel + v * kLanes);
-    for (; s < p.samples; ++s)
-      for (int v = 0; v < kVecs; ++v) acc[0][v] += load(dz + s * kPanel + v * kLanes);
+        for (int v = 0; v < kVecs; ++v) acc[chain][v] += load(x + (i + chain) * kPanel + v * kLanes);
+    for (; i < a.rows; ++i)
+      for (int v = 0; v < kVecs; ++v) acc[0][v] += load(x + i * kPanel + v * kLanes);
     alignas(64) float sums[kPanel];
     for (int v = 0; v < kVecs; ++v) store(sums + v * kLanes, (acc[0][v] + acc[1][v]) + (acc[2][v] + acc[3][v]));
-    float *out = p.bias_out + q * kPanel;
-    for (int64_t i = 0; i < outs; ++i) out[i] = p.accumulate ? out[i] + sums[i] : sums[i];
+    copy_row(sums, a.columns - q * kPanel < kPanel ? a.columns - q * kPanel : kPanel, out + q * kPanel);
   }
 }
 
@@ -358,27 +372,21 @@ inline void activation_gradient(Activation activation, const Activations &y, flo
 
 // ---- Weights
 
-// to [k][kPanel] = w^T of the rows that are there, zeros for the others, in squares that fit the registers.
+// to [k][kPanel] = w^T of the rows that are there, zeros for the others.
 XC_INLINE void transpose_panel(const float *w, int64_t n_in, int64_t outs, float *to) {
-  for (int64_t i = 0; i < kPanel; i += 4) {
-    const float *row[4];
-    alignas(64) static const float zeros[4] = {};
-    for (int64_t r = 0; r < 4; ++r) row[r] = i + r < outs ? w + (i + r) * n_in : nullptr;
+  for (int64_t i = 0; i < kPanel; i += kLanes) {
+    const auto row = [&](int64_t r) { return i + r < outs ? w + (i + r) * n_in : nullptr; };
     int64_t k = 0;
-    for (; k + 4 <= n_in; k += 4) {
-      Quad q[4];
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) q[r] = *reinterpret_cast<const LooseQuad *>(row[r] ? row[r] + k : zeros);
-      const Quad a = shuffle<0, 4, 1, 5>(q[0], q[1]), b = shuffle<2, 6, 3, 7>(q[0], q[1]);
-      const Quad c = shuffle<0, 4, 1, 5>(q[2], q[3]), d = shuffle<2, 6, 3, 7>(q[2], q[3]);
-      float *at = to + k * kPanel + i;
-      *reinterpret_cast<LooseQuad *>(at) = shuffle<0, 1, 4, 5>(a, c);
-      *reinterpret_cast<LooseQuad *>(at + kPanel) = shuffle<2, 3, 6, 7>(a, c);
-      *reinterpret_cast<LooseQuad *>(at + 2 * kPanel) = shuffle<0, 1, 4, 5>(b, d);
-      *reinterpret_cast<LooseQuad *>(at + 3 * kPanel) = shuffle<2, 3, 6, 7>(b, d);
+    for (; k + kLanes <= n_in; k += kLanes) {
+      Vec square[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) square[r] = row(r) ? load(row(r) + k) : Vec{};
+      transpose(square);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) store(to + (k + r) * kPanel + i, square[r]);
     }
     for (; k < n_in; ++k)
-      for (int64_t r = 0; r < 4; ++r) to[k * kPanel + i + r] = row[r] ? row[r][k] : 0.0f;
+      for (int64_t r = 0; r < kLanes; ++r) to[k * kPanel + i + r] = row(r) ? row(r)[k] : 0.0f;
   }
 }
 
@@ -436,4 +444,4 @@ inline double sum_of_squares(const float *x, int64_t size) {
   return total;
 }
 
-inline constexpr Kernels kernels{kName, row_product, weight_product, activate, activation_gradient, pack, adam, sum_of_squares};
+inline constexpr Kernels kernels{kName, row_product, weight_product, column_sums, activate, activation_gradient, pack, adam, sum_of_squares};

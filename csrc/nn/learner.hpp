@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -83,7 +84,6 @@ class Learner {
         pool_(num_threads),
         weights_(network_, kernels, true),
         capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)),
-        work_(network_, capacity_, true, kernels.stage != nullptr),
         all_(network_.layers.size(), 1),
         value_path_(network_.path(network_.critic_head)),
         gradient_(network_.n_parameters) {
@@ -92,6 +92,16 @@ class Learner {
     parts_ = weights_.parts();
     const auto place = [](const PackedWeights::Part &part) { return std::make_pair(part.end - part.begin < kOutBlock, part.begin); };
     std::stable_sort(parts_.begin(), parts_.end(), [&](const auto &a, const auto &b) { return place(a) < place(b); });
+    if (kernels.staging) {
+      staged_.emplace(network_, kernels, capacity_);
+      for (int thread = 0; thread < pool_.num_threads(); ++thread) works_.emplace_back(network_, kStagedRows, true);
+    } else {
+      works_.emplace_back(network_, capacity_, true);
+    }
+    for (const Layer &layer : network_.layers) {
+      biases_.push_back(n_biases_);
+      n_biases_ += layer.n_out;
+    }
     last_reader_.assign(network_.layers.size(), -1);
     for (int l = int(network_.layers.size()) - 1; l >= 0; --l) {
       const int source = network_.layers[size_t(l)].source;
@@ -99,6 +109,7 @@ class Learner {
     }
     const size_t blocks = size_t(kChunk / kMinBlock + 1);
     block_sums_.resize(blocks);
+    block_bias_.resize(blocks * size_t(n_biases_));
     block_log_std_.resize(blocks * size_t(network_.log_std < 0 ? 0 : network_.action_size()));
     block_scratch_.resize(2 * blocks * size_t(network_.action_size()));
     squares_.resize(parts_.size());
@@ -123,16 +134,18 @@ class Learner {
       if (pause_) pause_();
       const int64_t size = std::min(capacity_, rows.size - start);
       const Gaussian gaussian = this->gaussian();
-      run_blocks(size, [&](int64_t block, int64_t row, int64_t count) {
-        to_panels(rows.obs + (start + row) * network_.n_obs, network_.n_obs, nullptr, count, work_.output(kObs, row), work_.stride());
-        forward_rows(network_, *kernels_, weights_, work_, log_probs ? all_ : value_path_, row, count);
-        for (int64_t i = row; i < row + count; ++i) {
-          values[start + i] = *work_.output(network_.critic_head, i);
-          if (log_probs) log_probs[start + i] = float(log_prob(gaussian, rows, start + i, i, block));
+      run_blocks(size, [&](const Block &block) {
+        const Workspace &work = *block.work;
+        const int64_t first = start + block.first;
+        to_panels(rows.obs + first * network_.n_obs, network_.n_obs, nullptr, block.rows, work.output(kObs, block.at), work.stride());
+        forward_rows(network_, *kernels_, weights_, work, log_probs ? all_ : value_path_, block.at, block.rows);
+        for (int64_t i = 0; i < block.rows; ++i) {
+          values[first + i] = *work.output(network_.critic_head, block.at + i);
+          if (log_probs) log_probs[first + i] = float(log_prob(gaussian, rows, first + i, block, i));
         }
         if (outputs)
-          from_panels(work_.output(network_.actor_head, row), work_.stride(), network_.action_size(), count,
-                      outputs + (start + row) * network_.action_size());
+          from_panels(work.output(network_.actor_head, block.at), work.stride(), network_.action_size(), block.rows,
+                      outputs + first * network_.action_size());
       });
     }
   }
@@ -147,12 +160,12 @@ class Learner {
     for (int64_t start = 0; start < batch.size; start += capacity_) {
       if (pause_) pause_();
       const int64_t size = std::min(capacity_, batch.size - start);
-      const int64_t blocks = run_blocks(size, [&](int64_t block, int64_t row, int64_t count) {
-        gather(batch, start + row, count, row);
-        forward_rows(network_, *kernels_, weights_, work_, all_, row, count);
-        loss_rows(gaussian, batch, moments, start, block, row, count);
-        backward_rows(row, count);
-        if (kernels_->stage) stage_rows(network_, *kernels_, work_, row, count, row + count == size);
+      const int64_t blocks = run_blocks(size, [&](const Block &block) {
+        gather(batch, start, block);
+        forward_rows(network_, *kernels_, weights_, *block.work, all_, block.at, block.rows);
+        loss_rows(gaussian, batch, moments, start, block);
+        backward_rows(block);
+        if (staged_) staged_->stage(*block.work, block.index, block.rows);
       });
       for (int64_t block = 0; block < blocks; ++block) {
         sums.add(block_sums_[size_t(block)]);
@@ -160,7 +173,7 @@ class Learner {
       }
       const bool last = start + size == batch.size;
       pool_.run(int64_t(parts_.size()), [&](int64_t task) {
-        weight_gradient(parts_[size_t(task)], size, start > 0);
+        weight_gradient(parts_[size_t(task)], size, blocks, start > 0);
         if (last) square(task);
       });
     }
@@ -243,72 +256,87 @@ class Learner {
     return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);
   }
 
-  // Splits rows into blocks and calls fn(block, first row, rows) for each. Returns the number of blocks. If there are many,
-  // it is a multiple of eight, which divides evenly among the usual numbers of threads. Blocks that are staged begin at even
-  // rows.
+  // Rows [first, first + rows) of a chunk, whose activations are in the rows of `work` from `at` on.
+  struct Block {
+    int64_t index, first, rows, at;
+    const Workspace *work;
+  };
+
+  // Splits the rows of a chunk into blocks and calls fn(block) for each. Returns the number of blocks. If activations are staged, a block is
+  // what is staged together, and each thread has memory for one. Otherwise there is memory for all rows, which
+  // the gradients of the weights read; if there are many blocks, their number is a multiple of eight, which divides evenly
+  // among the usual numbers of threads.
   template <class Fn>
   int64_t run_blocks(int64_t rows, Fn &&fn) {
+    if (staged_) {
+      const int64_t blocks = (rows + kStagedRows - 1) / kStagedRows;
+      pool_.run(blocks, [&](int64_t k, int thread) {
+        const int64_t first = k * kStagedRows;
+        fn(Block{k, first, std::min(kStagedRows, rows - first), 0, &works_[size_t(thread)]});
+      });
+      return blocks;
+    }
     int64_t blocks = (rows + kMinBlock - 1) / kMinBlock;
     if (blocks > 8) blocks = ((rows + kBlock - 1) / kBlock + 7) / 8 * 8;
-    pool_.run(blocks, [&](int64_t block) {
-      const auto cut = [&](int64_t k) { return k < blocks && kernels_->stage ? rows * k / blocks / 2 * 2 : rows * k / blocks; };
-      fn(block, cut(block), cut(block + 1) - cut(block));
+    pool_.run(blocks, [&](int64_t k) {
+      const int64_t first = rows * k / blocks;
+      fn(Block{k, first, rows * (k + 1) / blocks - first, first, &works_[0]});
     });
     return blocks;
   }
 
-  void gather(const Batch &batch, int64_t from, int64_t count, int64_t row) {
-    const int64_t *index = batch.index ? batch.index + from : nullptr;
+  // Copies the observations of a block; the chunk begins at row `start` of the batch.
+  void gather(const Batch &batch, int64_t start, const Block &block) {
+    const int64_t from = start + block.first, *index = batch.index ? batch.index + from : nullptr;
     const float *obs = index ? batch.obs : batch.obs + from * network_.n_obs;
-    to_panels(obs, network_.n_obs, index, count, work_.output(kObs, row), work_.stride());
+    to_panels(obs, network_.n_obs, index, block.rows, block.work->output(kObs, block.at), block.work->stride());
   }
 
-  PanelRow head(int layer, int64_t row) { return PanelRow(work_.output(layer, row), work_.stride()); }
-
-  // Returns the log-probability of the action in row `sample` of the batch, for the outputs in row `row` of the workspace. If
-  // the policy is Categorical, also writes the log-probabilities of all actions to the block's scratch memory.
-  double log_prob(const Gaussian &gaussian, const Rows &batch, int64_t sample, int64_t row, int64_t block, double *entropy = nullptr) {
-    const PanelRow output = head(network_.actor_head, row);
+  // Returns the log-probability of the action in row `sample` of the batch, for the outputs in row i of the block. If the policy
+  // is Categorical, also writes the log-probabilities of all actions to the block's scratch memory.
+  double log_prob(const Gaussian &gaussian, const Rows &batch, int64_t sample, const Block &block, int64_t i, double *entropy = nullptr) {
+    const PanelRow output(block.work->output(network_.actor_head, block.at + i), block.work->stride());
     if (!network_.categorical()) {
       if (entropy) *entropy = gaussian.entropy();
       return gaussian.log_prob(output, batch.actions + sample * network_.action_size());
     }
-    double *log_p = block_scratch_.data() + 2 * block * network_.action_size();
+    double *log_p = block_scratch_.data() + 2 * block.index * network_.action_size();
     const double h = log_softmax(output, network_.action_size(), batch.mask(sample, network_.action_size()), log_p);
     if (entropy) *entropy = h;
     return log_p[batch.discrete_actions[sample]];
   }
 
   // Computes the loss of a block of rows, and the gradients of the heads' outputs.
-  void loss_rows(const Gaussian &gaussian, const Batch &batch, const AdvantageMoments &moments, int64_t start, int64_t block, int64_t row,
-                 int64_t count) {
+  void loss_rows(const Gaussian &gaussian, const Batch &batch, const AdvantageMoments &moments, int64_t start, const Block &block) {
+    const Workspace &work = *block.work;
     const double scale = 1.0 / double(batch.total);
     const int64_t n_actions = network_.action_size();
     LossSums sums;
-    double *d_log_std = network_.log_std < 0 ? nullptr : block_log_std_.data() + block * n_actions;
+    double *d_log_std = network_.log_std < 0 ? nullptr : block_log_std_.data() + block.index * n_actions;
     if (d_log_std) std::fill(d_log_std, d_log_std + n_actions, 0.0);
-    for (int64_t i = row; i < row + count; ++i) {
-      const int64_t sample = batch.index ? batch.index[start + i] : start + i;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const int64_t at = block.at + i, place = start + block.first + i, sample = batch.index ? batch.index[place] : place;
       double entropy;
-      const float new_log_prob = float(log_prob(gaussian, batch, sample, i, block, &entropy));
+      const float new_log_prob = float(log_prob(gaussian, batch, sample, block, i, &entropy));
       const double advantage = (double(batch.advantages[sample]) - moments.mean) * moments.inverse_std;
       const Surrogate s = clipped_surrogate(new_log_prob, batch.log_probs[sample], advantage, loss_.clip_range);
-      const double error = double(*work_.output(network_.critic_head, i)) - double(batch.returns[sample]);
+      const double error = double(*work.output(network_.critic_head, at)) - double(batch.returns[sample]);
       sums.policy += s.loss;
       sums.value += error * error;
       sums.entropy += entropy;
       sums.approx_kl += s.approx_kl;
       sums.clipped += s.clipped;
-      *work_.gradient(network_.critic_head, i) = float(loss_.vf_coef * 2.0 * error * scale);
-      const PanelRow output = head(network_.actor_head, i), gradient(work_.gradient(network_.actor_head, i), work_.stride());
+      *work.gradient(network_.critic_head, at) = float(loss_.vf_coef * 2.0 * error * scale);
+      const PanelRow output(work.output(network_.actor_head, at), work.stride());
+      const PanelRow gradient(work.gradient(network_.actor_head, at), work.stride());
       const float *old = loss_.kl_penalty ? batch.old.outputs + sample * n_actions : nullptr;
       if (d_log_std) {
         gaussian.log_prob_gradient(output, batch.actions + sample * n_actions, s.d_log_prob * scale, gradient, d_log_std);
         if (old) sums.kl += gaussian.kl(output, old, loss_.kl_coef * scale, gradient, d_log_std);
         continue;
       }
-      const double *log_p = block_scratch_.data() + 2 * block * n_actions;
-      double *old_log_p = block_scratch_.data() + (2 * block + 1) * n_actions;
+      const double *log_p = block_scratch_.data() + 2 * block.index * n_actions;
+      double *old_log_p = block_scratch_.data() + (2 * block.index + 1) * n_actions;
       const uint8_t *mask = batch.mask(sample, n_actions);
       if (old) {
         log_softmax(old, n_actions, mask, old_log_p);
@@ -325,31 +353,36 @@ class Learner {
       }
     }
     if (d_log_std)  // the derivative of the entropy by each of them is 1
-      for (int64_t j = 0; j < n_actions; ++j) d_log_std[j] -= loss_.ent_coef * double(count) * scale;
-    block_sums_[size_t(block)] = sums;
+      for (int64_t j = 0; j < n_actions; ++j) d_log_std[j] -= loss_.ent_coef * double(block.rows) * scale;
+    block_sums_[size_t(block.index)] = sums;
   }
 
-  // Propagates the gradients of the heads' outputs back, to the gradients before the activation of every layer.
-  void backward_rows(int64_t row, int64_t count) {
+  // Propagates the gradients of the heads' outputs back, to the gradients before the activation of every layer, and sums them
+  // over the rows, for the biases.
+  void backward_rows(const Block &block) {
+    const Workspace &work = *block.work;
     for (int l = int(network_.layers.size()) - 1; l >= 0; --l) {
       const Layer &layer = network_.layers[size_t(l)];
-      float *gradient = work_.gradient(l, row);
+      float *gradient = work.gradient(l, block.at);
       const bool is_head = last_reader_[size_t(l)] < 0;
       if (is_head || !piecewise_linear(layer.activation))
-        kernels_->activation_gradient(layer.activation, {work_.output(l, row), work_.stride(), count, layer.n_out}, gradient);
+        kernels_->activation_gradient(layer.activation, {work.output(l, block.at), work.stride(), block.rows, layer.n_out},
+                                      gradient);
+      kernels_->column_sums({gradient, work.stride(), block.rows, layer.n_out},
+                            block_bias_.data() + block.index * n_biases_ + biases_[size_t(l)]);
       if (layer.source == kObs) continue;
       const Layer &source = network_.layers[size_t(layer.source)];
       RowProduct product{gradient,
-                         work_.stride(),
+                         work.stride(),
                          layer.n_out,
                          weights_.backward(size_t(l)),
-                         work_.gradient(layer.source, row),
-                         work_.stride(),
-                         count,
+                         work.gradient(layer.source, block.at),
+                         work.stride(),
+                         block.rows,
                          layer.n_in};
       product.accumulate = first_reader(layer.source) != l;
       if (last_reader_[size_t(layer.source)] == l && piecewise_linear(source.activation) && source.activation != Activation::none) {
-        product.gate = work_.output(layer.source, row);
+        product.gate = work.output(layer.source, block.at);
         product.slope = slope_of(source.activation);
       }
       kernels_->row_product(product);
@@ -364,11 +397,33 @@ class Learner {
     return reader;
   }
 
-  void weight_gradient(const PackedWeights::Part &part, int64_t rows, bool accumulate) {
+  void weight_gradient(const PackedWeights::Part &part, int64_t rows, int64_t blocks, bool accumulate) {
     const Layer &layer = network_.layers[size_t(part.layer)];
-    kernels_->weight_product({work_.gradient(part.layer, 0) + part.begin / kPanel * work_.stride(), work_.stride(), part.end - part.begin,
-                              work_.staged(layer.source), work_.stride(), layer.n_in, rows,
-                              gradient() + layer.weight + part.begin * layer.n_in, gradient() + layer.bias + part.begin, accumulate});
+    const int64_t n_out = part.end - part.begin;
+    WeightProduct product{};
+    if (staged_) {
+      product.dz = staged_->dz(part.layer) + part.begin / kOutBlock * staged_->dz_stride();
+      product.dz_stride = staged_->dz_stride();
+      product.x = staged_->x(layer.source);
+      product.x_stride = staged_->x_stride();
+    } else {
+      const Workspace &work = works_[0];
+      product.dz = work.gradient(part.layer, 0) + part.begin / kPanel * work.stride();
+      product.x = work.output(layer.source, 0);
+      product.dz_stride = product.x_stride = work.stride();
+    }
+    product.n_out = n_out;
+    product.n_in = layer.n_in;
+    product.samples = rows;
+    product.out = gradient() + layer.weight + part.begin * layer.n_in;
+    product.accumulate = accumulate;
+    kernels_->weight_product(product);
+    float *bias = gradient() + layer.bias + part.begin;
+    if (!accumulate) std::fill_n(bias, n_out, 0.0f);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const float *sums = block_bias_.data() + block * n_biases_ + biases_[size_t(part.layer)] + part.begin;
+      for (int64_t i = 0; i < n_out; ++i) bias[i] += sums[i];
+    }
   }
 
   // Computes the sum of squares of a part's gradient, weight and bias.
@@ -433,11 +488,15 @@ class Learner {
   ThreadPool pool_;
   PackedWeights weights_;
   int64_t capacity_;
-  Workspace work_;
+  std::optional<StagedRows> staged_;  // with kernels that stage
+  std::vector<Workspace> works_;      // see run_blocks
   std::vector<char> all_, value_path_;
   Buffer gradient_;
   std::vector<PackedWeights::Part> parts_;
   std::vector<int> last_reader_;  // for each layer, the reader of its output that the backward pass visits last; -1 for a head
+  std::vector<int64_t> biases_;   // where the sums of each layer begin in those of a block
+  int64_t n_biases_ = 0;
+  std::vector<float> block_bias_;  // [blocks, n_biases]
   std::vector<LossSums> block_sums_;
   std::vector<double> block_log_std_, block_scratch_, squares_;
   std::vector<float> last_values_, finals_, final_values_;

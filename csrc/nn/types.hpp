@@ -37,25 +37,25 @@ struct RowProduct {
   float slope = 1.0f;
 };
 
-// Rows [row, row + rows) of the x of a WeightProduct [*, columns], which `stage` of the kernels prepares in `to`. x and `to`
-// are the first rows of arrays with the same stride between panels; row is even. last: whether no row follows.
-struct Staging {
-  const float *x;
-  int64_t stride, columns, row, rows;
-  bool last;
-  float *to;
-};
-
-// out [n_out, n_in] (row-major) = dz^T x and bias_out [n_out] = sum of dz, over the samples in order, for the n_out <=
-// kOutBlock outputs of one task. accumulate: whether the sums continue the values in out and bias_out.
+// out [n_out, n_in] (row-major) = dz^T x, over the samples in order, for the n_out <= kOutBlock outputs of one task.
+// accumulate: whether the sums continue the values in out. dz and x are staged, if the kernels have StagingKernels.
 constexpr int64_t kOutBlock = 32;
 struct WeightProduct {
   const float *dz;
   int64_t dz_stride, n_out;
-  const float *x;  // as `stage` has prepared it, if the kernels have that function
+  const float *x;
   int64_t x_stride, n_in, samples;
-  float *out, *bias_out;
+  float *out;
   bool accumulate;
+};
+
+// At most kStagedRows samples of a matrix [*, columns] in panels, which become one step of an operand of a WeightProduct.
+constexpr int64_t kStagedRows = 32;
+struct Staging {
+  const float *from;
+  int64_t from_stride, columns, rows;
+  float *to;
+  int64_t to_stride;
 };
 
 // Activations [rows, columns] in panels.
@@ -87,11 +87,20 @@ struct AdamStep {
 //   bf16x3: x becomes hi(x) + lo(x), where lo(x) = hi(x - hi(x)); a product x y becomes hi hi + hi lo + lo hi.
 enum class Precision : int { fp32, bf16x3, bf16 };
 
+// Kernels whose weight product reads operands in another form than the activations: each block of kStagedRows samples is
+// staged while it is in the cache. A staged x has a panel for each kPanel columns, a staged dz one for each kOutBlock.
+struct StagingKernels {
+  void (*x)(const Staging &);
+  void (*dz)(const Staging &);
+  int64_t x_floats, dz_floats;  // of one panel for kStagedRows samples
+};
+
 // The functions of one instruction set and precision.
 struct Kernels {
   const char *name;
   void (*row_product)(const RowProduct &);
   void (*weight_product)(const WeightProduct &);
+  void (*column_sums)(const Activations &, float *out);  // out [columns]
   void (*activate)(Activation, const Activations &);
   void (*activation_gradient)(Activation, const Activations &y, float *dy);  // turns dy into the gradient of the input
   void (*pack)(const Packing &);
@@ -99,8 +108,8 @@ struct Kernels {
   double (*sum_of_squares)(const float *, int64_t size);
   // The depth of a panel of packed weights is padded to a multiple of depth_step.
   int64_t depth_step = 1, floats_per_depth = kPanel;
-  void (*stage)(const Staging &) = nullptr;  // null if weight_product reads the activations themselves
-  bool emulated = false;                     // whether other instructions imitate the unit that has this precision
+  const StagingKernels *staging = nullptr;  // null if weight_product reads the activations themselves
+  bool emulated = false;                    // whether other instructions imitate the unit that has this precision
 
   int64_t packed_panel(int64_t depth) const { return (depth + depth_step - 1) / depth_step * depth_step * floats_per_depth; }
 };

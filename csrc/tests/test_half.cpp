@@ -2,40 +2,19 @@
 // that are derived. Buffers have exactly the size that the code may touch. A seed as argument repeats a failing run.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
-#include <random>
 #include <utility>
 #include <vector>
 
+#include "check.hpp"
 #include "soft_tiles.hpp"
 
 namespace {
 
 using namespace xc::nn;
-using Rng = std::mt19937_64;
-
-int failures = 0;
-
-#define CHECK(condition)                                                  \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                         \
-    }                                                                     \
-  } while (0)
 
 const float kNaN = std::numeric_limits<float>::quiet_NaN();
 const Precision kPrecisions[] = {Precision::fp32, Precision::bf16x3, Precision::bf16};
-
-int64_t pick(Rng &rng, std::initializer_list<int64_t> choices) { return choices.begin()[rng() % choices.size()]; }
-
-std::vector<float> normal(Rng &rng, int64_t size, float scale = 1) {
-  std::normal_distribution<float> d(0, scale);
-  std::vector<float> x(static_cast<size_t>(size));
-  for (float &v : x) v = d(rng);
-  return x;
-}
 
 // A float32 matrix in panels of exactly the wanted rows. What lies beyond its columns is NaN.
 struct Panels {
@@ -131,8 +110,8 @@ void test_row_product(Rng &rng) {
   const float slope = piecewise ? 0.25f : 1.0f;
   const int64_t depth = backward ? n_out : n_in, columns = backward ? n_in : n_out;
   const Panels a(rng, rows, depth, random_scale(rng)), gate(rng, rows, columns, 1), start(rng, rows, columns, 1);
-  const auto weight = normal(rng, n_out * n_in);
-  auto bias = normal(rng, panels_of(columns) * kPanel);
+  const auto weight = normal<float>(rng, n_out * n_in);
+  auto bias = normal<float>(rng, panels_of(columns) * kPanel);
   for (Precision precision : kPrecisions)
     for (const Kernels *kernels : kernels_with_model(precision)) {
       std::vector<float> forward(size_t(panels_of(n_out) * kernels->packed_panel(n_in)));
@@ -161,34 +140,40 @@ void test_row_product(Rng &rng) {
     }
 }
 
-// out = dz^T x, of samples that are staged in blocks and multiplied in two parts.
+// out = dz^T x, of operands that are staged if the kernels do that, and the sums of the columns of dz.
 void test_weight_product(Rng &rng) {
   const int64_t samples = pick(rng, {1, 2, 7, 31, 32, 33, 64, 97, 300, 600}), n_in = pick(rng, {1, 3, 16, 17, 27, 32, 33, 48, 70});
   const int64_t n_out = pick(rng, {1, 2, 8, 15, 16, 17, 31, 32});
   const Panels dz(rng, samples, n_out, random_scale(rng)), x(rng, samples, n_in, 1);
   const bool accumulate = rng() % 2;
-  const auto start = normal(rng, n_out * n_in), bias_start = normal(rng, n_out);
+  const auto start = normal<float>(rng, n_out * n_in);
   for (Precision precision : kPrecisions)
     for (const Kernels *kernels : kernels_with_model(precision)) {
-      Panels staged((samples + 31) / 32 * 32, n_in);
-      Panels wide(staged.rows, n_in);  // x with the stride of what is staged
-      for (int64_t i = 0; i < samples; ++i)
-        for (int64_t j = 0; j < n_in; ++j) wide.at(i, j) = x.at(i, j);
-      for (int64_t row = 0; kernels->stage && row < samples;) {
-        const int64_t count = std::min(samples - row, pick(rng, {2, 8, 16, 62, 64}));
-        kernels->stage({wide.data.data(), wide.stride(), n_in, row, count, row + count == samples, staged.data.data()});
-        row += count;
+      auto out = start;
+      WeightProduct product{dz.data.data(), dz.stride(), n_out, x.data.data(), x.stride(), n_in, samples, out.data(), accumulate};
+      std::vector<float> staged_x, staged_dz;
+      if (const StagingKernels *staging = kernels->staging) {
+        const int64_t steps = (samples + kStagedRows - 1) / kStagedRows;
+        staged_x.resize(size_t(panels_of(n_in) * steps * staging->x_floats));
+        staged_dz.resize(size_t(steps * staging->dz_floats));
+        product.x_stride = steps * staging->x_floats;
+        product.dz_stride = steps * staging->dz_floats;
+        for (int64_t step = 0; step < steps; ++step) {
+          const int64_t row = step * kStagedRows, count = std::min(kStagedRows, samples - row);
+          staging->x({&x.data[size_t(row * kPanel)], x.stride(), n_in, count, &staged_x[size_t(step * staging->x_floats)], product.x_stride});
+          staging->dz({&dz.data[size_t(row * kPanel)], dz.stride(), n_out, count, &staged_dz[size_t(step * staging->dz_floats)], product.dz_stride});
+        }
+        product.x = staged_x.data();
+        product.dz = staged_dz.data();
       }
-      auto out = start, bias = bias_start;
-      const Panels &operand = kernels->stage ? staged : wide;
-      kernels->weight_product({dz.data.data(), dz.stride(), n_out, operand.data.data(), operand.stride(), n_in, samples, out.data(),
-                               bias.data(), accumulate});
+      kernels->weight_product(product);
       CHECK(!SoftTiles::configured());
+      std::vector<float> sums_of_dz(static_cast<size_t>(n_out));
+      kernels->column_sums({const_cast<float *>(dz.data.data()), dz.stride(), samples, n_out}, sums_of_dz.data());
       for (int64_t o = 0; o < n_out; ++o) {
         Sum sums;
         for (int64_t s = 0; s < samples; ++s) sums.add(Precision::fp32, dz.at(s, o), 1);
-        if (accumulate) sums.carry(bias_start[size_t(o)]);
-        check_element(Precision::fp32, sums, 1, bias[size_t(o)]);
+        check_element(Precision::fp32, sums, 1, sums_of_dz[size_t(o)]);
         for (int64_t j = 0; j < n_in; ++j) {
           Sum sum;
           for (int64_t s = 0; s < samples; ++s) sum.add(precision, dz.at(s, o), x.at(s, j));
@@ -203,7 +188,7 @@ void test_weight_product(Rng &rng) {
 void test_what_is_not_finite_stays_in_its_row(Rng &rng) {
   const int64_t rows = 40, n_in = pick(rng, {5, 33}), n_out = pick(rng, {3, 32}), bad = int64_t(rng() % rows);
   const uint32_t patterns[] = {0x7f800000, 0xff800000, 0x7fffffff, 0xffffffff, 0x7f800001, 0x7fc00000};
-  const auto weight = normal(rng, n_out * n_in);
+  const auto weight = normal<float>(rng, n_out * n_in);
   for (uint32_t pattern : patterns) {
     Panels a(rng, rows, n_in, 1);
     std::memcpy(&a.at(bad, int64_t(rng() % uint64_t(n_in))), &pattern, 4);
@@ -224,7 +209,7 @@ void test_what_is_not_finite_stays_in_its_row(Rng &rng) {
 }  // namespace
 
 int main(int argc, char **argv) {
-  const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device{}();
+  const uint64_t seed = seed_of(argc, argv);
   std::printf("test_half, seed %llu:", static_cast<unsigned long long>(seed));
   for (const Kernels *kernels : kernels_with_model(Precision::bf16)) std::printf(" %s", kernels->name);
   std::printf("\n");

@@ -3,42 +3,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <random>
 #include <vector>
 
+#include "check.hpp"
 #include "kernels/gae.hpp"
 #include "kernels/moments.hpp"
 #include "kernels/random.hpp"
 #include "kernels/rollout.hpp"
 
 namespace {
-
-int failures = 0;
-
-#define CHECK(condition)                                                      \
-  do {                                                                        \
-    if (!(condition)) {                                                       \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);     \
-      ++failures;                                                             \
-    }                                                                         \
-  } while (0)
-
-template <class T>
-bool same_bits(const std::vector<T> &a, const std::vector<T> &b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
-
-using Rng = std::mt19937_64;
-
-template <class T>
-std::vector<T> normal(Rng &rng, int64_t size) {
-  std::normal_distribution<double> d;
-  std::vector<T> x(static_cast<size_t>(size));
-  for (auto &v : x) v = T(d(rng));
-  return x;
-}
 
 std::vector<uint8_t> coins(Rng &rng, int64_t size, double p) {
   std::bernoulli_distribution d(p);
@@ -301,7 +276,7 @@ void test_rollout(Rng &rng) {
 }  // namespace
 
 int main(int argc, char **argv) {
-  const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device{}();
+  const uint64_t seed = seed_of(argc, argv);
   Rng rng(seed);
   for (int64_t num_steps : {1, 2, 17})
     for (int64_t num_envs : {1, 3, 8, 13, 64})

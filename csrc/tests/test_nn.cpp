@@ -2,44 +2,18 @@
 // and several numbers of threads. Buffers have exactly the size that the code may touch. A seed as argument repeats a failing run.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
-#include <random>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
+#include "check.hpp"
 #include "nn/learner.hpp"
 #include "soft_tiles.hpp"
 
 namespace {
 
 using namespace xc::nn;
-using Rng = std::mt19937_64;
-
-int failures = 0;
-
-#define CHECK(condition)                                                  \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                         \
-    }                                                                     \
-  } while (0)
-
-template <class T>
-bool same_bits(const std::vector<T> &a, const std::vector<T> &b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
-
-std::vector<float> normal(Rng &rng, int64_t size, float scale = 1) {
-  std::normal_distribution<float> d(0, scale);
-  std::vector<float> x(static_cast<size_t>(size));
-  for (float &v : x) v = d(rng);
-  return x;
-}
-
-int64_t pick(Rng &rng, std::initializer_list<int64_t> choices) { return choices.begin()[rng() % choices.size()]; }
 
 // All of float32, and one of each other precision.
 std::vector<const Kernels *> some_kernels(Rng &rng) {
@@ -82,17 +56,17 @@ struct Data {
 
   Data(Rng &rng, const Network &network) : num_steps(pick(rng, {1, 5, 32})), num_envs(pick(rng, {1, 3, 8})) {
     const int64_t samples = num_steps * num_envs;
-    obs = normal(rng, samples * network.n_obs);
-    last_obs = normal(rng, num_envs * network.n_obs);
-    rewards = normal(rng, samples);
-    if (!network.categorical()) actions = normal(rng, samples * network.action_size());
+    obs = normal<float>(rng, samples * network.n_obs);
+    last_obs = normal<float>(rng, num_envs * network.n_obs);
+    rewards = normal<float>(rng, samples);
+    if (!network.categorical()) actions = normal<float>(rng, samples * network.action_size());
     for (int64_t i = 0; i < samples; ++i) {
       if (network.categorical()) discrete.push_back(int64_t(rng() % uint64_t(network.action_size())));
       terminated.push_back(rng() % 10 == 0);
       truncated.push_back(rng() % 10 == 0);
       if (truncated.back() && !terminated.back()) final_index.push_back(i);
     }
-    final_obs = normal(rng, int64_t(final_index.size()) * network.n_obs);
+    final_obs = normal<float>(rng, int64_t(final_index.size()) * network.n_obs);
   }
 };
 
@@ -133,7 +107,7 @@ Result run_update(const Network &network, const std::vector<float> &start, const
 
 void test_update_is_the_same_on_any_number_of_threads(Rng &rng) {
   const Network network = random_network(rng);
-  const std::vector<float> start = normal(rng, network.n_parameters, 0.3f);
+  const std::vector<float> start = normal<float>(rng, network.n_parameters, 0.3f);
   const Data data(rng, network);
   const int64_t samples = data.num_steps * data.num_envs, n_minibatch = std::min(samples, pick(rng, {1, 2, 7}));
   const LossSettings loss = rng() % 2 ? LossSettings{0.2, 0.25, 0.01} : LossSettings{INFINITY, 0.25, 0.01, true, 2.0};
@@ -158,7 +132,7 @@ void test_update_is_the_same_on_any_number_of_threads(Rng &rng) {
 // The first of two epochs is the last where its mean approximate KL is above the limit, and only there.
 void test_epochs_stop_above_the_limit(Rng &rng) {
   const Network network = random_network(rng);
-  const std::vector<float> start = normal(rng, network.n_parameters, 0.3f);
+  const std::vector<float> start = normal<float>(rng, network.n_parameters, 0.3f);
   const Data data(rng, network);
   const int64_t samples = data.num_steps * data.num_envs, n_minibatch = std::min<int64_t>(samples / 2, 3);
   if (n_minibatch < 2) return;  // the only gradient step of an epoch sees no KL, nor does one sample have an advantage
@@ -241,7 +215,7 @@ double reference_loss(const Network &network, const std::vector<double> &paramet
 
 void test_a_pause_that_throws_ends_the_update(Rng &rng) {
   const Network network = random_network(rng);
-  const std::vector<float> start = normal(rng, network.n_parameters, 0.3f);
+  const std::vector<float> start = normal<float>(rng, network.n_parameters, 0.3f);
   const Data data(rng, network);
   const int64_t n_minibatch = std::min<int64_t>(data.num_steps * data.num_envs, 3);
   const auto update = [&](std::function<void()> pause) {
@@ -269,10 +243,10 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
   for (Layer &layer : network.layers)  // no kinks, so that differences are slopes
     if (layer.activation == Activation::relu || layer.activation == Activation::leaky_relu || layer.activation == Activation::elu)
       layer.activation = Activation::tanh;
-  std::vector<float> start = normal(rng, network.n_parameters, 0.2f);
+  std::vector<float> start = normal<float>(rng, network.n_parameters, 0.2f);
   const int64_t rows = pick(rng, {1, 3, 16, 50});
-  const auto obs = normal(rng, rows * network.n_obs), actions = normal(rng, rows * network.action_size(), 0.5f);
-  const auto advantages = normal(rng, rows), returns = normal(rng, rows);
+  const auto obs = normal<float>(rng, rows * network.n_obs), actions = normal<float>(rng, rows * network.action_size(), 0.5f);
+  const auto advantages = normal<float>(rng, rows), returns = normal<float>(rng, rows);
   std::vector<int64_t> discrete;
   for (int64_t i = 0; i < rows; ++i) discrete.push_back(int64_t(rng() % uint64_t(network.action_size())));
   const bool categorical = network.categorical();
@@ -283,7 +257,7 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
   const Rows inputs{obs.data(), categorical ? nullptr : actions.data(), categorical ? discrete.data() : nullptr, rows, mask};
   LossSettings loss{1e3, 0.5, 0.05};  // never clipped: no edges either
   if (rng() % 2) loss = {INFINITY, 0.5, 0.05, true, 0.7};
-  const auto old_outputs = normal(rng, rows * network.action_size()), old_log_std = normal(rng, network.action_size(), 0.3f);
+  const auto old_outputs = normal<float>(rng, rows * network.action_size()), old_log_std = normal<float>(rng, network.action_size(), 0.3f);
   for (const Kernels *kernels : available_kernels()) {
     std::vector<float> parameters = start, exp_avg(start.size()), exp_avg_sq(start.size());
     std::vector<float> values(static_cast<size_t>(rows)), log_probs(static_cast<size_t>(rows));
@@ -310,9 +284,9 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
 
 void test_forward_pass_of_any_number_of_rows(Rng &rng) {
   const Network network = random_network(rng);
-  const auto parameters = normal(rng, network.n_parameters, 0.3f);
+  const auto parameters = normal<float>(rng, network.n_parameters, 0.3f);
   const int64_t rows = 1 + int64_t(rng() % 70), head_size = network.action_size();
-  const auto obs = normal(rng, rows * network.n_obs);
+  const auto obs = normal<float>(rng, rows * network.n_obs);
   for (const Kernels *kernels : some_kernels(rng)) {
     PackedWeights weights(network, *kernels, false);
     weights.pack(parameters.data());
@@ -331,7 +305,7 @@ void test_forward_pass_of_any_number_of_rows(Rng &rng) {
 }  // namespace
 
 int main(int argc, char **argv) {
-  const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device{}();
+  const uint64_t seed = seed_of(argc, argv);
   std::printf("test_nn, seed %llu:", static_cast<unsigned long long>(seed));
   for (const Kernels *kernels : kernels_with_model(Precision::bf16)) std::printf(" %s", kernels->name);
   std::printf("\n");
