@@ -12,12 +12,12 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
-#include <optional>
 #include <utility>
 #include <vector>
 
 #include "kernels/gae.hpp"
 #include "kernels/random.hpp"
+#include "nn/chunk.hpp"
 #include "nn/loss.hpp"
 #include "nn/network.hpp"
 #include "pool.hpp"
@@ -71,7 +71,7 @@ struct UpdateSums {
 
 class Learner {
  public:
-  // pause: a function that the calling thread calls after at most kChunk rows each. If it throws, the call of the learner
+  // pause: a function that the calling thread calls after at most Chunk::kMost rows each. If it throws, the call of the learner
   // ends; an update then leaves the weights as the gradient steps so far have made them.
   Learner(const Network &network, const Parameters &parameters, const LossSettings &loss, const AdamSettings &adam,
           int64_t max_minibatch, int num_threads, const Kernels &kernels = best_kernels(), std::function<void()> pause = nullptr)
@@ -83,7 +83,7 @@ class Learner {
         pause_(std::move(pause)),
         pool_(num_threads),
         weights_(network_, kernels, true),
-        capacity_(std::min(std::max(max_minibatch, kMinChunk), kChunk)),
+        chunk_(network_, kernels, max_minibatch, pool_.num_threads()),
         all_(network_.layers.size(), 1),
         value_path_(network_.path(network_.critic_head)),
         gradient_(network_.n_parameters) {
@@ -92,12 +92,6 @@ class Learner {
     parts_ = weights_.parts();
     const auto place = [](const PackedWeights::Part &part) { return std::make_pair(part.end - part.begin < kOutBlock, part.begin); };
     std::stable_sort(parts_.begin(), parts_.end(), [&](const auto &a, const auto &b) { return place(a) < place(b); });
-    if (kernels.staging) {
-      staged_.emplace(network_, kernels, capacity_);
-      for (int thread = 0; thread < pool_.num_threads(); ++thread) works_.emplace_back(network_, kStagedRows, true);
-    } else {
-      works_.emplace_back(network_, capacity_, true);
-    }
     for (const Layer &layer : network_.layers) {
       biases_.push_back(n_biases_);
       n_biases_ += layer.n_out;
@@ -107,7 +101,7 @@ class Learner {
       const int source = network_.layers[size_t(l)].source;
       if (source != kObs) last_reader_[size_t(source)] = l;  // the backward pass runs from the last layer to the first
     }
-    const size_t blocks = size_t(kChunk / kMinBlock + 1);
+    const size_t blocks = size_t(Chunk::max_blocks());
     block_sums_.resize(blocks);
     block_bias_.resize(blocks * size_t(n_biases_));
     block_log_std_.resize(blocks * size_t(network_.log_std < 0 ? 0 : network_.action_size()));
@@ -130,11 +124,11 @@ class Learner {
   // Computes the values of `rows`. Also computes the log-probabilities of the actions if `log_probs` is not null, and the
   // outputs of the actor's head [*, action_size] if `outputs` is not null.
   void evaluate(const Rows &rows, float *values, float *log_probs, float *outputs = nullptr) {
-    for (int64_t start = 0; start < rows.size; start += capacity_) {
+    for (int64_t start = 0; start < rows.size; start += chunk_.capacity()) {
       if (pause_) pause_();
-      const int64_t size = std::min(capacity_, rows.size - start);
+      const int64_t size = std::min(chunk_.capacity(), rows.size - start);
       const Gaussian gaussian = this->gaussian();
-      run_blocks(size, [&](const Block &block) {
+      chunk_.run(pool_, size, [&](const Block &block) {
         const Workspace &work = *block.work;
         const int64_t first = start + block.first;
         to_panels(rows.obs + first * network_.n_obs, network_.n_obs, nullptr, block.rows, work.output(kObs, block.at), work.stride());
@@ -157,15 +151,15 @@ class Learner {
     std::vector<double> d_log_std(size_t(log_stds), 0.0);
     LossSums sums;
     if (batch.size == 0) std::fill(gradient(), gradient() + network_.n_parameters, 0.0f);
-    for (int64_t start = 0; start < batch.size; start += capacity_) {
+    for (int64_t start = 0; start < batch.size; start += chunk_.capacity()) {
       if (pause_) pause_();
-      const int64_t size = std::min(capacity_, batch.size - start);
-      const int64_t blocks = run_blocks(size, [&](const Block &block) {
+      const int64_t size = std::min(chunk_.capacity(), batch.size - start);
+      const int64_t blocks = chunk_.run(pool_, size, [&](const Block &block) {
         gather(batch, start, block);
         forward_rows(network_, *kernels_, weights_, *block.work, all_, block.at, block.rows);
         loss_rows(gaussian, batch, moments, start, block);
         backward_rows(block);
-        if (staged_) staged_->stage(*block.work, block.index, block.rows);
+        chunk_.keep(block);
       });
       for (int64_t block = 0; block < blocks; ++block) {
         sums.add(block_sums_[size_t(block)]);
@@ -245,44 +239,9 @@ class Learner {
   }
 
  private:
-  static constexpr int64_t kChunk = 1024;      // the largest number of rows whose activations are held at once
-  static constexpr int64_t kMinChunk = 256;    // the smallest such number, for small minibatches
-  static constexpr int64_t kBlock = 32;        // about as many rows as a task has if there are many: few enough that no thread
-                                               // waits long for the last task of another
-  static constexpr int64_t kMinBlock = 16;     // as many as it has if there are few
-
   Gaussian gaussian(const float *old_log_std = nullptr) const {
     if (network_.categorical()) return Gaussian(nullptr, 0);
     return Gaussian(parameters_.values + network_.log_std, network_.action_size(), old_log_std);
-  }
-
-  // Rows [first, first + rows) of a chunk, whose activations are in the rows of `work` from `at` on.
-  struct Block {
-    int64_t index, first, rows, at;
-    const Workspace *work;
-  };
-
-  // Splits the rows of a chunk into blocks and calls fn(block) for each. Returns the number of blocks. If activations are staged, a block is
-  // what is staged together, and each thread has memory for one. Otherwise there is memory for all rows, which
-  // the gradients of the weights read; if there are many blocks, their number is a multiple of eight, which divides evenly
-  // among the usual numbers of threads.
-  template <class Fn>
-  int64_t run_blocks(int64_t rows, Fn &&fn) {
-    if (staged_) {
-      const int64_t blocks = (rows + kStagedRows - 1) / kStagedRows;
-      pool_.run(blocks, [&](int64_t k, int thread) {
-        const int64_t first = k * kStagedRows;
-        fn(Block{k, first, std::min(kStagedRows, rows - first), 0, &works_[size_t(thread)]});
-      });
-      return blocks;
-    }
-    int64_t blocks = (rows + kMinBlock - 1) / kMinBlock;
-    if (blocks > 8) blocks = ((rows + kBlock - 1) / kBlock + 7) / 8 * 8;
-    pool_.run(blocks, [&](int64_t k) {
-      const int64_t first = rows * k / blocks;
-      fn(Block{k, first, rows * (k + 1) / blocks - first, first, &works_[0]});
-    });
-    return blocks;
   }
 
   // Copies the observations of a block; the chunk begins at row `start` of the batch.
@@ -400,18 +359,7 @@ class Learner {
   void weight_gradient(const PackedWeights::Part &part, int64_t rows, int64_t blocks, bool accumulate) {
     const Layer &layer = network_.layers[size_t(part.layer)];
     const int64_t n_out = part.end - part.begin;
-    WeightProduct product{};
-    if (staged_) {
-      product.dz = staged_->dz(part.layer) + part.begin / kOutBlock * staged_->dz_stride();
-      product.dz_stride = staged_->dz_stride();
-      product.x = staged_->x(layer.source);
-      product.x_stride = staged_->x_stride();
-    } else {
-      const Workspace &work = works_[0];
-      product.dz = work.gradient(part.layer, 0) + part.begin / kPanel * work.stride();
-      product.x = work.output(layer.source, 0);
-      product.dz_stride = product.x_stride = work.stride();
-    }
+    WeightProduct product = chunk_.operands(part.layer, part.begin, layer.source);
     product.n_out = n_out;
     product.n_in = layer.n_in;
     product.samples = rows;
@@ -487,9 +435,7 @@ class Learner {
   std::function<void()> pause_;
   ThreadPool pool_;
   PackedWeights weights_;
-  int64_t capacity_;
-  std::optional<StagedRows> staged_;  // with kernels that stage
-  std::vector<Workspace> works_;      // see run_blocks
+  Chunk chunk_;
   std::vector<char> all_, value_path_;
   Buffer gradient_;
   std::vector<PackedWeights::Part> parts_;

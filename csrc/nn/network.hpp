@@ -161,54 +161,6 @@ inline void forward_rows(const Network &network, const Kernels &kernels, const P
   }
 }
 
-// The staged operands of the weight products of up to `capacity` rows.
-class StagedRows {
- public:
-  StagedRows(const Network &network, const Kernels &kernels, int64_t capacity)
-      : network_(&network), staging_(kernels.staging), outputs_(network.layers.size() + 1, -1) {
-    // Some lines are left free between panels, which spreads them over the sets of the caches.
-    const int64_t steps = (capacity + kStagedRows - 1) / kStagedRows, gap = 24 * kPanel;
-    x_stride_ = steps * staging_->x_floats + gap;
-    dz_stride_ = steps * staging_->dz_floats + gap;
-    int64_t size = 0;
-    for (const Layer &layer : network.layers) {
-      int64_t &output = outputs_[size_t(layer.source + 1)];
-      if (output < 0) {
-        output = size;
-        size += panels_of(layer.n_in) * x_stride_;
-      }
-      gradients_.push_back(size);
-      size += (layer.n_out + kOutBlock - 1) / kOutBlock * dz_stride_;
-    }
-    buffer_ = Buffer(size);
-  }
-
-  int64_t x_stride() const { return x_stride_; }
-  int64_t dz_stride() const { return dz_stride_; }
-  // The output of a source of layers, and a layer's gradient.
-  float *x(int source) const { return buffer_.data() + outputs_[size_t(source + 1)]; }
-  float *dz(int layer) const { return buffer_.data() + gradients_[size_t(layer)]; }
-
-  // Stages the first `rows` rows of the workspace, at most kStagedRows, as block `block` of so many rows.
-  void stage(const Workspace &work, int64_t block, int64_t rows) {
-    for (int source = kObs; source < int(network_->layers.size()); ++source) {
-      if (outputs_[size_t(source + 1)] < 0) continue;
-      const int64_t columns = source == kObs ? network_->n_obs : network_->layers[size_t(source)].n_out;
-      staging_->x({work.output(source, 0), work.stride(), columns, rows, x(source) + block * staging_->x_floats, x_stride_});
-    }
-    for (int layer = 0; layer < int(network_->layers.size()); ++layer)
-      staging_->dz({work.gradient(layer, 0), work.stride(), network_->layers[size_t(layer)].n_out, rows,
-                    dz(layer) + block * staging_->dz_floats, dz_stride_});
-  }
-
- private:
-  const Network *network_;
-  const StagingKernels *staging_;
-  std::vector<int64_t> outputs_, gradients_;  // where they begin; -1 for an output that no layer reads
-  int64_t x_stride_, dz_stride_;
-  Buffer buffer_;
-};
-
 // The forward pass by itself, for a caller with rows of its own. It computes only the layers that `head` needs. Each thread
 // needs an object of its own.
 class ForwardPass {
