@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from interleave import SMOKE
 from peers import ROOT, Runner
@@ -18,6 +17,7 @@ from test_collector import make
 from test_learner import THREADS, Update, floor
 from test_mujoco import physics_alone
 
+from xcfast import _core
 from xcfast.envs import available_cpus
 from xcfast.learners.native import NativeLearner
 from xcfast.policy import ActionMap
@@ -31,15 +31,15 @@ OURS: dict[str, tuple[tuple[str, ...], float | None]] = {
     WORKERS: (("vectorize=SubprocVecEnv", "native_envs=off", "learner_backend=torch"), 1.2),
     "xcfast MujocoVecEnv, torch learner": (("vectorize=MujocoVecEnv", "learner_backend=torch"), 1.7),
 }
+RIVALS = [("xuance", "SubprocVecEnv"), ("xuance", "DummyVecEnv"), ("stable-baselines3", "SubprocVecEnv")]
 GROUP = "end to end: PPO on Ant-v4, XuanCe's tutorial configuration"
 
 
 def test_tutorial_configuration(compare: Any, peer_interpreters: dict[str, str]) -> None:
-    rivals = [("xuance", "SubprocVecEnv"), ("xuance", "DummyVecEnv"), ("stable-baselines3", "SubprocVecEnv")]
     settings = json.dumps(yaml.safe_load(TUTORIAL.read_text()))
     with ExitStack() as stack:
         runners = {name: Runner(sys.executable, "ours.py", str(TUTORIAL), *keys) for name, (keys, _) in OURS.items()}
-        for name, vectorize in rivals:
+        for name, vectorize in RIVALS:
             if name in peer_interpreters:
                 runners[f"{name} {vectorize}"] = Runner(peer_interpreters[name], "ppo.py", name, vectorize, settings)
         for runner in runners.values():
@@ -73,10 +73,12 @@ def test_tutorial_configuration(compare: Any, peer_interpreters: dict[str, str])
             shape="16 envs, T=256",
             detail={name: details[name] for name in shown},
         )
-    compare.not_measured(GROUP, [" ".join(rival) for rival in rivals if rival[0] not in peer_interpreters])
+    compare.not_measured(GROUP, [" ".join(rival) for rival in RIVALS if rival[0] not in peer_interpreters])
 
 
-TARGETS = {"Ant-v4": 0.92, "HalfCheetah-v4": 0.88}
+# Shares of the machine's limit, by the precision of the update; the limit multiplies matrices in float32.
+TARGETS = {"Ant-v4": {"fp32": 0.92}, "HalfCheetah-v4": {"fp32": 0.88, "bf16x3": 1.25, "bf16": 1.7}}
+LIMIT = "physics + matrix products alone"
 
 
 @pytest.mark.parametrize("env_id", TARGETS)
@@ -86,31 +88,38 @@ def test_share_of_the_machine(compare: Any, peer_interpreters: dict[str, str], e
     if available_cpus() < THREADS:
         compare.not_measured(group, ["xcfast"], shape=shape, reason=f"needs {THREADS} CPUs")
         return
-    settings = {**yaml.safe_load(TUTORIAL.read_text()), "env_id": env_id}
+    targets = {precision: target for precision, target in TARGETS[env_id].items() if _core.nn_hardware(precision)}
     keys = ("vectorize=MujocoVecEnv", f"env_id={env_id}", f"num_threads={THREADS}")
-    rivals = [("xuance", "DummyVecEnv"), ("xuance", "SubprocVecEnv"), ("stable-baselines3", "SubprocVecEnv")]
-    limit = machine_limit(env_id)
+    ours = (sys.executable, "ours.py", str(TUTORIAL), *keys)
+    settings = json.dumps({**yaml.safe_load(TUTORIAL.read_text()), "env_id": env_id})
+    here = [rival for rival in RIVALS if rival[0] in peer_interpreters]
+    commands = {
+        **{f"xcfast, {precision}": (*ours, f"precision={precision}") for precision in targets},
+        **{" ".join(rival): (peer_interpreters[rival[0]], "ppo.py", *rival, settings) for rival in here},
+    }
+    rates = rates_in_turn(machine_limit(env_id), commands)
+    for precision, target in targets.items():
+        shown = (LIMIT, f"xcfast, {precision}", *(" ".join(rival) for rival in here if precision == "fp32"))
+        series = {name: rates[name] for name in shown}
+        compare.record(group, series, baseline=LIMIT, target=target, unit="steps/s", shape=shape)
+    without_unit = [f"xcfast, {precision}" for precision in TARGETS[env_id] if precision not in targets]
+    compare.not_measured(group, without_unit, shape=shape, reason="the CPU does not have the unit")
+    compare.not_measured(group, [" ".join(rival) for rival in RIVALS if rival not in here], shape=shape)
+
+
+def rates_in_turn(limit: Callable[[], float], commands: dict[str, tuple[str, ...]]) -> dict[str, list[float]]:
+    """Steps per second at the machine's limit, and of each trainer, taken in the same rounds."""
+    rates: dict[str, list[float]] = {name: [] for name in (LIMIT, *commands)}
     with ExitStack() as stack:
-        runners = {"xcfast": Runner(sys.executable, "ours.py", str(TUTORIAL), *keys)}
-        for name, vectorize in rivals:
-            if name in peer_interpreters:
-                arguments = ("ppo.py", name, vectorize, json.dumps(settings))
-                runners[f"{name} {vectorize}"] = Runner(peer_interpreters[name], *arguments)
-        for runner in runners.values():
-            stack.enter_context(runner)
+        runners = {name: stack.enter_context(Runner(*command)) for name, command in commands.items()}
         for runner in runners.values():
             runner.ask(rollouts=1)
-        rates: dict[str, list[float]] = {name: [] for name in ("physics + matrix products alone", *runners)}
         for _ in range(ROUNDS):
-            rates["physics + matrix products alone"].append(4096 / limit())
+            rates[LIMIT].append(4096 / limit())
             for name, runner in runners.items():
                 row = runner.ask(rollouts=ROLLOUTS)
                 rates[name].append(row["steps"] / row["seconds"])
-    baseline = "physics + matrix products alone"
-    compare.record(
-        group, rates, baseline=baseline, contender="xcfast", target=TARGETS[env_id], unit="steps/s", shape=shape
-    )
-    compare.not_measured(group, [" ".join(rival) for rival in rivals if rival[0] not in peer_interpreters], shape=shape)
+    return rates
 
 
 def machine_limit(env_id: str) -> Callable[[], float]:
@@ -127,7 +136,6 @@ def machine_limit(env_id: str) -> Callable[[], float]:
         return (time.perf_counter() - start) * 4096 / steps + products.function()
 
     physics()
-    torch.set_num_threads(1)
     return seconds
 
 

@@ -24,6 +24,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def host_store():
+    """Returns a store of this process, at which ranks meet as under torchrun.
+
+    A port that was only probed may be taken by then, and the ranks that wait there for rank 0 would not answer.
+    """
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
 ENDED = "the process ended"
 
 
@@ -31,18 +39,17 @@ class Pool:
     """Processes that run one job after another as ranks.
 
     ``pool(num_ranks, job, *args)`` returns what ``job(*args)`` returned on each rank: its exception if it raised one,
-    and ``ENDED`` where the process was killed. A process that ended is replaced before the next job.
+    and ``ENDED`` where the process was killed. A process that ended is replaced before the next job. Each job has a new
+    store, unless it is given one (``store=``).
     """
 
     def __init__(self, size):
         self._context = multiprocessing.get_context("spawn")
         self._ranks = [self._start() for _ in range(size)]
 
-    def __call__(self, num_ranks, job, *args, **kwargs):
+    def __call__(self, num_ranks, job, *args, store=None, **kwargs):
         self._ranks = [rank if rank[1].is_alive() else self._start() for rank in self._ranks]
-        # Ranks meet at a store of this process, as under torchrun. A port that was only probed may be taken by then,
-        # and the ranks that wait there for rank 0 would not answer.
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = store or host_store()
         ranks = self._ranks[:num_ranks]
         for rank, (pipe, _) in enumerate(ranks):
             pipe.send((rank, num_ranks, store.port, functools.partial(job, *args, **kwargs)))

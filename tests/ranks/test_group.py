@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import rank_pool
-from rank_pool import ENDED, good, with_ranks
+from rank_pool import ENDED, good, host_store, with_ranks
 
 from xcfast.learners.metrics import moments_of
 from xcfast.ranks.group import ALONE, Ranks, merged_moments
@@ -58,6 +58,15 @@ def test_collective_operations(pool):
         assert result["join_tensor"].tolist() == [0, 1, 2]
         assert result["object"] == "of 0" and result["any"] == (True, False)
         assert result["gather"] == ([{"rank": 0}, {"rank": 1}, {"rank": 2}] if rank == 0 else None)
+
+
+def test_processes_with_different_pasts_meet_at_one_store(pool):
+    """As when torchrun restarts a process that was killed, or starts one more."""
+    store = host_store()
+    assert pool(2, with_ranks, rank_pool.lose, 1, "killed", "sum_", store=store)[1] == ENDED
+    for num_ranks in (2, 3, 2):
+        results = good(pool(num_ranks, rank_pool.impatient, ["sum_"] * num_ranks, store=store))
+        assert [raised for raised, _ in results] == [None] * num_ranks
 
 
 # --- failures that all ranks learn of and survive

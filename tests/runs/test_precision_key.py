@@ -9,7 +9,7 @@ import torch
 from xcfast import RewardNormalizer, Rollout, _core, load_config
 from xcfast.envs import DummyVecEnv, make_env_fn
 from xcfast.errors import ConfigError
-from xcfast.learners.precision import EMULATE, resolve_precision, unit_of
+from xcfast.learners.precision import EMULATE, how_computed, resolve_precision
 from xcfast.output.checkpoint import FINAL_MODEL, load_checkpoint
 from xcfast.policy import build_policy
 from xcfast.runs.engines import make_learner
@@ -24,7 +24,7 @@ def resolved(precision, device):
 
 def test_auto_is_float32_until_curves_decide():
     assert [resolved("auto", device) for device in ("cpu", "cuda")] == ["fp32", "fp32"]
-    assert unit_of("fp32") is None
+    assert how_computed("fp32") is None
 
 
 def test_each_device_has_its_own():
@@ -35,17 +35,26 @@ def test_each_device_has_its_own():
         resolved("tf32", "cpu")
 
 
-@pytest.mark.parametrize("precision", REDUCED)
-def test_a_cpu_without_the_unit_is_one_sentence(monkeypatch, precision):
+@pytest.mark.parametrize(("precision", "units"), [("bf16x3", "AMX tiles"), ("bf16", "AMX tiles or AVX512_BF16")])
+def test_a_cpu_without_the_unit_is_one_sentence(monkeypatch, precision, units):
     monkeypatch.setattr(_core, "nn_hardware", lambda precision: None)
+    monkeypatch.setattr(_core, "nn_variants", lambda precision: ["baseline", "avx2"])
     monkeypatch.delenv(EMULATE, raising=False)
-    with pytest.raises(
-        ConfigError, match=r"does not have AMX tiles.*XCFAST_EMULATE_PRECISION=1.*fp32 or auto on this machine"
-    ):
+    reason = f"needs {units}, which this process cannot use; XCFAST_EMULATE_PRECISION=1 computes it in software, slowly"
+    with pytest.raises(ConfigError, match=f"precision: {reason}; .*fp32 or auto on this machine"):
         resolved(precision, "cpu")
     monkeypatch.setenv(EMULATE, "1")
     assert resolved(precision, "cpu") == precision
-    assert unit_of(precision) == _core.nn_variants(precision)[-1]
+    assert how_computed(precision) == "emulated with avx2"
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+def test_a_cpu_with_the_unit_uses_it_even_if_an_emulation_is_allowed(monkeypatch, precision):
+    monkeypatch.setattr(_core, "nn_hardware", lambda precision: "amx")
+    for allowed in ("0", "1"):
+        monkeypatch.setenv(EMULATE, allowed)
+        assert resolved(precision, "cpu") == precision
+        assert how_computed(precision) == "computed by amx"
 
 
 def test_other_learners_do_not_have_it(monkeypatch, small):
@@ -76,9 +85,8 @@ def test_a_run_keeps_its_precision(monkeypatch, small, capsys, precision):
     """It is in the start table, the run's files and the checkpoint, and a resumed run ends with the same bits."""
     monkeypatch.setenv(EMULATE, "1")
     summary = run(small(precision=precision, checkpoint_interval=256))
-    assert (
-        f"{precision} in the matrix products of the update, computed by {unit_of(precision)}" in capsys.readouterr().out
-    )
+    row = f"{precision} in the matrix products of the update, {how_computed(precision)}"
+    assert row in capsys.readouterr().out
     assert json.loads((Path(summary.log_dir) / "config.json").read_text())["precision"] == precision
     whole = load_checkpoint(Path(summary.model_dir) / FINAL_MODEL)
     assert whole["config"]["precision"] == precision

@@ -49,15 +49,10 @@ def reason_not_on_this_cpu(precision: str) -> str | None:
         from xcfast import _core
     except ImportError as error:
         return f"only compiled code has it, and the compiled core is missing ({error})"
-    if _core.nn_hardware(precision) is None and not emulates():
+    if _core.nn_hardware(precision) is None and os.environ.get(EMULATE) != "1":
         units = "AMX tiles or AVX512_BF16" if precision == "bf16" else "AMX tiles"
-        return f"this machine does not have {units}, or not for this process; {EMULATE}=1 computes it in software"
+        return f"needs {units}, which this process cannot use; {EMULATE}=1 computes it in software, slowly"
     return None
-
-
-def emulates() -> bool:
-    """Whether software may stand in for a unit that this CPU does not have."""
-    return os.environ.get(EMULATE) == "1"
 
 
 def unit_of(precision: str) -> str | None:
@@ -67,3 +62,13 @@ def unit_of(precision: str) -> str | None:
     from xcfast import _core
 
     return _core.nn_hardware(precision) or _core.nn_variants(precision)[-1]
+
+
+def how_computed(precision: str) -> str | None:
+    """Returns how this CPU computes with a precision, such as "computed by amx"; None for float32."""
+    unit = unit_of(precision)
+    if unit is None:
+        return None
+    from xcfast import _core
+
+    return f"emulated with {unit}" if _core.nn_hardware(precision) is None else f"computed by {unit}"

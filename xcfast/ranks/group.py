@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ TIMEOUT = timedelta(minutes=30)
 # for it. torch needs a limit nevertheless.
 PATIENCE = timedelta(days=7)
 _MEETING_TIMEOUT = timedelta(minutes=10)
+_POLL_SECONDS = 0.01  # between two looks at who has come
 _FAILURE_KEY = "failure"
 # A rank reports its failure in the store before it closes its connections. So the report is there when they break.
 _FAILURE_WAIT = timedelta(seconds=1)
@@ -50,9 +52,6 @@ class Ranks:
         local_world_size: The number of ranks on this node.
         sharing: The number of ranks that run on the same CPUs as this one, itself included.
     """
-
-    # The number of groups that this process has joined at each store: each group has a name of its own in the store.
-    _meetings: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
@@ -91,12 +90,10 @@ class Ranks:
         return ranks
 
     def _join(self, cuda: bool) -> None:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        name = f"xcfast{self._meetings[place]}"
-        self._meetings[place] += 1
+        self._cuda = cuda
         store = next(dist.rendezvous("env://", timeout=_MEETING_TIMEOUT))[0]  # torchrun hosts it, or else rank 0
-        self._store, self._cuda = dist.PrefixStore(name, store), cuda
         with self._reaching_others():
+            self._store = dist.PrefixStore(self._agreed_name(store), store)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 store=self._store,
@@ -109,6 +106,32 @@ class Ranks:
             places: list[Any] = [None] * self.world_size
             dist.all_gather_object(places, mine)
         self.sharing = places.count(mine)
+
+    def _agreed_name(self, store: dist.Store) -> str:
+        """Returns the name of this group's entries in the store. Rank 0 chooses it and tells the others.
+
+        The store may hold entries of earlier groups: a process may join several, and torchrun restarts processes at the
+        same store. A count of groups would not do, since the processes may have joined different numbers of them. So
+        each rank asks by a random ticket. The ticket that rank 0 finds may be that of a process that has ended, so rank
+        0 goes on answering until all ranks have confirmed the name.
+        """
+        if not self.is_main:
+            ticket = uuid4().hex
+            store.set(f"xcfast_ticket_{self.rank}", ticket)
+            name = store.get(ticket).decode()
+            store.set(f"{name}_{self.rank}", "")
+            return name
+        name, missing = uuid4().hex, set(range(1, self.world_size))
+        end = time.monotonic() + _MEETING_TIMEOUT.total_seconds()
+        while missing:
+            for rank in missing:
+                if store.check([f"xcfast_ticket_{rank}"]):
+                    store.set(store.get(f"xcfast_ticket_{rank}").decode(), name)
+            time.sleep(_POLL_SECONDS)
+            missing = {rank for rank in missing if not store.check([f"{name}_{rank}"])}
+            if missing and time.monotonic() > end:
+                raise RuntimeError(f"ranks {sorted(missing)} have not come within {_MEETING_TIMEOUT}")
+        return name
 
     @property
     def is_main(self) -> bool:

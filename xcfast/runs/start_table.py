@@ -9,7 +9,7 @@ import torch
 from xcfast.envs import NativeVecEnv, SubprocVecEnv
 from xcfast.envs.construct import configured_env_fn
 from xcfast.envs.make import native_kind
-from xcfast.learners.precision import resolve_precision, unit_of
+from xcfast.learners.precision import how_computed, resolve_precision
 from xcfast.output.console import table
 from xcfast.policy import ActionMap, ActorCritic, build_policy
 from xcfast.policy.build import resolve_policy
@@ -124,8 +124,8 @@ def _rows(
 
 
 def _precision(config: Config, device: torch.device) -> str:
-    unit = unit_of(config.precision) if device.type == "cpu" else None
-    return f"{config.precision} in the matrix products of the update" + (f", computed by {unit}" if unit else "")
+    how = how_computed(config.precision) if device.type == "cpu" else None
+    return f"{config.precision} in the matrix products of the update" + (f", {how}" if how else "")
 
 
 def _space(space: object) -> str:

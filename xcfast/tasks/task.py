@@ -1,6 +1,5 @@
 """MujocoTask and GymnasiumTask: what a user's task consists of."""
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from xcfast.errors import TaskError
+from xcfast.tasks.expressions import nearest
 from xcfast.tasks.records import memory_record
 
 COMPILED = ("before_step", "control", "step", "observe")
@@ -49,8 +49,7 @@ class _Task:
             default = inspect.getattr_static(kind, name, _NONE)
             if name.startswith("_") or default is _NONE or callable(default) or isinstance(default, property):
                 known = [one for one in dir(kind) if not one.startswith("_") and not callable(getattr(kind, one, None))]
-                nearest = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {nearest[0]}?" if nearest else f"; it has {', '.join(known)}"
+                hint = nearest(name, known) or f"; it has {', '.join(known)}"
                 raise TypeError(f"{kind.__name__} got an unexpected keyword argument {name!r}{hint}")
             setattr(self, name, value)
         if isinstance(self.terms, str) or not all(isinstance(name, str) for name in self.terms):
@@ -195,8 +194,7 @@ class MujocoTask(_Task):
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             looked = ", ".join(dict.fromkeys(map(str, places)))
-            similar = difflib.get_close_matches(path.name, [file.name for file in places[-1].parent.glob("*.xml")], n=1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
+            hint = nearest(path.name, [file.name for file in places[-1].parent.glob("*.xml")])
             raise TaskError(f"{type(self).__name__}: there is no model {name}; looked for {looked}{hint}")
         return str(found)
 
