@@ -28,10 +28,12 @@ namespace avx512 {
 #if XC_HALF_UNITS
 // A CPU that multiplies bfloat16 numbers also rounds to them, in one instruction, which counts denormals as zeros.
 struct UnitRounding {
-  XC_INLINE static Bits nearest(Vec x) {
-    __m256i half;
-    asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(x));
-    return Bits(_mm512_maskz_cvtepu16_epi32(__mmask16(-1), half)) << 16;
+  XC_INLINE static Bits pairs(Vec x, Vec y) {
+    const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3,
+                                            18, 2, 17, 1, 16, 0);
+    __m512i both;  // all of x, then all of y
+    asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(both) : "v"(x), "v"(y));
+    return Bits(_mm512_maskz_permutexvar_epi16(__mmask32(-1), places, both));
   }
 };
 

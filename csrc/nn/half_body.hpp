@@ -29,14 +29,21 @@ struct BitRounding {
     const Bits rounded = (Bits(x) + 0x7fff + ((Bits(x) >> 16) & 1)) & 0xffff0000;
     return Bits(select(x == x, Vec(rounded), set1(__builtin_nanf(""))));
   }
+  XC_INLINE static Bits pairs(Vec x, Vec y) { return nearest(x) >> 16 | nearest(y); }
 };
 
-// Writes pairs of the parts of x and y, the parts `stride` pairs apart.
+// The floats in the lower or the upper halves of pairs.
+template <bool kUpper>
+XC_INLINE Vec half(Bits pairs) {
+  return Vec(kUpper ? pairs & 0xffff0000 : pairs << 16);
+}
+
+// Writes pairs of the parts of x, in the lower halves, and y; the parts are `stride` pairs apart.
 template <class Rounding, int kParts>
 XC_INLINE void store_pairs(Vec x, Vec y, uint32_t *to, int64_t stride) {
-  const Bits x_hi = Rounding::nearest(x), y_hi = Rounding::nearest(y);
-  store_bits(to, x_hi >> 16 | y_hi);
-  if constexpr (kParts == 2) store_bits(to + stride, Rounding::nearest(x - Vec(x_hi)) >> 16 | Rounding::nearest(y - Vec(y_hi)));
+  const Bits hi = Rounding::pairs(x, y);
+  store_bits(to, hi);
+  if constexpr (kParts == 2) store_bits(to + stride, Rounding::pairs(x - half<false>(hi), y - half<true>(hi)));
 }
 
 // The vector at `lane` of a row of which only the first `width` numbers count, the others being zeros.
@@ -260,23 +267,19 @@ struct EmulatedDot {
   static constexpr int64_t kWords = 2;
   typedef float LooseFloat __attribute__((may_alias));
 
-  template <bool kUpper>
-  XC_INLINE static Bits half(Bits pairs) {
-    return kUpper ? pairs & 0xffff0000 : pairs << 16;
-  }
   static void prepare(uint32_t *a, int64_t pairs) {
     for (int64_t i = pairs - kPairs; i >= 0; i -= kPairs)  // in place: from the last on
       for (int64_t j = kPairs - kLanes; j >= 0; j -= kLanes) {
         const Bits both = load_bits(a + i + j);
-        store_bits(a + 2 * i + kPairs + j, half<true>(both));
-        store_bits(a + 2 * i + j, half<false>(both));
+        store_bits(a + 2 * i + kPairs + j, Bits(half<true>(both)));
+        store_bits(a + 2 * i + j, Bits(half<false>(both)));
       }
   }
   template <bool kUpper, int kParts, int R>
   XC_INLINE static void add_half(const LooseFloat *a, const uint32_t *b, Vec (&acc)[R][kVecs]) {
     Vec row[kParts][kVecs];
     for (int part = 0; part < kParts; ++part)
-      for (int v = 0; v < kVecs; ++v) row[part][v] = Vec(half<kUpper>(load_bits(b + part * kPanel + v * kLanes)));
+      for (int v = 0; v < kVecs; ++v) row[part][v] = half<kUpper>(load_bits(b + part * kPanel + v * kLanes));
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec hi = set1(a[r * kPairs * kWords]);
