@@ -61,7 +61,8 @@ class EnvLoop {
   }
 
   // Prepares steps [begin, end) of a rollout, which run() then makes.
-  void begin_collection(py::dict rollout, py::dict tracked, uint64_t seed, int64_t env_offset, py::array counters, int64_t begin, int64_t end) {
+  void begin_collection(py::dict rollout, py::dict tracked, uint64_t seed, int64_t env_offset, py::array counters,
+                        std::optional<py::array> ahead, int64_t begin, int64_t end) {
     const auto array = [&](const char *name) { return py::array(rollout[name]); };
     const envs::Engine &engine = bound_.engine();
     const int64_t n = engine.num_envs(), num_steps = py::len(rollout["rewards"]), cells = num_steps * n;
@@ -82,10 +83,12 @@ class EnvLoop {
     normalizer.counts = checked<int64_t>(own("counts"), "counts", n, true);
     normalizer.means = checked<double>(own("means"), "means", n * engine.obs_size(), true);
     normalizer.m2s = checked<double>(own("m2s"), "m2s", n * engine.obs_size(), true);
-    const collect::Noise noise{seed, env_offset, checked<int64_t>(counters, "counters", n, true)};
+    if (choice && ahead) throw std::invalid_argument("ahead must be None with a Categorical policy");
+    const float *drawn = ahead ? checked<float>(*ahead, "ahead", (end - begin) * n * engine.action_size()) : nullptr;
+    const collect::Noise noise{seed, env_offset, checked<int64_t>(counters, "counters", n, true), drawn};
     evaluation_.reset();
     collection_.reset();
-    call_memory_ = py::make_tuple(rollout, tracked, counters);
+    call_memory_ = py::make_tuple(rollout, tracked, counters, ahead);
     collection_ = std::make_unique<collect::Collection>(bound_.engine(), policy_, normalizer, rows, noise, begin, end,
                                                         bound_.pool().num_threads());
   }
@@ -177,7 +180,7 @@ void bind_collector(py::module_ &m) {
       .def("load", &EnvLoop::load, py::arg("parameters"), py::arg("deviation"), py::arg("epsilon"), py::arg("epsilon_outside"),
            "Sets the weights and the normalizer's settings for the following calls.")
       .def("begin_collection", &EnvLoop::begin_collection, py::kw_only(), py::arg("rollout"), py::arg("tracked"), py::arg("seed"), py::arg("env_offset"),
-           py::arg("counters"), py::arg("begin"), py::arg("end"), "Prepares steps [begin, end) of a rollout.")
+           py::arg("counters"), py::arg("ahead"), py::arg("begin"), py::arg("end"), "Prepares steps [begin, end) of a rollout.")
       .def("begin_evaluation", &EnvLoop::begin_evaluation, py::arg("quota"), "Prepares `quota` episodes in each env.")
       .def("run", &EnvLoop::run, py::arg("seconds"),
            "Works for about `seconds` on the prepared steps or episodes. Returns whether all of them are done; if not, "

@@ -277,6 +277,7 @@ class EnvLoop:
         seed: int,
         env_offset: int,
         counters: Any,
+        ahead: Any | None,
         begin: int,
         end: int,
     ) -> None: ...

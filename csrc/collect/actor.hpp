@@ -111,7 +111,8 @@ struct Policy {
 struct Noise {
   uint64_t seed;
   int64_t env_offset;
-  int64_t *counters;  // [N]
+  int64_t *counters;             // [N]
+  const float *ahead = nullptr;  // [steps, N, A], the noise of a collection's steps; null if each step draws its own
 };
 
 // The scratch memory of one thread.
@@ -125,10 +126,13 @@ struct Actor {
         probabilities(policy.categorical() ? size_t(policy.network.action_size()) : 0),
         action(policy.categorical() ? 1 : policy.deviation.size()) {}
 
-  // Draws the noise of the next step of envs [begin, begin + rows), and counts that step.
-  void draw(const Noise &noise, int64_t begin, int64_t rows) {
+  // Draws the noise of the next step of envs [begin, begin + rows), and counts that step. `place` is that of the first env's
+  // row in noise.ahead.
+  void draw(const Noise &noise, int64_t place, int64_t begin, int64_t rows) {
     int64_t *counters = noise.counters + begin;
-    if (uniform.empty())
+    if (noise.ahead)
+      std::copy_n(noise.ahead + place * int64_t(action.size()), rows * int64_t(action.size()), gaussian.data());
+    else if (uniform.empty())
       gaussian_noise_unchecked(noise.seed, noise.env_offset + begin, counters, rows, int64_t(action.size()), gaussian.data());
     else
       uniform_noise_unchecked(noise.seed, noise.env_offset + begin, counters, rows, uniform.data());

@@ -32,6 +32,7 @@ class Collection {
         normalizer_(normalizer),
         rollout_(rollout),
         noise_(noise),
+        begin_(begin),
         end_(end),
         schedule_(engine.num_envs(), Schedule::envs_per_block(engine.num_envs(), num_threads)),
         blocks_(size_t(schedule_.size()), Block{begin, {}, {}, {}}),
@@ -115,7 +116,7 @@ class Collection {
     float *obs = rollout_.obs + first * dim;
     normalizer_.track(engine_.obs(begin), begin, rows, dim, obs);
     actor.forward(policy_.weights, obs, rows, actor.outputs.data());
-    actor.draw(noise_, begin, rows);
+    actor.draw(noise_, first - begin_ * num_envs, begin, rows);
     for (int64_t row = 0; row < rows; ++row) {
       if (policy_.categorical())
         actor.sample(policy_, row, rollout_.choices + first + row);
@@ -154,7 +155,7 @@ class Collection {
   const Normalizer normalizer_;
   const RolloutRows rollout_;
   const Noise noise_;
-  const int64_t end_;
+  const int64_t begin_, end_;
   Schedule schedule_;
   std::vector<Block> blocks_;
   std::vector<char> waiting_;  // [N], whether the env waits for an initial state

@@ -49,6 +49,7 @@ OWN_KEYS = {
     "overlap": False,
     "num_ranks": 1,
     "early_stop_kl": False,
+    "noise_beta": 0.0,
 }
 
 
@@ -344,6 +345,9 @@ ERRORS = [
     ("target_kl: 0", 1, "target_kl", "0", "a number > 0", None),
     ("kl_coef: 2000", 1, "kl_coef", "2000", "a number from 0.001 to 1000", None),
     ("policy: Gaussian_AC\nuse_actions_mask: True", 2, "use_actions_mask", "True", "False", None),
+    ("policy: Categorical_AC\nnoise_beta: 0.5", 2, "noise_beta", "0.5", "0 with policy Categorical_AC", None),
+    ("noise_beta: 2.5", 1, "noise_beta", "2.5", "a number from 0 to 2", None),
+    ("noise_beta: -0.5", 1, "noise_beta", "-0.5", "a number from 0 to 2", None),
     ("num_ranks: 17", 1, "num_ranks", "17", "1 to parallels = 16", None),
     ("num_ranks: 0", 1, "num_ranks", "0", "an integer from 1 to", None),
     ("distributed_training: 2", 1, "distributed_training", "2", None, None),

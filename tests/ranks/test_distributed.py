@@ -128,6 +128,15 @@ def test_masks_on_two_ranks(pool, native, learner):
             np.testing.assert_allclose(weights, one["weights"][name], rtol=0, atol=bound)
 
 
+def test_colored_noise_on_any_number_of_ranks(pool, native):
+    config = native(noise_beta=0.5)
+    one = rank_pool.iterate(ALONE, config)["first"]["actions"]
+    assert (one != rank_pool.iterate(ALONE, native())["first"]["actions"]).all()
+    for world_size in (2, 4):
+        results = good(pool(world_size, with_ranks, rank_pool.iterate, config))
+        np.testing.assert_array_equal(np.concatenate([r["first"]["actions"] for r in results], axis=1), one)
+
+
 def test_no_two_envs_share_a_trajectory(pool, native):
     results = good(pool(4, with_ranks, rank_pool.iterate, native(parallels=8)))
     actions = np.concatenate([result["first"]["actions"] for result in results], axis=1)

@@ -167,16 +167,17 @@ def run_in_new_process(overrides, resume=None, stop_after=None, signal_name="SIG
 
 
 @pytest.mark.parametrize(
-    ("env_id", "vectorize", "signal_name"),
+    ("env_id", "vectorize", "signal_name", "noise_beta"),
     [
-        ("Ant-v4", "DummyVecEnv", "SIGINT"),
-        ("InvertedPendulum-v4", "SubprocVecEnv", "SIGTERM"),
-        ("InvertedPendulum-v4", "MujocoVecEnv", "SIGINT"),
+        ("Ant-v4", "DummyVecEnv", "SIGINT", 0.0),
+        ("InvertedPendulum-v4", "SubprocVecEnv", "SIGTERM", 0.0),
+        ("InvertedPendulum-v4", "MujocoVecEnv", "SIGINT", 0.0),
+        ("InvertedPendulum-v4", "MujocoVecEnv", "SIGTERM", 0.5),
     ],
 )
-def test_resumed_run_ends_bit_identical(small, env_id, vectorize, signal_name):
+def test_resumed_run_ends_bit_identical(small, env_id, vectorize, signal_name, noise_beta):
     """Stopped by a signal after 2 of 4 iterations, continued in a new process, compared with an uninterrupted run."""
-    config = small(env_id=env_id, vectorize=vectorize, num_workers=2)
+    config = small(env_id=env_id, vectorize=vectorize, num_workers=2, noise_beta=noise_beta)
     overrides = {**config.to_dict()}
     whole = run(config, quiet=True)
     stopped = run_in_new_process(overrides, stop_after=2, signal_name=signal_name)

@@ -100,6 +100,7 @@ class EnvLoop:
             seed=noise.seed % 2**64,
             env_offset=noise.env_offset,
             counters=noise.counters,
+            ahead=noise.ahead(num_steps),
             begin=rollout.step,
             end=rollout.step + num_steps,
         )
@@ -174,9 +175,10 @@ class NativeCollector:
         seed: The seed of the action noise.
         env_offset: The global index of the first environment.
         ranks: The ranks that collect together.
+        noise_beta: The exponent of the action noise's spectrum; see `ActionNoise`.
 
     Raises:
-        ValueError: Native code cannot be used, see `EnvLoop`.
+        ValueError: Native code cannot be used, see `EnvLoop`, or the policy is Categorical and `noise_beta` is not 0.
     """
 
     name = "native"
@@ -190,11 +192,12 @@ class NativeCollector:
         seed: int,
         env_offset: int = 0,
         ranks: Ranks = ALONE,
+        noise_beta: float = 0.0,
     ) -> None:
         assert isinstance(envs, NativeVecEnv)
         self.envs = envs
         self.policy = policy
-        self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset)
+        self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset, noise_beta)
         self._ranks = ranks
         self._normalizer = normalizer
         self._loop = EnvLoop(envs, policy, normalizer, action_map)

@@ -33,9 +33,11 @@ class TorchCollector:
         seed: The seed of the action noise.
         env_offset: The global index of the first environment.
         ranks: The ranks that collect together.
+        noise_beta: The exponent of the action noise's spectrum; see `ActionNoise`.
 
     Raises:
-        ValueError: The environments do not reset in the step that ends an episode.
+        ValueError: The environments do not reset in the step that ends an episode, or the policy is Categorical and
+            `noise_beta` is not 0.
     """
 
     name = "torch"
@@ -49,11 +51,12 @@ class TorchCollector:
         seed: int,
         env_offset: int = 0,
         ranks: Ranks = ALONE,
+        noise_beta: float = 0.0,
     ) -> None:
         check_autoreset(envs)
         self.envs = envs
         self.policy = policy
-        self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset)
+        self.noise = ActionNoise(policy, seed, envs.num_envs, env_offset, noise_beta)
         self._ranks = ranks
         self._normalizer = normalizer
         self._action_map = action_map
@@ -77,14 +80,14 @@ class TorchCollector:
         obs, normalizer, action_map = self._obs, self._normalizer, self._action_map
         first_env = self.noise.env_offset
         end = rollout.rewards.shape[0] if num_steps is None else rollout.step + num_steps
-        while rollout.step < end:
+        for noise in self.noise.steps(end - rollout.step):
             row = rollout.obs[rollout.step]
             normalizer.normalize_and_track(obs, out=row)
             masks = None
             if rollout.action_masks is not None:
                 masks = rollout.action_masks[rollout.step]
                 masks[:] = self.envs.action_masks
-            actions = self._sample(row, self.noise.next(), masks)
+            actions = self._sample(row, noise, masks)
             obs, rewards, terminated, truncated, infos = self.envs.step(action_map(actions))
             final_obs = None
             timed_out = truncated & ~terminated

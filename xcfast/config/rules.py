@@ -132,6 +132,9 @@ def _check_algorithm(config: Any) -> None:
     if config.agent == "PPO_KL" and config.early_stop_kl:
         problem = "PPO_KL adapts its penalty to target_kl, which it could not if epochs stopped there"
         raise _refusal(config, "early_stop_kl", problem, "False with agent PPO_KL")
+    if config.policy == "Categorical_AC" and config.noise_beta != 0:
+        problem = "only continuous actions have Gaussian noise"
+        raise _refusal(config, "noise_beta", problem, f"0 with policy {config.policy}")
 
 
 def _check_sizes(config: Any) -> None:

@@ -201,6 +201,9 @@ class Config:
     use_rewnorm: bool = key(True, "scale rewards by the running deviation of the discounted return")
     rewnorm_range: float = key(5.0, "scaled rewards are clipped to +- this", low=0, open_low=True, high=1e9)
     use_actions_mask: bool = key(False, "choose among the actions that the environment allows; needs discrete actions")
+    noise_beta: float = key(
+        0.0, "power spectrum 1/f^noise_beta of Gaussian_AC's action noise; 0: independent steps", low=0, high=2
+    )
     early_stop_kl: bool = key(
         False, "stop the passes over a batch after one whose mean approximate KL is above target_kl (agent PPO)"
     )

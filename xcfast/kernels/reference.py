@@ -214,6 +214,26 @@ def gaussian_noise(seed: int, env_offset: int, counters: Sequence[int], width: i
     return out
 
 
+def colored_noise(seed: int, beta: float, env: int, block: int, block_size: int, width: int) -> F64:
+    """Returns a block of noise with the spectrum 1 / f**beta, [block_size, width] (Timmer and Koenig 1995).
+
+    Dimension a has the numbers [a * block_size, (a + 1) * block_size) of the Gaussian noise at the block's number:
+    cosines from frequency 0 to the highest, then sines. Frequency 0 has the power of frequency 1.
+    """
+    highest = block_size // 2
+    white = gaussian_noise(seed, env, [block], width * block_size).reshape(width, block_size).astype(np.float64)
+    out = np.zeros((block_size, width))
+    total = 0.0
+    for k in range(highest + 1):
+        power, angle = max(k, 1) ** -beta, 2 * np.pi * (k * np.arange(block_size) % block_size) / block_size
+        wave = np.outer(np.cos(angle), white[:, k])
+        if 0 < k < highest:
+            wave = math.sqrt(2) * (wave - np.outer(np.sin(angle), white[:, highest + k]))
+        out += math.sqrt(power) * wave
+        total += power * (2 if 0 < k < highest else 1)
+    return np.asarray(out / math.sqrt(total))
+
+
 def uniform_noise(seed: int, env_offset: int, counters: Sequence[int]) -> F64:
     """Returns float64 [N] in (0, 1)."""
     key = stream_key(seed, DOMAIN_UNIFORM)

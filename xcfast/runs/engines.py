@@ -61,7 +61,8 @@ def make_collector(
         ConfigError: `collector_backend: native` or `inference_device: cuda` cannot be used.
     """
     reason_not = "it does not support action masks" if config.use_actions_mask else reason_not_native(envs, policy)
-    parts = (envs, policy, normalizer, action_map, config.seed, ranks.rows(config.parallels).start, ranks)
+    first_env = ranks.rows(config.parallels).start
+    parts = (envs, policy, normalizer, action_map, config.seed, first_env, ranks, config.noise_beta)
     if config.collector_backend == "torch":
         return _torch_collector(parts, config, device_policy, inference, "as configured")
     if reason_not is None:
@@ -73,7 +74,7 @@ def make_collector(
 
 
 def _torch_collector(
-    parts: tuple[VecEnv, ActorCritic, ObservationNormalizer, ActionMap, int, int, Ranks],
+    parts: tuple[VecEnv, ActorCritic, ObservationNormalizer, ActionMap, int, int, Ranks, float],
     config: Config,
     device_policy: ActorCritic | None,
     before: str | None,
