@@ -245,6 +245,7 @@ def reference_update(config, rollout, policy, iteration):
 
     parameters = list(policy.parameters())
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    beta1, beta2 = config.adam_beta1, config.adam_beta2
     update = iteration * config.n_epochs * config.n_minibatch
     for epoch in range(config.n_epochs):
         indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
@@ -265,9 +266,9 @@ def reference_update(config, rollout, policy, iteration):
             update += 1
             with torch.no_grad():
                 for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-                    m.mul_(0.9).add_(0.1 * scale * g)
-                    v.mul_(0.999).add_(0.001 * (scale * g) ** 2)
-                    p -= lr * (m / (1 - 0.9**update)) / (torch.sqrt(v / (1 - 0.999**update)) + 1e-5)
+                    m.mul_(beta1).add_((1 - beta1) * scale * g)
+                    v.mul_(beta2).add_((1 - beta2) * (scale * g) ** 2)
+                    p -= lr * (m / (1 - beta1**update)) / (torch.sqrt(v / (1 - beta2**update)) + 1e-5)
     return policy
 
 
@@ -286,6 +287,7 @@ def reference_update(config, rollout, policy, iteration):
         {"clip_range": 0.01},
         {"gamma": 0.8, "gae_lambda": 0.5},
         {"end_factor_lr_decay": 1.0},
+        {"adam_beta1": 0.99, "adam_beta2": 0.99},
         {"n_minibatch": 7},
         {"shared_representation": False, "activation": "tanh"},
     ],

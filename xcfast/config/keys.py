@@ -58,6 +58,7 @@ class Key:
         low: Smallest number allowed.
         high: Largest number allowed.
         open_low: Whether `low` itself is refused.
+        open_high: Whether `high` itself is refused.
         words: Description of the allowed values, if the type does not tell them.
         aliases: Old spelling of a value -> the value.
         refused: Value of other libraries that is refused by name -> the reason.
@@ -72,6 +73,7 @@ class Key:
     low: float | None = None
     high: float | None = None
     open_low: bool = False
+    open_high: bool = False
     words: str | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)

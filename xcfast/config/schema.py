@@ -181,6 +181,8 @@ class Config:
     end_factor_lr_decay: float = key(
         0.0, "the learning rate falls linearly to this fraction of itself; 1.0 keeps it", low=0, high=1
     )
+    adam_beta1: float = key(0.9, "decay rate of Adam's first moment", low=0, high=1, open_high=True)
+    adam_beta2: float = key(0.999, "decay rate of Adam's second moment", low=0, high=1, open_high=True)
     vf_coef: float = key(0.25, "weight of the value loss", low=0, high=1e4)
     ent_coef: float = key(0.0, "weight of the entropy bonus", low=0, high=1e4)
     clip_range: float = key(
