@@ -648,7 +648,7 @@ def cuda_learner(config):
     return CudaLearner(torchs.policy, config, rollout, torchs._reward_normalizer, torch.device("cpu")), rollout
 
 
-@pytest.mark.parametrize("keys", [{}, {"agent": "PPO_KL", "target_kl": 0.01}, {"use_linear_lr_decay": False}], ids=str)
+@pytest.mark.parametrize("keys", [{}, {"agent": "PPO_KL", "target_kl": 0.01}, {"lr_schedule": "kl"}], ids=str)
 @pytest.mark.parametrize(
     "build",
     [partial(new_learner, TorchLearner), partial(new_learner, NativeLearner), cuda_learner],

@@ -262,7 +262,9 @@ def reference_update(config, rollout, policy, iteration):
             gradients = torch.autograd.grad(loss - config.ent_coef * entropy.mean(), parameters)
             norm = torch.sqrt(sum((g**2).sum() for g in gradients))
             scale = min(1.0, config.grad_clip_norm / float(norm)) if config.use_grad_clip else 1.0
-            lr = config.learning_rate * (1 - (1 - config.end_factor_lr_decay) * update / config.num_updates)
+            lr = config.learning_rate
+            if config.lr_schedule == "linear":
+                lr *= 1 - (1 - config.end_factor_lr_decay) * update / config.num_updates
             update += 1
             with torch.no_grad():
                 for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
@@ -287,6 +289,8 @@ def reference_update(config, rollout, policy, iteration):
         {"clip_range": 0.01},
         {"gamma": 0.8, "gae_lambda": 0.5},
         {"end_factor_lr_decay": 1.0},
+        {"lr_schedule": "constant"},
+        {"lr_schedule": "kl", "desired_kl": 1e-9},
         {"adam_beta1": 0.99, "adam_beta2": 0.99},
         {"n_minibatch": 7},
         {"shared_representation": False, "activation": "tanh"},
@@ -309,4 +313,8 @@ def test_update_follows_the_rules(small, keys):
     # in the step, except where a gradient is itself of the size of rounding (eps 1e-5 bounds it there).
     assert float((after - wanted).norm() / (wanted - before).norm()) < 1e-3
     last = config.n_epochs * config.n_minibatch - 1
-    assert metrics["learning_rate"] == parts.learner.optimizer.param_groups[0]["lr"] == learning_rate(config, last)
+    rate = parts.learner.optimizer.param_groups[0]["lr"]
+    if config.lr_schedule == "kl":  # far above the KL that is desired: the next rate is smaller
+        assert (metrics["learning_rate"], rate) == (config.learning_rate, config.learning_rate / 1.5)
+    else:
+        assert metrics["learning_rate"] == rate == learning_rate(config, last)

@@ -35,7 +35,7 @@ INERT_KEYS = {
     "result_dir": "result files are written to the run folder under log_dir",
     "clip_type": "MindSpore only; grad_clip_norm always limits the global norm",
     "test_steps": "XuanCe never read it; test_episode sets the length of a test",
-    "use_linear_lr_decay": "XuanCe never acted on it; end_factor_lr_decay sets where the learning rate ends",
+    "use_linear_lr_decay": "XuanCe never acted on it; lr_schedule and end_factor_lr_decay decide the learning rate",
     "use_tensor_memory": "the engines decide where a rollout is stored",
     "rt_epoch": "--resume restores the position in the learning-rate schedule",
     **dict.fromkeys(
