@@ -36,7 +36,7 @@ def make_core(policy, config, variant=None, threads=1, rows=64, precision="fp32"
         exp_avg=moments[0],
         exp_avg_sq=moments[1],
         loss=(config.ratio_range, config.vf_coef, config.ent_coef),
-        adam=(0.9, 0.999, 1e-5),
+        adam=(config.adam_beta1, config.adam_beta2, 1e-5),
         max_minibatch=rows,
         num_threads=threads,
         kl_penalty=config.agent == "PPO_KL",

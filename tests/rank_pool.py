@@ -332,7 +332,7 @@ def whole_run(config, resume=None, stop_on=None, break_on=None, break_log=None, 
         setattr(RunLog, break_log or "iteration", method)
 
 
-def cuda_update(ranks, config):
+def cuda_update(ranks, config, iterations=1):
     """Returns what ``iterate`` returns with the learner for CUDA devices, which runs on the CPU as well."""
     from xcfast.learners.cuda import CudaLearner
     from xcfast.runs import components as module
@@ -344,7 +344,7 @@ def cuda_update(ranks, config):
         "on the CPU",
     )
     try:
-        return iterate(ranks, config)
+        return iterate(ranks, config, iterations)
     finally:
         module.make_learner = make_learner
 

@@ -44,6 +44,11 @@ OWN_KEYS = {
     "keep_checkpoints": 3,
     "log_std_init": -1.0,
     "end_factor_lr_decay": 0.0,
+    "lr_schedule": "linear",
+    "lr_decay_start": 0.75,
+    "desired_kl": 0.01,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
     "compile": "graph",
     "precision": "fp32",
     "overlap": False,
@@ -122,6 +127,35 @@ def test_keys_of_the_kl_divergence(tmp_path: Path, text: str, said: list[str]) -
     assert (config.agent, config.learner) == (("PPO_KL", "PPOKL_Learner") if penalty else ("PPO", "PPO_Learner"))
     assert load_config(overrides=config.to_dict()).notices == ()  # nobody asked for what another key makes meaningless
     assert load_config(overrides=config.to_dict()) == config
+
+
+CONSTANT, LATE, ADAPTIVE = ("lr_schedule: constant\n", "lr_schedule: late\n", "lr_schedule: kl\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("end_factor_lr_decay: 0.1", []),
+        ("end_factor_lr_decay: 1.0", []),
+        ("desired_kl: 0.02", ["desired_kl has no effect: lr_schedule is linear; kl reads it"]),
+        ("lr_decay_start: 0.5", ["lr_decay_start has no effect: lr_schedule is linear; late reads it"]),
+        (CONSTANT, []),
+        (CONSTANT + "end_factor_lr_decay: 0.0", ["end_factor_lr_decay has no effect: lr_schedule is constant; linear"]),
+        (LATE + "lr_decay_start: 0.5\nend_factor_lr_decay: 0.1", []),
+        (ADAPTIVE + "desired_kl: 0.02", []),
+        (
+            ADAPTIVE + "end_factor_lr_decay: 1.0",
+            ["end_factor_lr_decay has no effect: lr_schedule is kl; linear and la"],
+        ),
+    ],
+)
+def test_keys_of_the_learning_rate(tmp_path: Path, text: str, said: list[str]) -> None:
+    config = load_config(write(tmp_path, text))
+    assert len(config.notices) == len(said)
+    for notice, start in zip(config.notices, said, strict=True):
+        assert notice.startswith(start)
+    again = load_config(overrides=config.to_dict())
+    assert again == config and again.notices == ()
 
 
 @pytest.mark.parametrize(("name", "default"), OWN_KEYS.items())
@@ -299,6 +333,31 @@ ERRORS = [
     ("gamma: True", 1, "gamma", "True", "a number from 0 to 1", None),
     ("learning_rate: 0", 1, "learning_rate", "0", "a number > 0", None),
     ("learning_rate: .inf", 1, "learning_rate", "inf", "a number > 0", None),
+    ("lr_schedule: latte", 1, "lr_schedule", "latte", "linear, constant, late, kl", "late"),
+    ("lr_decay_start: 1", 1, "lr_decay_start", "1", "a number >= 0 and < 1", None),
+    ("desired_kl: 0", 1, "desired_kl", "0", "a number > 0", None),
+    (
+        CONSTANT + "end_factor_lr_decay: 0.3",
+        2,
+        "end_factor_lr_decay",
+        "0.3",
+        "0.0 or 1.0, or lr_schedule: linear",
+        None,
+    ),
+    (
+        ADAPTIVE + "end_factor_lr_decay: 0.3",
+        2,
+        "end_factor_lr_decay",
+        "0.3",
+        "0.0 or 1.0, or lr_schedule: linear",
+        None,
+    ),
+    (LATE + "end_factor_lr_decay: 1", 2, "end_factor_lr_decay", "1", "below 1, or lr_schedule: constant", None),
+    (KL + ADAPTIVE, 2, "lr_schedule", "kl", "linear, constant, late with agent PPO_KL", None),
+    ("n_epochs: 1\nn_minibatch: 1\n" + ADAPTIVE, 3, "lr_schedule", "kl", "linear, constant, late with one", None),
+    (ADAPTIVE + "learning_rate: 0.02", 2, "learning_rate", "0.02", "a number from 1e-06 to 0.01", None),
+    ("adam_beta1: 1", 1, "adam_beta1", "1", "a number >= 0 and < 1", None),
+    ("adam_beta2: -0.1", 1, "adam_beta2", "-0.1", "a number >= 0 and < 1", None),
     ("clip_range: -0.2", 1, "clip_range", "-0.2", "a number > 0", None),
     ("n_epochs: 0", 1, "n_epochs", "0", "an integer from 1 to", None),
     ("n_epochs: 1.5", 1, "n_epochs", "1.5", "an integer from 1 to", None),

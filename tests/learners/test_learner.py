@@ -103,6 +103,28 @@ def test_an_interrupted_update_leaves_no_trace(small, cls, monkeypatch):
     assert not np.array_equal(flat_weights(learner), before)
 
 
+@pytest.mark.parametrize("betas", [(0.99, 0.99), (0.5, 0.9), (0.0, 0.9)], ids=str)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_adam_has_the_betas_of_the_configuration(small, cls, betas):
+    """The reference is torch's own Adam, stepped as a script's optimizer."""
+    keys = {"compile": "off", "end_factor_lr_decay": 1.0}
+    config = small(adam_beta1=betas[0], adam_beta2=betas[1], **keys)
+
+    def of_a_script(policy):
+        return torch.optim.Adam(policy.parameters(), config.learning_rate, betas, eps=1e-5)
+
+    ends = []
+    for learner, rollout in (make(TorchLearner, config, of_a_script), make(cls, config), make(cls, small(**keys))):
+        start = flat_weights(learner)
+        for iteration in range(2):
+            learner.update(rollout, iteration)
+        ends.append(flat_weights(learner))
+    wanted, found, of_the_default = ends
+    way = np.linalg.norm(wanted - start)
+    assert np.linalg.norm(found - wanted) <= 1e-4 * way
+    assert np.linalg.norm(of_the_default - wanted) > 0.01 * way
+
+
 class Doubled(ActorCritic):
     """With a value of its own."""
 

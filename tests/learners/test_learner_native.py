@@ -330,12 +330,13 @@ def test_activations_at_the_ends(variant):
 
 
 @pytest.mark.parametrize("max_norm", [0.5, float("inf")])
-def test_adam_is_torchs_step_by_step(small, max_norm):
-    config = small()
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.99, 0.99), (0.0, 0.0)], ids=str)
+def test_adam_is_torchs_step_by_step(small, max_norm, betas):
+    config = small(adam_beta1=betas[0], adam_beta2=betas[1])
     model = make_policy(config)
     twin = copy.deepcopy(model).double()
     core, flat, moments = make_core(model, config)
-    optimizer = torch.optim.Adam(twin.parameters(), lr=1.0, eps=1e-5)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1.0, betas=betas, eps=1e-5)
     rng = np.random.default_rng(2)
     for step in range(1, 31):
         rate = 1e-2 / step
@@ -647,7 +648,7 @@ def cuda_learner(config):
     return CudaLearner(torchs.policy, config, rollout, torchs._reward_normalizer, torch.device("cpu")), rollout
 
 
-@pytest.mark.parametrize("keys", [{}, {"agent": "PPO_KL", "target_kl": 0.01}, {"use_linear_lr_decay": False}], ids=str)
+@pytest.mark.parametrize("keys", [{}, {"agent": "PPO_KL", "target_kl": 0.01}, {"lr_schedule": "kl"}], ids=str)
 @pytest.mark.parametrize(
     "build",
     [partial(new_learner, TorchLearner), partial(new_learner, NativeLearner), cuda_learner],

@@ -245,6 +245,7 @@ def reference_update(config, rollout, policy, iteration):
 
     parameters = list(policy.parameters())
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    beta1, beta2 = config.adam_beta1, config.adam_beta2
     update = iteration * config.n_epochs * config.n_minibatch
     for epoch in range(config.n_epochs):
         indices, offsets = rollout.minibatch_indices(config.seed, iteration, epoch, config.n_minibatch)
@@ -261,13 +262,15 @@ def reference_update(config, rollout, policy, iteration):
             gradients = torch.autograd.grad(loss - config.ent_coef * entropy.mean(), parameters)
             norm = torch.sqrt(sum((g**2).sum() for g in gradients))
             scale = min(1.0, config.grad_clip_norm / float(norm)) if config.use_grad_clip else 1.0
-            lr = config.learning_rate * (1 - (1 - config.end_factor_lr_decay) * update / config.num_updates)
+            lr = config.learning_rate
+            if config.lr_schedule == "linear":
+                lr *= 1 - (1 - config.end_factor_lr_decay) * update / config.num_updates
             update += 1
             with torch.no_grad():
                 for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-                    m.mul_(0.9).add_(0.1 * scale * g)
-                    v.mul_(0.999).add_(0.001 * (scale * g) ** 2)
-                    p -= lr * (m / (1 - 0.9**update)) / (torch.sqrt(v / (1 - 0.999**update)) + 1e-5)
+                    m.mul_(beta1).add_((1 - beta1) * scale * g)
+                    v.mul_(beta2).add_((1 - beta2) * (scale * g) ** 2)
+                    p -= lr * (m / (1 - beta1**update)) / (torch.sqrt(v / (1 - beta2**update)) + 1e-5)
     return policy
 
 
@@ -286,6 +289,9 @@ def reference_update(config, rollout, policy, iteration):
         {"clip_range": 0.01},
         {"gamma": 0.8, "gae_lambda": 0.5},
         {"end_factor_lr_decay": 1.0},
+        {"lr_schedule": "constant"},
+        {"lr_schedule": "kl", "desired_kl": 1e-9},
+        {"adam_beta1": 0.99, "adam_beta2": 0.99},
         {"n_minibatch": 7},
         {"shared_representation": False, "activation": "tanh"},
     ],
@@ -307,4 +313,8 @@ def test_update_follows_the_rules(small, keys):
     # in the step, except where a gradient is itself of the size of rounding (eps 1e-5 bounds it there).
     assert float((after - wanted).norm() / (wanted - before).norm()) < 1e-3
     last = config.n_epochs * config.n_minibatch - 1
-    assert metrics["learning_rate"] == parts.learner.optimizer.param_groups[0]["lr"] == learning_rate(config, last)
+    rate = parts.learner.optimizer.param_groups[0]["lr"]
+    if config.lr_schedule == "kl":  # far above the KL that is desired: the next rate is smaller
+        assert (metrics["learning_rate"], rate) == (config.learning_rate, config.learning_rate / 1.5)
+    else:
+        assert metrics["learning_rate"] == rate == learning_rate(config, last)

@@ -109,6 +109,21 @@ def test_the_kl_divergence_is_that_of_all_ranks(pool, native, learner):
         assert one["losses/epochs"] == 1 and {step for step, _ in result["adam"]} == {3}
 
 
+@pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
+def test_the_adaptive_rate_is_that_of_all_ranks(pool, native, learner):
+    """Half the divergence, which is about one rank's part of two, would decide otherwise."""
+    keys = {"learner_backend": "auto" if learner == "cuda" else learner, "compile": "off", "learning_rate": 1e-3}
+    iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
+    (first,) = iterate(ALONE, native(lr_schedule="constant", **keys))["metrics"]
+    for ratio, factor in ((0.8, 1.0), (3.0, 1 / 1.5)):  # of the KL to the one that is desired
+        config = native(lr_schedule="kl", desired_kl=first["losses/approx_kl"] / ratio, **keys)
+        (one, two) = good(pool(2, with_ranks, iterate, config, 2))
+        rates = [[metrics["learning_rate"] for metrics in result["metrics"]] for result in (one, two)]
+        assert rates[0] == rates[1] == [1e-3, 1e-3 * factor]
+        for name, weights in one["weights"].items():
+            np.testing.assert_array_equal(two["weights"][name], weights)
+
+
 _OF_ENVS = ("last_obs", "counters")
 
 

@@ -393,6 +393,8 @@ def test_resume_refuses_another_configuration_or_network(small):
     done = run(config, mode="train", quiet=True)
     with pytest.raises(ConfigError, match=r"cannot change: .*horizon_size 32 -> 16"):
         run(replace(config, horizon_size=16), resume=done.log_dir, quiet=True)
+    with pytest.raises(ConfigError, match=r"cannot change: adam_beta2 0.999 -> 0.99"):
+        run(replace(config, adam_beta2=0.99), resume=done.log_dir, quiet=True)
     kept = json.loads((Path(done.log_dir) / "config.json").read_text())
     assert kept == config.to_dict() | {"policy": "Gaussian_AC"}
     newest = RunFolders.find(Path(done.log_dir)).newest_checkpoint()

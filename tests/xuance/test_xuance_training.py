@@ -164,10 +164,10 @@ def test_past_the_end_of_the_run_one_line_names_the_keys(begin, capsys):
     agent.train(32)
     error = capsys.readouterr().err
     assert error.count("warning") == 1 and "after running_steps 512" in error and "has fallen to 0 and stays" in error
-    assert "end_factor_lr_decay: 1.0" in error
-    constant = begin(end_factor_lr_decay=1.0)
-    constant.train(320)
-    assert capsys.readouterr().err == ""
+    assert "lr_schedule: constant" in error
+    for keys in ({"end_factor_lr_decay": 1.0}, {"lr_schedule": "constant"}, {"lr_schedule": "kl"}):
+        begin(**keys).train(320)
+        assert capsys.readouterr().err == ""
 
 
 # Which algorithm

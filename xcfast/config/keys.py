@@ -35,7 +35,7 @@ INERT_KEYS = {
     "result_dir": "result files are written to the run folder under log_dir",
     "clip_type": "MindSpore only; grad_clip_norm always limits the global norm",
     "test_steps": "XuanCe never read it; test_episode sets the length of a test",
-    "use_linear_lr_decay": "XuanCe never acted on it; end_factor_lr_decay sets where the learning rate ends",
+    "use_linear_lr_decay": "XuanCe never acted on it; lr_schedule and end_factor_lr_decay decide the learning rate",
     "use_tensor_memory": "the engines decide where a rollout is stored",
     "rt_epoch": "--resume restores the position in the learning-rate schedule",
     **dict.fromkeys(
@@ -58,6 +58,7 @@ class Key:
         low: Smallest number allowed.
         high: Largest number allowed.
         open_low: Whether `low` itself is refused.
+        open_high: Whether `high` itself is refused.
         words: Description of the allowed values, if the type does not tell them.
         aliases: Old spelling of a value -> the value.
         refused: Value of other libraries that is refused by name -> the reason.
@@ -72,6 +73,7 @@ class Key:
     low: float | None = None
     high: float | None = None
     open_low: bool = False
+    open_high: bool = False
     words: str | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)

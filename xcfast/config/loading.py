@@ -112,7 +112,8 @@ def _value_notices(config: Config, given: Layer) -> list[str]:
     if config.agent == "PPO_KL" and given.get("learner", ("PPOKL_Learner",))[0] != "PPOKL_Learner":
         notices.append("learner has no effect: agent PPO_KL has PPOKL_Learner")
     if len(given) < len(keys_of(Config)):
-        notices += [f"{name} has no effect: {reason}" for name, reason in _of_the_other_agent(config) if name in given]
+        others = _of_the_other_agent(config) + _of_other_schedules(config)
+        notices += [f"{name} has no effect: {reason}" for name, reason in others if name in given]
     if config.policy == "Categorical_AC" and given.get("activation_action", (None, None))[0]:
         notices.append("activation_action has no effect: it acts on the mean of Gaussian_AC")
     return notices
@@ -127,6 +128,17 @@ def _of_the_other_agent(config: Config) -> list[tuple[str, str]]:
     if not config.early_stop_kl:
         keys.append(("target_kl", f"{reason}, and by target_kl only with early_stop_kl: True"))
     return keys
+
+
+def _of_other_schedules(config: Config) -> list[tuple[str, str]]:
+    """Returns the keys that have no effect with this `lr_schedule`, each with its reason."""
+    schedule = config.lr_schedule
+    readers = {"end_factor_lr_decay": ("linear", "late"), "lr_decay_start": ("late",), "desired_kl": ("kl",)}
+    return [
+        (name, f"lr_schedule is {schedule}; {' and '.join(of)} read{'s' * (len(of) == 1)} it")
+        for name, of in readers.items()
+        if schedule not in of
+    ]
 
 
 def _fit_machine(config: Config) -> tuple[Config, list[str]]:

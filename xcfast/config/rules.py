@@ -18,6 +18,7 @@ MAX_STEPS = 10**13
 MAX_ENVS = 2**16
 _MAX_WEIGHTS = 2**28  # of the hidden layers: a gigabyte, and three more for Adam and a snapshot
 _MAX_PASSES = 2**36  # steps
+MIN_LR, MAX_LR = 1e-6, 1e-2  #: range of the learning rate that `lr_schedule: kl` adapts, as in rl_games and rsl_rl
 _MAX_NAME = 255  # bytes that a file system allows in the name of a folder
 _MAX_ID = 200  # bytes; an id becomes the name of a folder
 MAX_BATCH = 2**28  # steps; a rollout keeps at least a hundred bytes of each
@@ -48,7 +49,7 @@ def settle(config: Any) -> None:
         change("activation_action", None)
     if config.agent == "PPO_KL":
         change("learner", "PPOKL_Learner")
-    for check in (_check_texts, _check_networks, _check_algorithm, _check_sizes):
+    for check in (_check_texts, _check_networks, _check_algorithm, _check_schedule, _check_sizes):
         check(config)
 
 
@@ -135,6 +136,29 @@ def _check_algorithm(config: Any) -> None:
     if config.policy == "Categorical_AC" and config.noise_beta != 0:
         problem = "only continuous actions have Gaussian noise"
         raise _refusal(config, "noise_beta", problem, f"0 with policy {config.policy}")
+
+
+def _check_schedule(config: Any) -> None:
+    schedule, end = config.lr_schedule, config.end_factor_lr_decay
+    # Files often have the default, 0, or XuanCe's 1, which say nothing about what the user wants.
+    if schedule in ("constant", "kl") and end not in (0.0, 1.0):
+        problem = f"lr_schedule {schedule} does not let the learning rate fall to a fraction of itself"
+        raise _refusal(config, "end_factor_lr_decay", problem, "0.0 or 1.0, or lr_schedule: linear or late")
+    if schedule == "late" and end == 1.0:
+        problem = "keeps the learning rate, which lr_schedule late lets fall"
+        raise _refusal(config, "end_factor_lr_decay", problem, "a number below 1, or lr_schedule: constant")
+    if schedule != "kl":
+        return
+    if config.agent == "PPO_KL":
+        problem = "PPO_KL controls the same divergence by its penalty"
+        raise _refusal(config, "lr_schedule", problem, "linear, constant, late with agent PPO_KL")
+    if config.n_epochs * config.n_minibatch == 1:
+        problem = "the only gradient step of an update has a KL of 0"
+        raise _refusal(config, "lr_schedule", problem, "linear, constant, late with one gradient step in an update")
+    if not MIN_LR <= config.learning_rate <= MAX_LR:
+        raise _refusal(
+            config, "learning_rate", "out of the range of lr_schedule kl", f"a number from {MIN_LR:g} to {MAX_LR:g}"
+        )
 
 
 def _check_sizes(config: Any) -> None:

@@ -178,9 +178,32 @@ class Config:
     n_epochs: int = key(16, "passes over a batch", low=1, high=10_000)
     n_minibatch: int = key(8, "minibatches per pass", low=1, high=MAX_BATCH)
     learning_rate: float = key(0.0004, "Adam's initial learning rate", low=0, open_low=True, high=1)
-    end_factor_lr_decay: float = key(
-        0.0, "the learning rate falls linearly to this fraction of itself; 1.0 keeps it", low=0, high=1
+    lr_schedule: Literal["linear", "constant", "late", "kl"] = key(
+        "linear",
+        "the learning rate falls linearly; stays; stays until lr_decay_start, then falls; or follows desired_kl",
     )
+    end_factor_lr_decay: float = key(
+        0.0,
+        "the learning rate falls linearly to this fraction of itself; 1.0 keeps it (lr_schedule linear, late)",
+        low=0,
+        high=1,
+    )
+    lr_decay_start: float = key(
+        0.75,
+        "share of the run after which the learning rate begins to fall (lr_schedule late)",
+        low=0,
+        high=1,
+        open_high=True,
+    )
+    desired_kl: float = key(
+        0.01,
+        "mean approximate KL of an update that the learning rate aims at (lr_schedule kl)",
+        low=0,
+        open_low=True,
+        high=1e4,
+    )
+    adam_beta1: float = key(0.9, "decay rate of Adam's first moment", low=0, high=1, open_high=True)
+    adam_beta2: float = key(0.999, "decay rate of Adam's second moment", low=0, high=1, open_high=True)
     vf_coef: float = key(0.25, "weight of the value loss", low=0, high=1e4)
     ent_coef: float = key(0.0, "weight of the entropy bonus", low=0, high=1e4)
     clip_range: float = key(

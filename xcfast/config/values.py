@@ -51,10 +51,10 @@ def describe_type(hint: Any, rules: Key) -> str:
         return f"a text of one line and up to {_MAX_TEXT} characters"
     noun = "an integer" if hint is int else "a number"
     low, high = _bound(rules.low), _bound(rules.high)
-    if low is not None and high is not None and not rules.open_low:
+    if low is not None and high is not None and not rules.open_low and not rules.open_high:
         return f"{noun} from {low} to {high}"
     bounds = [f"{'>' if rules.open_low else '>='} {low}"] if low is not None else []
-    bounds += [f"<= {high}"] if high is not None else []
+    bounds += [f"{'<' if rules.open_high else '<='} {high}"] if high is not None else []
     return " ".join([noun, " and ".join(bounds)]).rstrip()
 
 
@@ -154,7 +154,7 @@ def _quantity(value: Any, kind: type[int] | type[float], rules: Key) -> int | fl
     if number is None:
         raise _wrong_type(value)
     too_low = rules.low is not None and (number < rules.low or (rules.open_low and number == rules.low))
-    too_high = rules.high is not None and number > rules.high
+    too_high = rules.high is not None and (number > rules.high or (rules.open_high and number == rules.high))
     if not math.isfinite(number) or too_low or too_high:
         raise _Refused("out of range")
     if kind is int and number != int(number):

@@ -106,6 +106,7 @@ class CudaLearner:
             metrics = self._guard.run(update, iteration, self._snapshot, self._restore)
         self._adam.advance(self._updates_done)
         self._kl.adapt(metrics)
+        self._adam.schedule.adapt(metrics)
         if weights is None:
             self.publish()
         else:

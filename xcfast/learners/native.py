@@ -128,6 +128,7 @@ class NativeLearner:
         metrics = self._guard.run(update, iteration, self._snapshot, self._restore)
         self._adam.advance(self._updates_done)
         self._kl.adapt(metrics)
+        self._adam.schedule.adapt(metrics)
         return metrics
 
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:

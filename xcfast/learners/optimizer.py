@@ -40,7 +40,8 @@ def make_optimizer(
     if given is not None:
         check_optimizer(given, policy)
         return given
-    return Adam(policy.parameters(), lr=config.learning_rate, eps=ADAM_EPS, fused=True)
+    betas = (config.adam_beta1, config.adam_beta2)
+    return Adam(policy.parameters(), lr=config.learning_rate, betas=betas, eps=ADAM_EPS, fused=True)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, policy: ActorCritic) -> None:

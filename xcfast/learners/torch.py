@@ -109,6 +109,7 @@ class TorchLearner:
         update = partial(self._update, rollout, iteration)
         metrics = self._guard.run(update, iteration, self._snapshot, self._restore)
         self._kl.adapt(metrics)
+        self._schedule.adapt(metrics)
         return metrics
 
     def _update(self, rollout: Rollout, iteration: int) -> dict[str, float]:

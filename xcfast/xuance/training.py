@@ -51,12 +51,13 @@ def warn_of_the_end(trainer: Trainer, steps: int) -> bool:
     """
     config = trainer.config
     iterations = trainer.progress.iteration + (trainer.components.rollout.step + steps) // config.horizon_size
-    if iterations <= config.num_iterations or config.end_factor_lr_decay == 1.0:
+    falls = config.lr_schedule in ("linear", "late") and config.end_factor_lr_decay < 1.0
+    if iterations <= config.num_iterations or not falls:
         return False
     say(
         f"warning: training goes on after running_steps {config.running_steps}, when the learning rate has fallen to "
         f"{config.learning_rate * config.end_factor_lr_decay:g} and stays; set running_steps to the length of the run, "
-        "or end_factor_lr_decay: 1.0",
+        "or lr_schedule: constant",
         error=True,
     )
     return True
