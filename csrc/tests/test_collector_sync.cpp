@@ -96,9 +96,21 @@ void refill(Memory &world) {
   }
 }
 
-// Collects steps [0, cut) and [cut, kSteps) in two calls, each of which pauses whenever `limit` has passed.
+// The noise that envs with one action draw, step by step, in kSteps steps.
+std::vector<float> drawn_ahead(int64_t n) {
+  std::vector<float> noise(size_t(kSteps * n));
+  std::vector<int64_t> counters(size_t(n), 0);
+  for (int64_t t = 0; t < kSteps; ++t) {
+    xc::gaussian_noise_unchecked(5, 0, counters.data(), n, 1, noise.data() + t * n);
+    for (int64_t &count : counters) ++count;
+  }
+  return noise;
+}
+
+// Collects steps [0, cut) and [cut, kSteps) in two calls, each of which pauses whenever `limit` has passed. The noise [kSteps, n]
+// is drawn unless it is given.
 template <class World>
-Result collect(int64_t n, int threads, int64_t cut, Schedule::Clock::duration limit = Schedule::kNoLimit) {
+Result collect(int64_t n, int threads, int64_t cut, Schedule::Clock::duration limit = Schedule::kNoLimit, const float *noise = nullptr) {
   constexpr bool kChoices = std::is_same_v<World, ClassicWorld>;
   World world(n, kLimit);
   reset_all(world);
@@ -114,7 +126,8 @@ Result collect(int64_t n, int threads, int64_t cut, Schedule::Clock::duration li
                          result.returns.data(),
                          result.lengths.data()};
   for (const auto &[begin, end] : {std::pair<int64_t, int64_t>{0, cut}, {cut, kSteps}}) {
-    Collection collection(*world.engine, *policy, result.normalizer(), rows, Noise{5, 0, result.counters.data()}, begin, end, threads);
+    const Noise given{5, 0, result.counters.data(), noise ? noise + begin * n : nullptr};
+    Collection collection(*world.engine, *policy, result.normalizer(), rows, given, begin, end, threads);
     while (!collection.run(pool, limit)) {
       CHECK(!collection.failed());
       refill(world);
@@ -141,6 +154,16 @@ void same_on_any_number_of_threads() {
   for (const int64_t count : expected.counters) CHECK(count == kSteps);
   for (const int threads : {2, 3, 5, 16})
     for (const int64_t cut : {0, 1, 23, 50}) CHECK(collect<World>(13, threads, cut) == expected);
+}
+
+// The same numbers, whether the steps draw them or find them in an array.
+void same_with_noise_drawn_ahead() {
+  const Result expected = collect<World>(13, 1, 0);
+  const std::vector<float> noise = drawn_ahead(13);
+  for (const int threads : {1, 3})
+    for (const int64_t cut : {0, 23}) CHECK(collect<World>(13, threads, cut, Schedule::kNoLimit, noise.data()) == expected);
+  const std::vector<float> other(noise.size(), 0.25f);
+  CHECK(!(collect<World>(13, 1, 0, Schedule::kNoLimit, other.data()) == expected));
 }
 
 // Pauses after each step of a block, and a few at times that differ from run to run.
@@ -228,6 +251,7 @@ int main() {
   choices();
   same_on_any_number_of_threads<World>();
   same_on_any_number_of_threads<ClassicWorld>();
+  same_with_noise_drawn_ahead();
   same_with_pauses<World>();
   same_with_pauses<ClassicWorld>();
   final_observations_that_are_not_finite();
