@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -62,15 +63,16 @@ class BoundLearner {
   BoundLearner(const std::vector<LayerTuple> &layers, int actor_head, int critic_head, int64_t log_std, int64_t n_obs,
                py::array parameters, py::array exp_avg, py::array exp_avg_sq, std::tuple<double, double, double> loss,
                std::tuple<double, double, double> adam, int64_t max_minibatch, int num_threads, bool kl_penalty,
-               const std::string &precision, const std::optional<std::string> &variant)
+               const std::string &precision, const std::optional<std::string> &variant, double value_range)
       : parameters_(parameters), exp_avg_(exp_avg), exp_avg_sq_(exp_avg_sq) {
     const int64_t size = parameters.size();
+    if (!(value_range > 0)) throw std::invalid_argument("value_range must be positive; got " + std::to_string(value_range));
     if (max_minibatch < 1) throw std::invalid_argument("max_minibatch must be positive; got " + std::to_string(max_minibatch));
     const nn::Parameters memory{checked<float>(parameters, "parameters", size, true), checked<float>(exp_avg, "exp_avg", size, true),
                                 checked<float>(exp_avg_sq, "exp_avg_sq", size, true)};
     learner_ = std::make_unique<nn::Learner>(
         make_network(layers, actor_head, critic_head, log_std, n_obs, size), memory,
-        nn::LossSettings{std::get<0>(loss), std::get<1>(loss), std::get<2>(loss), kl_penalty},
+        nn::LossSettings{std::get<0>(loss), std::get<1>(loss), std::get<2>(loss), kl_penalty, 0, value_range},
         nn::AdamSettings{std::get<0>(adam), std::get<1>(adam), std::get<2>(adam)}, max_minibatch, num_threads,
         find_kernels(precision, variant), SignalCheck{});
   }
@@ -97,7 +99,8 @@ class BoundLearner {
   std::vector<double> compute_gradients(const py::array &obs, const py::array &actions, const py::array &log_probs,
                                         const py::array &advantages, const py::array &returns, bool normalize_advantages,
                                         const std::optional<py::array> &indices, const std::optional<py::array> &old_outputs,
-                                        const std::optional<py::array> &old_log_std, const std::optional<py::array> &action_masks) {
+                                        const std::optional<py::array> &old_log_std, const std::optional<py::array> &action_masks,
+                                        const std::optional<py::array> &old_values) {
     const int64_t rows = num_rows(obs), n_actions = learner_->network().action_size();
     nn::Batch batch{make_rows(obs, actions, rows, action_masks), checked<float>(log_probs, "log_probs", rows),
                     checked<float>(advantages, "advantages", rows), checked<float>(returns, "returns", rows), nullptr, rows};
@@ -114,6 +117,10 @@ class BoundLearner {
                                                                                   "old_log_std for a Gaussian policy");
       batch.old.outputs = checked<float>(*old_outputs, "old_outputs", rows * n_actions);
       if (gaussian) batch.old.log_std = checked<float>(*old_log_std, "old_log_std", n_actions);
+    }
+    if (std::isfinite(learner_->loss().value_range)) {
+      if (!old_values) throw std::invalid_argument("the clipped value loss needs old_values");
+      batch.old_values = checked<float>(*old_values, "old_values", rows);
     }
     nn::LossSums sums;
     call([&] {
@@ -290,11 +297,11 @@ void bind_nn(py::module_ &m) {
   py::class_<BoundLearner>(m, "Learner", "The PPO update on all cores; xcfast.learners.native.NativeLearner is its wrapper.")
       .def(py::init<const std::vector<LayerTuple> &, int, int, int64_t, int64_t, py::array, py::array, py::array,
                     std::tuple<double, double, double>, std::tuple<double, double, double>, int64_t, int, bool,
-                    const std::string &, const std::optional<std::string> &>(),
+                    const std::string &, const std::optional<std::string> &, double>(),
            py::kw_only(), py::arg("layers"), py::arg("actor_head"), py::arg("critic_head"), py::arg("log_std"), py::arg("n_obs"),
            py::arg("parameters"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("loss"), py::arg("adam"), py::arg("max_minibatch"),
            py::arg("num_threads"), py::arg("kl_penalty") = false, py::arg("precision") = "fp32",
-           py::arg("variant") = py::none())
+           py::arg("variant") = py::none(), py::arg("value_range") = std::numeric_limits<double>::infinity())
       .def_property("kl_coef", &BoundLearner::kl_coef, &BoundLearner::set_kl_coef, "Weight of the KL penalty, if there "
                                                                                    "is one.")
       .def_property_readonly(
@@ -305,6 +312,7 @@ void bind_nn(py::module_ &m) {
       .def("compute_gradients", &BoundLearner::compute_gradients, py::arg("obs"), py::arg("actions"), py::arg("log_probs"),
            py::arg("advantages"), py::arg("returns"), py::arg("normalize_advantages"), py::arg("indices") = py::none(),
            py::arg("old_outputs") = py::none(), py::arg("old_log_std") = py::none(), py::arg("action_masks") = py::none(),
+           py::arg("old_values") = py::none(),
            "Writes the gradient of a minibatch to `gradient`. Returns means over the minibatch: policy loss, value "
            "loss, entropy, approximate KL, clipped fraction, KL of the penalty.")
       .def("apply", &BoundLearner::apply, py::arg("learning_rate"), py::arg("max_norm"), py::arg("step"),

@@ -42,6 +42,7 @@ def make_core(policy, config, variant=None, threads=1, rows=64, precision="fp32"
         kl_penalty=config.agent == "PPO_KL",
         precision=precision,
         variant=variant,
+        value_range=config.value_range,
     )
     core.kl_coef = config.kl_coef
     return core, flat, moments

@@ -142,6 +142,7 @@ class Learner:
         kl_penalty: bool = False,
         precision: str = "fp32",
         variant: str | None = None,
+        value_range: float = ...,
     ) -> None: ...
     @property
     def kl_coef(self) -> float: ...
@@ -162,6 +163,7 @@ class Learner:
         old_outputs: Any = None,
         old_log_std: Any = None,
         action_masks: Any = None,
+        old_values: Any = None,
     ) -> list[float]: ...
     def apply(self, learning_rate: float, max_norm: float, step: int) -> float: ...
     def update(

@@ -235,7 +235,7 @@ class Learner {
     const int64_t *offsets = offsets_.data() + epoch * (settings.n_minibatch + 1) + k % settings.n_minibatch;
     const int64_t size = offsets[1] - offsets[0];
     return {rollout.rows(size), rollout.log_probs, rollout.advantages, rollout.returns,
-            indices_.data() + epoch * samples + offsets[0], size, {old_outputs_.data(), old_log_std_.data()}};
+            indices_.data() + epoch * samples + offsets[0], size, {old_outputs_.data(), old_log_std_.data()}, rollout.values};
   }
 
  private:
@@ -279,13 +279,14 @@ class Learner {
       const float new_log_prob = float(log_prob(gaussian, batch, sample, block, i, &entropy));
       const double advantage = (double(batch.advantages[sample]) - moments.mean) * moments.inverse_std;
       const Surrogate s = clipped_surrogate(new_log_prob, batch.log_probs[sample], advantage, loss_.clip_range);
-      const double error = double(*work.output(network_.critic_head, at)) - double(batch.returns[sample]);
+      const double old_value = batch.old_values ? double(batch.old_values[sample]) : 0.0;
+      const ValueLoss v = value_loss(*work.output(network_.critic_head, at), batch.returns[sample], old_value, loss_.value_range);
       sums.policy += s.loss;
-      sums.value += error * error;
+      sums.value += v.loss;
       sums.entropy += entropy;
       sums.approx_kl += s.approx_kl;
       sums.clipped += s.clipped;
-      *work.gradient(network_.critic_head, at) = float(loss_.vf_coef * 2.0 * error * scale);
+      *work.gradient(network_.critic_head, at) = float(loss_.vf_coef * v.d_value * scale);
       const PanelRow output(work.output(network_.actor_head, at), work.stride());
       const PanelRow gradient(work.gradient(network_.actor_head, at), work.stride());
       const float *old = loss_.kl_penalty ? batch.old.outputs + sample * n_actions : nullptr;

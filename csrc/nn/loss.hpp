@@ -16,6 +16,7 @@ struct LossSettings {
   double clip_range, vf_coef, ent_coef;  // with an infinite clip_range, the ratio is not clipped
   bool kl_penalty = false;               // whether kl_coef times KL(old || new) is added
   double kl_coef = 0;
+  double value_range = std::numeric_limits<double>::infinity();  // clip_value_range; infinite: the value loss is not clipped
 };
 
 // The policy that collected: the outputs of its head [*, action_size] and, if it is Gaussian, its log standard deviations
@@ -41,6 +42,7 @@ struct Batch : Rows {
   const int64_t *index;
   int64_t total;  // the number of samples that the loss is the mean of: `size`, or the sum of it over all ranks
   OldPolicy old{};
+  const float *old_values = nullptr;  // by the weights that collected; only a clipped value loss needs them
 };
 
 struct LossSums {
@@ -180,6 +182,19 @@ inline Surrogate clipped_surrogate(double log_prob, double old_log_prob, double 
   const double plain = ratio * advantage, limited = clamped * advantage;
   const bool binds = limited < plain;
   return {-(binds ? limited : plain), binds ? 0.0 : -plain, ratio - 1.0 - log_ratio, std::fabs(ratio - 1.0) > clip_range};
+}
+
+// The squared error of one value, and its derivative by the value. With a finite range it is the larger one of two squares: that
+// of the value, and that of the value clipped to `old` +- range, whose derivative is zero where the clip applies.
+struct ValueLoss {
+  double loss, d_value;
+};
+inline ValueLoss value_loss(double value, double target, double old, double range) {
+  const double error = value - target, moved = value - old;
+  const ValueLoss plain{error * error, 2.0 * error};
+  if (!(std::fabs(moved) > range)) return plain;
+  const double clipped = old + (moved < 0 ? -range : range) - target;
+  return clipped * clipped > plain.loss ? ValueLoss{clipped * clipped, 0.0} : plain;
 }
 
 }  // namespace xc::nn

@@ -206,8 +206,13 @@ double reference_loss(const Network &network, const std::vector<double> &paramet
     }
     const double ratio = std::exp(log_prob - double(batch.log_probs[i])), advantage = batch.advantages[i];
     const double clamped = std::min(std::max(ratio, 1 - loss.clip_range), 1 + loss.clip_range);
-    const double error = outputs[size_t(network.critic_head)][0] - double(batch.returns[i]);
-    total += -std::min(ratio * advantage, clamped * advantage) + loss.vf_coef * error * error - loss.ent_coef * entropy;
+    const double value = outputs[size_t(network.critic_head)][0], target = double(batch.returns[i]);
+    double error = (value - target) * (value - target);
+    if (std::isfinite(loss.value_range)) {
+      const double old = double(batch.old_values[i]), bounded = std::min(std::max(value, old - loss.value_range), old + loss.value_range);
+      error = std::max(error, (bounded - target) * (bounded - target));
+    }
+    total += -std::min(ratio * advantage, clamped * advantage) + loss.vf_coef * error - loss.ent_coef * entropy;
     total += loss.kl_coef * kl;
   }
   return total / double(batch.size);
@@ -246,7 +251,7 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
   std::vector<float> start = normal<float>(rng, network.n_parameters, 0.2f);
   const int64_t rows = pick(rng, {1, 3, 16, 50});
   const auto obs = normal<float>(rng, rows * network.n_obs), actions = normal<float>(rng, rows * network.action_size(), 0.5f);
-  const auto advantages = normal<float>(rng, rows), returns = normal<float>(rng, rows);
+  const auto advantages = normal<float>(rng, rows), noise = normal<float>(rng, rows, 0.01f);
   std::vector<int64_t> discrete;
   for (int64_t i = 0; i < rows; ++i) discrete.push_back(int64_t(rng() % uint64_t(network.action_size())));
   const bool categorical = network.categorical();
@@ -257,6 +262,7 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
   const Rows inputs{obs.data(), categorical ? nullptr : actions.data(), categorical ? discrete.data() : nullptr, rows, mask};
   LossSettings loss{1e3, 0.5, 0.05};  // never clipped: no edges either
   if (rng() % 2) loss = {INFINITY, 0.5, 0.05, true, 0.7};
+  if (rng() % 2) loss.value_range = 0.5;
   const auto old_outputs = normal<float>(rng, rows * network.action_size()), old_log_std = normal<float>(rng, network.action_size(), 0.3f);
   for (const Kernels *kernels : available_kernels()) {
     std::vector<float> parameters = start, exp_avg(start.size()), exp_avg_sq(start.size());
@@ -265,7 +271,15 @@ void test_gradient_is_the_slope_of_the_loss(Rng &rng) {
     learner.pack();
     learner.evaluate(inputs, values.data(), log_probs.data());
     for (float &x : log_probs) x += 0.1f;
-    const Batch batch{inputs, log_probs.data(), advantages.data(), returns.data(), nullptr, rows, {old_outputs.data(), old_log_std.data()}};
+    // Values on both sides of the clip, and errors on both sides of where it applies (at 0.2), all away from these edges.
+    std::vector<float> returns, old_values;
+    for (int64_t i = 0; i < rows; ++i) {
+      const float sign = i % 4 < 2 ? 1.0f : -1.0f, error = i / 4 % 2 ? 0.7f : 0.05f;
+      returns.push_back(values[size_t(i)] - (i / 8 % 2 ? error : -error) + noise[size_t(i)]);
+      old_values.push_back(values[size_t(i)] - sign * (i % 2 ? 0.9f : 0.1f));
+    }
+    const Batch batch{inputs, log_probs.data(), advantages.data(), returns.data(), nullptr, rows,
+                      {old_outputs.data(), old_log_std.data()}, old_values.data()};
     learner.compute_gradients(batch, {});
     std::vector<double> direction(start.size()), up(start.size()), down(start.size());
     double slope = 0, scale = 0;

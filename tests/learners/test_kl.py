@@ -180,7 +180,16 @@ def test_a_checkpoint_from_before_these_keys_resumes(small):
     summary = run(config, quiet=True)
     path = next(Path(summary.model_dir).glob("checkpoint_128*"))
     saved = torch.load(path, weights_only=True)
-    for key in ("target_kl", "kl_coef", "adam_beta1", "adam_beta2", "lr_schedule", "lr_decay_start", "desired_kl"):
+    for key in (
+        "target_kl",
+        "kl_coef",
+        "adam_beta1",
+        "adam_beta2",
+        "lr_schedule",
+        "lr_decay_start",
+        "desired_kl",
+        "clip_value_range",
+    ):
         del saved["config"][key]
     torch.save(saved, path)
     assert run(config, resume=path, quiet=True).steps == 256

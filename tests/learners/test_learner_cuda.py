@@ -64,6 +64,7 @@ EVEN = {"n_minibatch": 4}
 UNEVEN = {"n_minibatch": 5, "parallels": 3, "horizon_size": 37, "running_steps": 222}
 CATEGORICAL = {"n_minibatch": 3, "policy": "Categorical_AC", "ent_coef": 0.01, "use_advnorm": False}
 MASKED = {**CATEGORICAL, "use_actions_mask": True}
+CLIPPED = {**UNEVEN, "clip_value_range": 0.01, "learning_rate": 3e-3}
 PENALTY = {**UNEVEN, "agent": "PPO_KL", "kl_coef": 5.0}
 # Networks whose heads have nothing in common to compute, and one whose heads' first layers are of different widths.
 APART = [
@@ -75,12 +76,12 @@ APART = [
 ]
 CASES = [("cpu", "off", EVEN), ("cpu", "off", UNEVEN), ("cpu", "off", CATEGORICAL), ("cpu", "default", UNEVEN)]
 CASES += [("cpu", "off", MASKED), ("cpu", "off", {**MASKED, "shared_representation": False})]
-CASES += [("cpu", "off", PENALTY), ("cpu", "off", {**MASKED, "agent": "PPO_KL"})]
+CASES += [("cpu", "off", CLIPPED), ("cpu", "off", PENALTY), ("cpu", "off", {**MASKED, "agent": "PPO_KL"})]
 CASES += [("cpu", "off", keys) for keys in APART]
 CASES += [
     pytest.param("cuda", compile, keys, marks=pytest.mark.cuda)
     for compile in ("off", "default", "graph")
-    for keys in (EVEN, UNEVEN, PENALTY, {**CATEGORICAL, "use_grad_clip": False}, {**MASKED, "agent": "PPO_KL"})
+    for keys in (EVEN, UNEVEN, PENALTY, CLIPPED, {**CATEGORICAL, "use_grad_clip": False}, {**MASKED, "agent": "PPO_KL"})
 ]
 
 

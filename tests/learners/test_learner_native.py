@@ -70,6 +70,16 @@ class Batch:
         if not discrete:
             log_std = policy.actor.logstd.detach().numpy()
             self.old_log_std = (log_std + rng.normal(scale=0.2, size=log_std.shape)).astype(np.float32)
+        # Its values, and targets for the loss clipped at 0.3: values and errors on either side of the edges, and away
+        # from them. A value that is 0.8 off has its square clipped where its error in that direction is below 0.25.
+        with torch.no_grad():
+            values = policy.value(torch.from_numpy(self.obs)).numpy()
+        self.moved, self.errors = (
+            rng.choice([-0.8, -0.1, 0.1, 0.8], size=rows),
+            rng.choice([-0.6, -0.1, 0.1, 0.6], size=rows),
+        )
+        self.old_values = (values - self.moved + rng.uniform(-0.05, 0.05, size=rows)).astype(np.float32)
+        self.near_returns = (values - self.errors + rng.uniform(-0.05, 0.05, size=rows)).astype(np.float32)
 
     def only_masks(self):
         return () if self.masks is None else (torch.from_numpy(self.masks),)
@@ -102,6 +112,8 @@ def torch_gradients(policy, config, batch, dtype=torch.float64):
         ent_coef=config.ent_coef,
         kl=kl,
         kl_coef=config.kl_coef,
+        old_values=None if config.clip_value_range is None else torch.from_numpy(batch.old_values).to(dtype),
+        value_range=config.value_range,
     )
     loss.loss.backward()
     gradient = np.concatenate([p.grad.numpy().ravel() for p in twin.parameters()])
@@ -133,7 +145,7 @@ def check_gradients(policy, config, batch, variant=None):
     rows = len(batch.obs)
     core, *_ = make_core(policy, config, variant, rows=rows)
     old = batch.old_outputs, batch.old_log_std
-    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm, None, *old, batch.masks)
+    given_parts = core.compute_gradients(*batch.arrays(), config.use_advnorm, None, *old, batch.masks, batch.old_values)
     # Rounding errors of a chain of n terms grow as sqrt(n) eps; a gradient goes through two chains per layer, over the
     # inputs and over the rows. The log-probability is rounded in proportion to its size, and its error is the relative
     # error of the ratio, which multiplies the gradient. Torch in float32 is as far from float64.
@@ -197,6 +209,45 @@ def test_gradients_of_loss_settings(small, keys):
     config = small(**keys)
     model = make_policy(config)
     check_gradients(model, config, Batch(model, 61, masked=config.use_actions_mask))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("agent", ["PPO", "PPO_KL"])
+def test_gradients_of_a_clipped_value_loss(small, policy, agent):
+    config = small(clip_value_range=0.3, vf_coef=2.0, agent=agent, **policy)
+    model = make_policy(config)
+    batch = Batch(model, 97, masked=config.use_actions_mask)
+    batch.returns = batch.near_returns
+    check_gradients(model, config, batch)
+
+
+@pytest.mark.parametrize("moved", [-0.8, -0.1, 0.1, 0.8])
+@pytest.mark.parametrize("error", [-0.6, -0.1, 0.1, 0.6])
+def test_the_value_stands_still_where_the_clipped_error_is_larger(small, moved, error):
+    """By hand: the value loss alone, with all values as far from the old ones and from their targets."""
+    config = small(clip_value_range=0.3, vf_coef=1.0)
+    model = make_policy(config)
+    batch = Batch(model, 5)
+    core, flat, _ = make_core(model, config)
+    values = np.array(core.evaluate(batch.obs, batch.actions)[0])
+    batch.advantages[:] = 0.0
+    batch.returns, old_values = (values - x for x in (np.float32(error), np.float32(moved)))
+    losses = core.compute_gradients(*batch.arrays(), False, old_values=old_values)
+    clipped = error - moved + np.clip(moved, -0.3, 0.3)
+    assert losses[1] == pytest.approx(max(error**2, clipped**2), rel=1e-5)
+    bias = flat.split(torch.from_numpy(core.gradient))[-1]  # of the critic's last layer
+    wanted = 0.0 if clipped**2 > error**2 and abs(moved) > 0.3 else 2 * error
+    assert float(bias) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_clipped_value_loss_needs_the_old_values(small):
+    config = small(clip_value_range=0.3)
+    model = make_policy(config)
+    core, *_ = make_core(model, config)
+    with pytest.raises(ValueError, match="the clipped value loss needs old_values"):
+        core.compute_gradients(*Batch(model, 5).arrays(), True)
+    with pytest.raises(ValueError, match="old_values must be"):
+        core.compute_gradients(*Batch(model, 5).arrays(), True, old_values=np.zeros(4, np.float32))
 
 
 SIZES = st.sampled_from([1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 31, 32, 33, 47])
@@ -477,6 +528,7 @@ def test_an_iteration_ends_where_torchs_does(small, policy, width, agent):
         {"use_advnorm": False},
         {"agent": "PPO_KL", "kl_coef": 5.0},
         {"agent": "PPO_KL", "policy": "Categorical_AC", "kl_coef": 5.0, "n_minibatch": 5},
+        {"clip_value_range": 0.01, "learning_rate": 3e-3},
     ],
 )
 def test_settings_reach_the_update(small, keys):

@@ -242,6 +242,7 @@ def reference_update(config, rollout, policy, iteration):
         carry = delta + config.gamma * decay * np.where(done[t], 0.0, carry)
         advantages[t], following = carry, values[t]
     advantages, returns = (torch.from_numpy(x.reshape(-1)) for x in (advantages, advantages + values))
+    values_of_rollout = torch.from_numpy(values.reshape(-1))
 
     parameters = list(policy.parameters())
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
@@ -258,7 +259,12 @@ def reference_update(config, rollout, policy, iteration):
             ratio = torch.exp(log_probs - old_log_probs[rows])
             limit = torch.where(adv >= 0, 1 + config.clip_range, 1 - config.clip_range)
             bound = torch.where(adv >= 0, torch.minimum(ratio, limit), torch.maximum(ratio, limit))
-            loss = -(bound * adv).mean() + config.vf_coef * ((value - returns[rows]) ** 2).mean()
+            error = (value - returns[rows]) ** 2
+            if config.clip_value_range is not None:
+                old, c = values_of_rollout[rows], config.clip_value_range
+                near = torch.minimum(torch.maximum(value, old - c), old + c)
+                error = torch.maximum(error, (near - returns[rows]) ** 2)
+            loss = -(bound * adv).mean() + config.vf_coef * error.mean()
             gradients = torch.autograd.grad(loss - config.ent_coef * entropy.mean(), parameters)
             norm = torch.sqrt(sum((g**2).sum() for g in gradients))
             scale = min(1.0, config.grad_clip_norm / float(norm)) if config.use_grad_clip else 1.0
@@ -289,6 +295,7 @@ def reference_update(config, rollout, policy, iteration):
         {"clip_range": 0.01},
         {"gamma": 0.8, "gae_lambda": 0.5},
         {"end_factor_lr_decay": 1.0},
+        {"clip_value_range": 0.02},
         {"lr_schedule": "constant"},
         {"lr_schedule": "kl", "desired_kl": 1e-9},
         {"adam_beta1": 0.99, "adam_beta2": 0.99},

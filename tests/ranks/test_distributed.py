@@ -152,6 +152,18 @@ def test_colored_noise_on_any_number_of_ranks(pool, native):
         np.testing.assert_array_equal(np.concatenate([r["first"]["actions"] for r in results], axis=1), one)
 
 
+@pytest.mark.parametrize("learner", ["native", "torch", "cuda"])
+def test_a_clipped_value_loss_on_two_ranks(pool, native, learner):
+    """The value loss is the mean of all ranks, and values are clipped to those of each rank's own rollout."""
+    keys = {"learner_backend": "auto" if learner == "cuda" else learner, "compile": "off", "learning_rate": 1e-3}
+    iterate = rank_pool.cuda_update if learner == "cuda" else rank_pool.iterate
+    config = native(clip_value_range=1e-3, **keys)
+    clipped, plain = iterate(ALONE, config), iterate(ALONE, native(**keys))
+    assert clipped["metrics"][0]["losses/value_loss"] > 1.01 * plain["metrics"][0]["losses/value_loss"]
+    for result in good(pool(2, with_ranks, iterate, config)):
+        assert result["metrics"][0] == pytest.approx(clipped["metrics"][0], rel=1e-4, abs=1e-6)
+
+
 def test_no_two_envs_share_a_trajectory(pool, native):
     results = good(pool(4, with_ranks, rank_pool.iterate, native(parallels=8)))
     actions = np.concatenate([result["first"]["actions"] for result in results], axis=1)

@@ -209,6 +209,13 @@ class Config:
     clip_range: float = key(
         0.2, "how far the probability ratio may leave 1 (agent PPO)", low=0, open_low=True, high=1e6
     )
+    clip_value_range: float | None = key(
+        None,
+        "how far a value may move from the rollout's before the value loss is clipped, in scaled rewards; null: never",
+        low=0,
+        open_low=True,
+        high=1e9,
+    )
     target_kl: float = key(
         0.25, "KL divergence that PPO_KL aims at, or that early_stop_kl stops above", low=0, open_low=True, high=1e4
     )
@@ -399,6 +406,11 @@ class Config:
     def ratio_range(self) -> float:
         """How far from 1 the probability ratio may be before it is clipped: infinite with PPO_KL."""
         return self.clip_range if self.agent == "PPO" else math.inf
+
+    @property
+    def value_range(self) -> float:
+        """How far a value may be from the rollout's before its loss is clipped: `clip_value_range`, or infinite."""
+        return math.inf if self.clip_value_range is None else self.clip_value_range
 
     @property
     def trace_decay(self) -> float:

@@ -162,6 +162,8 @@ class DeviceUpdate:
             for x in (self.obs, self.actions, self.log_probs, self.advantages, self.returns, *self.masks)
         )
         old = self._old.index_select(0, rows) if penalizes else None
+        clips_values = config.clip_value_range is not None
+        old_values = self.values.flatten().index_select(0, rows) if clips_values else None
         if config.use_advnorm:
             moments = self._advantage_moments.index_select(0, k)[0]
             advantages = (advantages - moments[0]) * moments[1]
@@ -185,6 +187,8 @@ class DeviceUpdate:
                 ent_coef=config.ent_coef,
                 kl=None if kl is None else kl.float(),
                 kl_coef=self.kl_coef,
+                old_values=old_values,
+                value_range=config.value_range,
                 mean=batch_mean if self._plain_mean else weighted,
             )
             return loss.loss, torch.stack(loss[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ def ppo_loss(
     ent_coef: float,
     kl: Tensor | None = None,
     kl_coef: float | Tensor = 0.0,
+    old_values: Tensor | None = None,
+    value_range: float = math.inf,
     mean: Callable[[Tensor], Tensor] = batch_mean,
 ) -> PPOLoss:
     """Returns PPO's objective, clipped or with a KL penalty, with squared value error and entropy bonus.
@@ -58,11 +61,15 @@ def ppo_loss(
         ent_coef: Weight of the entropy bonus.
         kl: float [B], KL divergence from the policy that collected; None: no penalty.
         kl_coef: Weight of the penalty, which is not part of ``policy_loss``.
+        old_values: float [B], values by the weights that collected; None: the value loss is not clipped.
+        value_range: Half-width c of the range around them. The error of a value is then the larger one of two squares:
+            that of the value, and that of the value clipped to old_values +- c.
         mean: Function that returns the mean [...] over the whole minibatch of float [..., B]; B may be padded, or only
             a part of the minibatch.
 
     Source:
-        Schulman et al., arXiv 1707.06347, eq. 7, 8 and 9; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
+        Schulman et al., arXiv 1707.06347, eq. 7, 8 and 9; the clipped value loss is that of
+        https://github.com/openai/baselines, ppo2/model.py; the KL estimate is (r - 1) - log r, http://joschu.net/blog/kl-approx.html
     """
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
@@ -72,8 +79,12 @@ def ppo_loss(
         approximate = ratio - 1.0 - log_ratio
         outside = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
     penalty = torch.zeros_like(ratio) if kl is None else kl
+    errors = (values - returns).square()
+    if old_values is not None:
+        near = old_values + (values - old_values).clamp(-value_range, value_range)
+        errors = torch.maximum(errors, (near - returns).square())
     # One reduction instead of six: on a GPU each of them would be a kernel of its own.
-    parts = mean(torch.stack([-gain, (values - returns).square(), entropy, approximate, outside, penalty]))
+    parts = mean(torch.stack([-gain, errors, entropy, approximate, outside, penalty]))
     policy_loss, value_loss, mean_entropy, _, _, mean_kl = parts.unbind()
     loss = policy_loss + vf_coef * value_loss - ent_coef * mean_entropy
     if kl is not None:

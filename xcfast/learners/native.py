@@ -105,6 +105,7 @@ class NativeLearner:
             kl_penalty=self._kl.penalizes,
             precision=precision,
             variant=unit_of(precision),
+            value_range=config.value_range,
         )
 
     @staticmethod

@@ -102,6 +102,7 @@ class TorchLearner:
         self._gradient = None if ranks.world_size == 1 else torch.zeros(size, device=self.device)
         self._kl = KLControl(config)
         self._old: Tensor | None = None  # with a penalty: the collecting policy's distributions [T*N, ...]
+        self._old_values: Tensor | None = None  # with a clipped value loss: its values [T*N]
         self._guard = UpdateGuard(reward_normalizer)
 
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
@@ -173,6 +174,8 @@ class TorchLearner:
         if self.ranks.world_size > 1:
             minibatches = list(minibatches)
             moments = self._advantage_moments(rollout, minibatches)
+        if config.clip_value_range is not None:
+            self._old_values = self._to_device(_flat(rollout.values))
         sizes = minibatch_sizes(config)
         sums = torch.zeros((config.n_epochs, len(LOSSES)), device=self.device)
         norms = torch.zeros((), device=self.device)
@@ -189,8 +192,9 @@ class TorchLearner:
                     self._gradient.zero_()
                 if start < stop:
                     moment = None if moments is None else moments[update % len(moments)]
-                    old = None if self._old is None else self._old[rows[start:stop]]
-                    loss = self._loss(self._gather(rollout, rows[start:stop], on_device), old, moment)
+                    some = rows[start:stop]
+                    old, old_values = (None if x is None else x[some] for x in (self._old, self._old_values))
+                    loss = self._loss(self._gather(rollout, some, on_device), old, old_values, moment)
                     (loss.loss if stop - start == size else loss.loss * ((stop - start) / size)).backward()
                     sums[epoch] += torch.stack(loss[1:]) * float(stop - start)
                 if self._gradient is not None:
@@ -216,12 +220,19 @@ class TorchLearner:
         parts = [advantages[rows[a:b]] for rows, offsets in minibatches for a, b in pairwise(offsets.tolist())]
         return joined_moments(np.array([moments_of(part) for part in parts]), self.ranks)
 
-    def _loss(self, batch: list[Tensor], old: Tensor | None, moments: np.ndarray | None = None) -> PPOLoss:
+    def _loss(
+        self,
+        batch: list[Tensor],
+        old: Tensor | None,
+        old_values: Tensor | None,
+        moments: np.ndarray | None = None,
+    ) -> PPOLoss:
         """Returns the loss of a minibatch, or of this rank's part of it.
 
         Args:
             batch: What ``_gather`` returned.
             old: With a penalty, the distributions of the policy that collected.
+            old_values: With a clipped value loss, the values by the weights that collected.
             moments: Moments of the whole minibatch's advantages, where ``batch`` is a part of it.
         """
         config = self._config
@@ -245,6 +256,8 @@ class TorchLearner:
             ent_coef=config.ent_coef,
             kl=None if old is None else actor.kl(old, output),
             kl_coef=self._kl.coef,
+            old_values=old_values,
+            value_range=config.value_range,
         )
 
     def _gather(self, rollout: Rollout, indices: Any, on_device: list[Tensor] | None) -> list[Tensor]:
