@@ -39,7 +39,8 @@ class Learner(Protocol):
 
         Args:
             rollout: Full rollout, with ``last_obs``, of the shape that the learner was made for.
-            iteration: Number of the iteration, from 0. It decides the minibatches and the learning rates.
+            iteration: Number of the iteration, from 0. It decides the minibatches, and the learning rates unless they
+                follow the KL.
 
         Returns:
             Metrics: losses as means over all samples of the epochs that ran, ``losses/grad_norm`` as the mean over the
