@@ -39,7 +39,7 @@ class StagedRows {
   float *x(int source) const { return buffer_.data() + outputs_[size_t(source + 1)]; }
   float *dz(int layer) const { return buffer_.data() + gradients_[size_t(layer)]; }
 
-  // Stages the first `rows` rows of the workspace, at most kStagedRows, as block `block` of so many rows.
+  // Stages the first `rows` rows of the workspace, at most kStagedRows, as block number `block`; blocks are kStagedRows apart.
   void stage(const Workspace &work, int64_t block, int64_t rows) {
     for (int source = kObs; source < int(network_->layers.size()); ++source) {
       if (outputs_[size_t(source + 1)] < 0) continue;

@@ -322,7 +322,7 @@ XC_INLINE void finish_panel(const RowProduct &p, int64_t panel, int64_t row, int
 
 template <class Unit, class Rounding, int kParts>
 inline void half_row_product(const RowProduct &p) {
-  constexpr int64_t kSteps = 8;  // a of so many steps takes half of the L1 cache, or all of it with two parts
+  constexpr int64_t kSteps = 8;  // a of so many steps takes 16 KB for each part, prepared for the emulation 32 KB
   alignas(64) uint32_t a[kSteps * kParts * kPart * Unit::kWords];
   const int64_t panels = panels_of(p.columns), steps = (p.depth + kStep - 1) / kStep;
   constexpr int64_t kPanelStep = kParts * kPairs * kPanel;
@@ -349,7 +349,7 @@ inline void half_row_product(const RowProduct &p) {
 
 template <class Unit, int kParts>
 inline void half_weight_product(const WeightProduct &p) {
-  constexpr int64_t kSteps = 16 / kParts;  // a of so many steps takes two thirds of the L1 cache
+  constexpr int64_t kSteps = 16 / kParts;  // a of so many steps takes 32 KB, prepared for the emulation 64 KB
   alignas(64) float tile[2][kOutBlock * kPanel] = {};  // for panels that reach beyond the matrix
   const int64_t all = (p.samples + kStep - 1) / kStep;
   Unit::begin(p.n_out);

@@ -2,7 +2,7 @@
 //
 // The work is split into tasks whose sizes do not depend on the number of threads. Every sum runs within a task, or over the
 // tasks in their order. So the result has the same bits at any number of threads. A gradient step is three runs of the pool:
-//   1. forward pass, loss and gradients of the inputs, in tasks of rows;
+//   1. forward pass, loss, gradients of the inputs and the sums for those of the biases, in tasks of rows;
 //   2. gradients of the weights, in tasks of outputs, each over all rows;
 //   3. Adam and packing, in tasks of outputs.
 #pragma once

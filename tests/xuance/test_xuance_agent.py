@@ -205,7 +205,9 @@ def test_an_optimizer_alone_keeps_its_rate(make_agent):
 )
 def test_what_is_not_plain_adam_is_served_by_torch(make_agent, make, scheduler, reason):
     agent = make_agent(make, scheduler)
-    assert agent.learner.name == "torch" and reason in agent._trainer.components.learner_reason
+    row = agent._trainer.components.learner_reason
+    assert agent.learner.name == "torch" and reason in row
+    assert "the script's optimizer decides learning rates and betas" in row
     before = [p.detach().clone() for p in agent.policy.parameters()]
     agent.train(32)
     given = {id(p) for group in agent.learner.optimizer.param_groups for p in group["params"]}

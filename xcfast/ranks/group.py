@@ -116,7 +116,7 @@ class Ranks:
         0 goes on answering until all ranks have confirmed the name.
         """
         if not self.is_main:
-            ticket = uuid4().hex
+            ticket = f"xcfast_rank_{self.rank}_waits_for_rank_0_{uuid4().hex}"
             store.set(f"xcfast_ticket_{self.rank}", ticket)
             name = store.get(ticket).decode()
             store.set(f"{name}_{self.rank}", "")

@@ -108,6 +108,8 @@ class Components:
                 optimizer,
                 scheduler,
             )
+            if optimizer is not None:  # the start table shows the reason
+                self.learner_reason += "; the script's optimizer decides learning rates and betas, not the keys"
             self.spare = self._make_spare() if config.overlap else None
             self._connect(identity_actions)
         except BaseException:
